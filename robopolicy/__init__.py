@@ -1,0 +1,47 @@
+"""robopolicy: take a robot manipulation skill from simulation to a real arm, and know which checkpoint to put on it.
+
+Importing the package registers the gymnasium ids robopolicy/<Task>-v0 and robopolicy/<Task>Twin-v0 and loads no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robopolicy.spec import Critic, Policy
+
+__version__ = "0.1.0"
+
+
+def _register() -> None:
+    try:
+        from gymnasium import register
+    except ImportError:  # ranking and deployment work without it
+        return
+    for name in ("Lift",):
+        task = name.lower()
+        register(f"robopolicy/{name}-v0", "robopolicy.sim.env:RobotEnv", kwargs={"task": task, "engine": "bullet"})
+        register(f"robopolicy/{name}Twin-v0", "robopolicy.sim.env:RobotEnv", kwargs={"task": task, "engine": "mujoco"})
+
+
+_register()
+
+
+def expert(env: Any) -> Any:
+    """The scripted, privileged expert of an environment, wrapped or not: a callable (env) -> action float32 [A]."""
+    return env.unwrapped.expert()
+
+
+def load_policy(path: str | Path) -> Policy:
+    """The policy in a checkpoint directory. Raises checkpoint.CheckpointError when it cannot be loaded whole."""
+    from robopolicy.policies.load import load_policy
+
+    return load_policy(path)
+
+
+def load_critic(path: str | Path) -> Critic:
+    """The critic in a checkpoint directory. Raises checkpoint.CheckpointError when it cannot be loaded whole."""
+    from robopolicy.policies.load import load_critic
+
+    return load_critic(path)

@@ -1,0 +1,1 @@
+"""Datasets: the on-disk episode store, training windows, the normaliser, collection."""

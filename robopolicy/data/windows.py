@@ -1,0 +1,143 @@
+"""Training windows over the steps of episodes: To frames of history and the H actions that follow, held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from robopolicy.data.episodes import EpisodeStore
+from robopolicy.spec import (
+    ACTION,
+    ACTION_IS_PAD,
+    EPISODE,
+    EPISODE_LENGTH,
+    OUTCOME,
+    STEP,
+    SUCCESS,
+    Array,
+    SpecError,
+    did_you_mean,
+)
+
+_SHOW_PROGRESS = 200  # episodes; fewer load in a moment
+
+
+def window_indices(
+    step: Array, start: Array, length: Array, *, obs_horizon: int, action_horizon: int
+) -> tuple[Array, Array, Array]:
+    """Rows of a window's frames and actions in arrays where episodes lie one after the other.
+
+    Args:
+        step: current step within the episode, int [B].
+        start: row of the episode's first step, int [B].
+        length: steps of the episode, int [B].
+        obs_horizon: To; the last frame is the current one, frames before the episode repeat its first.
+        action_horizon: H; the chunk starts at the current step, actions past the episode's end repeat its last.
+
+    Returns:
+        Frame rows int [B, To], action rows int [B, H], and whether an action is such a repetition, bool [B, H].
+    """
+    frames = step[:, None] + np.arange(1 - obs_horizon, 1)
+    actions = step[:, None] + np.arange(action_horizon)
+    last = length[:, None] - 1
+    return start[:, None] + np.maximum(frames, 0), start[:, None] + np.minimum(actions, last), actions > last
+
+
+class Windows:
+    """A window for every step of the chosen episodes. Loads the keys it needs once; images stay uint8.
+
+    Args:
+        store: the dataset.
+        observation_keys: keys given with To frames.
+        obs_horizon: To. action_horizon: H.
+        keys: further keys given at the current step only, e.g. SUCCESS.
+        episodes: rows of the store to use; None for all.
+
+    Attributes:
+        spec: DatasetSpec of the store. data_hash: its hash.
+        episodes: rows of the store in use, int64 [E]. lengths: their steps, int64 [E].
+
+    Raises:
+        SpecError: the dataset lacks a key or an episode, a horizon below 1, or no episodes.
+    """
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        observation_keys: Sequence[str],
+        obs_horizon: int,
+        action_horizon: int,
+        keys: Sequence[str] = (),
+        episodes: Sequence[int] | None = None,
+    ) -> None:
+        if obs_horizon < 1 or action_horizon < 1:
+            raise SpecError(f"obs_horizon={obs_horizon} and action_horizon={action_horizon} must be at least 1")
+        self.spec, self.data_hash = store.spec, store.hash
+        self.observation_keys, self.keys = tuple(observation_keys), tuple(keys)
+        self.obs_horizon, self.action_horizon = obs_horizon, action_horizon
+        self.episodes = np.arange(len(store)) if episodes is None else np.asarray(episodes, np.int64)
+        if not len(self.episodes):
+            raise SpecError(f"no episodes chosen of the {len(store)} in {store.path}")
+        for index in self.episodes:
+            if not 0 <= index < len(store):
+                raise SpecError(f"no episode {index}: {store.path} has episodes 0 to {len(store) - 1}")
+        self.lengths = store.lengths[self.episodes]
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._row_episode = np.repeat(np.arange(len(self.episodes)), self.lengths)
+        self._values = self._load(store)
+        if SUCCESS in self.keys:
+            reached = np.logical_or.reduceat(self._values[SUCCESS], self._starts[:-1])
+            self._outcomes = reached.astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._row_episode)
+
+    def values(self, key: str) -> Array:
+        """All recorded steps of a loaded key, episodes one after the other, [len(self), ...] without padding."""
+        if key not in self._values:
+            raise SpecError(f"{key!r} was not loaded; {did_you_mean(key, self._values)}")
+        return self._values[key]
+
+    def action_values(self) -> Array:
+        """All recorded actions [len(self), A], physical units."""
+        return self.values(ACTION)
+
+    def batch(self, indices: Array) -> dict[str, Array]:
+        """Windows at `indices`, int [B] in 0..len(self) - 1; index i is the i-th step of all episodes in a row.
+
+        Returns:
+            Observation keys [B, To, ...]; ACTION [B, H, A], whose first action belongs to the last frame; ACTION_IS_PAD
+            bool [B, H], True where an action past the episode's end repeats the last; the further keys [B, ...] at the
+            current step; EPISODE (row in the store), STEP and EPISODE_LENGTH, int64 [B]. With SUCCESS among the further
+            keys also OUTCOME, float32 [B]: 1 when the episode succeeds at any of its steps, else 0.
+        """
+        rows = np.asarray(indices)
+        episode = self._row_episode[rows]
+        start, length = self._starts[episode], self.lengths[episode]
+        frames, actions, is_pad = window_indices(
+            rows - start, start, length, obs_horizon=self.obs_horizon, action_horizon=self.action_horizon
+        )
+        batch = {key: self._values[key][frames] for key in self.observation_keys}
+        batch |= {key: self._values[key][rows] for key in self.keys}
+        if SUCCESS in self.keys:
+            batch[OUTCOME] = self._outcomes[episode]
+        batch |= {ACTION: self._values[ACTION][actions], ACTION_IS_PAD: is_pad}
+        return batch | {EPISODE: self.episodes[episode], STEP: rows - start, EPISODE_LENGTH: length}
+
+    def _load(self, store: EpisodeStore) -> dict[str, Array]:
+        needed = list(dict.fromkeys([*self.observation_keys, ACTION, *self.keys]))
+        for key in needed:
+            if key not in store.spec.features:
+                available = sorted(store.spec.features)
+                raise SpecError(f"{store.path} has no key {key!r}; {did_you_mean(key, available)} Its keys: {available}")
+        total = int(self._starts[-1])
+        features = store.spec.features
+        values = {key: np.empty((total, *features[key].shape), features[key].dtype) for key in needed}
+        hidden = len(self.episodes) <= _SHOW_PROGRESS
+        for position, index in enumerate(tqdm(self.episodes, desc="loading episodes", unit="episode", disable=hidden)):
+            rows = slice(self._starts[position], self._starts[position + 1])
+            for key, array in store.read(int(index), needed).items():
+                values[key][rows] = array
+        return values

@@ -1,0 +1,1 @@
+"""A policy behind a socket, and the ROS side of that socket."""

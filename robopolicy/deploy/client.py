@@ -1,0 +1,194 @@
+"""A policy at the other end of a socket. Part of the robot-side island: numpy, msgpack, pyzmq and the protocol only."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zmq
+
+if TYPE_CHECKING or __package__:
+    from . import protocol
+else:  # this folder itself is on the path
+    import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class PolicyTimeout(RuntimeError):  # noqa: N818
+    """The server did not answer in time. A later call tries again."""
+
+
+class RemoteError(ValueError):
+    """The server refused the call. `code`: "observation", "policy", "protocol" or "replaced"."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class RemoteFeature:
+    """What robopolicy.spec.FeatureSpec says of one key, without the checks (the server makes them)."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    unit: str = ""
+    frame: str = ""
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RemoteFeature:
+        """Inverse of FeatureSpec.to_dict()."""
+        return cls(**{**data, "shape": tuple(data["shape"]), "names": tuple(data["names"])})
+
+
+@dataclass(frozen=True)
+class RemoteSpec:
+    """The attributes of robopolicy.spec.PolicySpec; PolicySpec.from_dict(spec.to_dict()) gives the whole thing."""
+
+    observation: dict[str, RemoteFeature]
+    action: RemoteFeature
+    obs_horizon: int
+    action_horizon: int
+    execute_horizon: int
+    control_hz: float
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def action_dim(self) -> int:
+        """A, entries of one action."""
+        return self.action.shape[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, the same as PolicySpec.to_dict()."""
+        observation = {key: dict(feature.__dict__) for key, feature in self.observation.items()}
+        return {**self.__dict__, "observation": observation, "action": dict(self.action.__dict__)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RemoteSpec:
+        """Inverse of PolicySpec.to_dict()."""
+        return cls(
+            observation={key: RemoteFeature.from_dict(value) for key, value in data["observation"].items()},
+            action=RemoteFeature.from_dict(data["action"]),
+            obs_horizon=int(data["obs_horizon"]),
+            action_horizon=int(data["action_horizon"]),
+            execute_horizon=int(data["execute_horizon"]),
+            control_hz=float(data["control_hz"]),
+        )
+
+
+class RemotePolicy:
+    """A Policy whose sample() runs in the server at `address`. Thread-safe; one call at a time.
+
+    The optional capabilities of the served policy stay behind the socket: `spec.capabilities` is empty.
+
+    Attributes:
+        spec: RemoteSpec of the served policy, fetched when this object is made.
+        name: what the server calls its policy (a checkpoint's path, say).
+
+    Raises:
+        PolicyTimeout: nobody answers at `address` within `timeout_ms`.
+    """
+
+    def __init__(self, address: str = "tcp://127.0.0.1:5555", timeout_ms: int = 1000) -> None:
+        self.address, self.timeout_ms = address, timeout_ms
+        self._client = uuid.uuid4().hex
+        self._lock = threading.Lock()
+        self._request = 0
+        self._socket: zmq.Socket | None = None
+        hello = self._call(protocol.HELLO, {}, protocol.SPEC)
+        self.name: str = hello["name"]
+        self.spec = RemoteSpec.from_dict(hello["spec"])
+
+    def reset(self) -> None:
+        """Forget the current episode, here and in the server."""
+        self._call(protocol.RESET, {}, protocol.DONE)
+
+    def sample(self, observation: Mapping[str, Any], num_samples: int = 1, seed: int | None = None) -> np.ndarray:
+        """Candidate chunks float32 [B, N, H, A] in physical units for observation {key: [B, To, ...]}.
+
+        Raises:
+            RemoteError: the server refused, for instance since the observation does not fit `spec`; its text says why.
+                Also when the server at `address` was restarted with another policy: make a new RemotePolicy then.
+            PolicyTimeout: no answer within `timeout_ms`.
+            ProtocolError: the observation cannot be sent.
+        """
+        fields = {
+            "client": self._client,
+            "observation": dict(observation),
+            "num_samples": int(num_samples),
+            "seed": None if seed is None else int(seed),
+        }
+        reply = self._call(protocol.SAMPLE, fields, protocol.ACTIONS)
+        if reply["name"] != self.name:
+            raise RemoteError(
+                "replaced", f"{self.address} now serves {reply['name']!r}, not {self.name!r}: make a new RemotePolicy for it"
+            )
+        return reply["actions"]
+
+    def close(self) -> None:
+        """Close the socket. A later call opens it again."""
+        with self._lock:
+            self._drop_socket()
+
+    def __enter__(self) -> RemotePolicy:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _call(self, kind: str, fields: Mapping[str, Any], expected: str) -> protocol.Message:
+        with self._lock:
+            self._request += 1
+            frame = protocol.encode(protocol.Message(kind=kind, request=self._request, fields=fields))
+            reply = self._exchange(frame)
+        if reply.kind == protocol.ERROR:
+            raise RemoteError(reply["code"], reply["message"])
+        if reply.kind != expected:
+            raise protocol.ProtocolError(f"{self.address} answered {kind!r} with {reply.kind!r}, expected {expected!r}")
+        return reply
+
+    def _exchange(self, frame: bytes) -> protocol.Message:
+        """Send, then wait for the reply to this very request; replies to calls that timed out before are thrown away."""
+        deadline = time.monotonic() + self.timeout_ms / 1000
+        if self._socket is None:
+            self._socket = self._open_socket()
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+            while self._socket.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))):
+                reply = protocol.decode(self._socket.recv())
+                if reply.request in (self._request, 0):
+                    return reply
+        except zmq.Again:
+            pass  # nobody to send to
+        except BaseException:
+            self._drop_socket()  # its state is unknown
+            raise
+        self._drop_socket()  # with the request that nobody took, so that it is not served later
+        raise PolicyTimeout(
+            f"no answer from the policy server at {self.address} within {self.timeout_ms} ms: is it running "
+            "(robopolicy deploy checkpoint=...), and is one inference shorter than that?"
+        )
+
+    def _open_socket(self) -> zmq.Socket:
+        new: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
+        new.setsockopt(zmq.LINGER, 0)
+        new.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_BYTES)
+        try:
+            new.connect(self.address)
+        except zmq.ZMQError as error:
+            new.close()
+            raise ValueError(f"cannot connect to {self.address!r}: {error}; use tcp://HOST:PORT or ipc:///PATH") from error
+        return new
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

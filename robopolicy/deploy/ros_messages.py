@@ -1,0 +1,148 @@
+"""ROS messages to the arrays a policy eats, with numpy alone; the same for ROS 1 and ROS 2, whose fields are named alike.
+
+Part of the robot-side island: numpy only (and cv2 or Pillow when a CompressedImage comes).
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_POINT_DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
+_DEPTH_SCALES = {"16UC1": 0.001, "32FC1": 1.0}  # REP 118: millimetres, metres
+
+
+def image(message: Any) -> np.ndarray:
+    """sensor_msgs/Image as uint8 [H, W, 3] RGB, or float32 [H, W] metres (0 = invalid) for depth.
+
+    Raises:
+        ValueError: an encoding other than rgb8, bgr8, rgba8, bgra8, mono8, 16UC1, 32FC1.
+    """
+    height, width, encoding = message.height, message.width, message.encoding
+    order = ">" if message.is_bigendian else "<"
+    rows = np.frombuffer(message.data, np.uint8).reshape(height, message.step)
+    if encoding in _DEPTH_SCALES:
+        dtype = np.dtype(order + ("u2" if encoding == "16UC1" else "f4"))
+        depth = np.ascontiguousarray(rows[:, : width * dtype.itemsize]).view(dtype) * np.float32(_DEPTH_SCALES[encoding])
+        return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    channels = {"rgb8": [0, 1, 2], "bgr8": [2, 1, 0], "rgba8": [0, 1, 2], "bgra8": [2, 1, 0], "mono8": [0, 0, 0]}.get(encoding)
+    if channels is None:
+        raise ValueError(f"image encoding {encoding!r}; known: rgb8, bgr8, rgba8, bgra8, mono8, 16UC1, 32FC1")
+    size = {"mono8": 1, "rgba8": 4, "bgra8": 4}.get(encoding, 3)
+    return np.ascontiguousarray(rows[:, : width * size].reshape(height, width, size)[:, :, channels])
+
+
+def compressed_image(message: Any) -> np.ndarray:
+    """sensor_msgs/CompressedImage (JPEG, PNG) as uint8 [H, W, 3] RGB.
+
+    Raises:
+        ValueError: the bytes are no image.
+        ImportError: neither cv2 nor Pillow is there to decode it.
+    """
+    data = bytes(message.data)
+    try:
+        import cv2
+    except ImportError:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise ImportError("a CompressedImage needs opencv-python-headless or pillow to be decoded") from error
+        return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError(f"a CompressedImage of {len(data)} bytes, format {message.format!r}, cannot be decoded")
+    return np.ascontiguousarray(bgr[:, :, ::-1])
+
+
+def joint_state(message: Any, joints: Sequence[str] = ()) -> np.ndarray:
+    """Positions of `joints` (all, in the message's order, if empty) of a sensor_msgs/JointState: float32 [J], rad or m.
+
+    Raises:
+        ValueError: a joint is not in the message; the message names those that are.
+    """
+    positions = dict(zip(message.name, message.position))  # noqa: B905  (no strict= on the Python of ROS 1)
+    missing = [name for name in joints if name not in positions]
+    if missing:
+        raise ValueError(f"JointState has no {missing}; it has {list(message.name)}")
+    return np.array([positions[name] for name in joints or message.name], np.float32)
+
+
+def pose(message: Any) -> np.ndarray:
+    """geometry_msgs/PoseStamped as float32 [9]: position (m) and 6-D rotation (first two columns), in the message's frame."""
+    p, q = message.pose.position, message.pose.orientation
+    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
+    first = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
+    second = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
+    return np.array([p.x, p.y, p.z, *first, *second], np.float32)
+
+
+def point_cloud(message: Any, fields: Sequence[str] = ("x", "y", "z")) -> np.ndarray:
+    """`fields` of the points of a sensor_msgs/PointCloud2: float32 [P, F], points that are not finite left out.
+
+    Raises:
+        ValueError: a field is not in the message.
+    """
+    offsets = {f.name: (f.offset, _POINT_DTYPES[f.datatype]) for f in message.fields}
+    missing = [name for name in fields if name not in offsets]
+    if missing:
+        raise ValueError(f"PointCloud2 has no {missing}; it has {sorted(offsets)}")
+    order = ">" if message.is_bigendian else "<"
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.row_step)
+    raw = np.ascontiguousarray(rows[:, : message.width * message.point_step]).reshape(-1, message.point_step)
+    columns = []
+    for name in fields:
+        offset, code = offsets[name]
+        dtype = np.dtype(order + code)
+        columns.append(np.ascontiguousarray(raw[:, offset : offset + dtype.itemsize]).view(dtype)[:, 0].astype(np.float32))
+    points = np.stack(columns, axis=1)
+    return points[np.isfinite(points).all(axis=1)]
+
+
+CONVERTERS: dict[str, Callable[..., np.ndarray]] = {
+    "sensor_msgs/Image": image,
+    "sensor_msgs/CompressedImage": compressed_image,
+    "sensor_msgs/JointState": joint_state,
+    "sensor_msgs/PointCloud2": point_cloud,
+    "geometry_msgs/PoseStamped": pose,
+}
+
+
+def resize_image(value: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image [h, w, 3] or depth [h, w] at [height, width]: the middle at the wanted aspect ratio, scaled.
+
+    Colour is averaged over boxes. Depth is taken at box centres: an average across an edge, or with pixels that have no
+    depth, would invent surfaces.
+    """
+    crop = _centre_crop(value, height, width)
+    h, w = crop.shape[:2]
+    if crop.ndim == 2 or h < height or w < width:
+        rows, columns = ((np.arange(height) + 0.5) * h / height).astype(int), ((np.arange(width) + 0.5) * w / width).astype(int)
+        return crop[np.ix_(rows, columns)]
+    top, left = np.arange(height) * h // height, np.arange(width) * w // width
+    sums = np.add.reduceat(np.add.reduceat(crop.astype(np.float32), top, axis=0), left, axis=1)
+    areas = np.outer(np.diff(top, append=h), np.diff(left, append=w))
+    return np.rint(sums / areas[:, :, None]).astype(value.dtype)
+
+
+def resample_points(points: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the points [P, F], thinned or repeated at even strides.
+
+    Raises:
+        ValueError: there are no points.
+    """
+    if not len(points):
+        raise ValueError("the point cloud has no finite point")
+    return points[np.arange(count) * len(points) // count]
+
+
+def _centre_crop(value: np.ndarray, height: int, width: int) -> np.ndarray:
+    h, w = value.shape[:2]
+    scale = min(h / height, w / width)
+    new_h, new_w = min(h, round(height * scale)), min(w, round(width * scale))
+    top, left = (h - new_h) // 2, (w - new_w) // 2
+    return value[top : top + new_h, left : left + new_w]

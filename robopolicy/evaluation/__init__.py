@@ -1,0 +1,1 @@
+"""Rollouts of policies on frozen conditions, as episode tables."""

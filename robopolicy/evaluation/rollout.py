@@ -1,0 +1,136 @@
+"""Episodes of checkpoints on frozen conditions, the same for every checkpoint: a score table, one row an episode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robopolicy.checkpoint import sha256
+from robopolicy.data.collect import Episode, environment, episode_seed, play
+from robopolicy.executor import map_units
+from robopolicy.files import atomic_write
+from robopolicy.policies.load import load_critic, load_policy
+from robopolicy.policies.steering import SteeredPolicy
+from robopolicy.policies.wrappers import ChunkExecutor
+from robopolicy.spec import Array, Policy
+
+BLOCK = 5  # episodes of one work unit
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is evaluated: a checkpoint, perhaps steered. `name` goes into the score table.
+
+    checkpoint, critic: checkpoint folders. steer: keyword arguments of SteeredPolicy.
+    run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
+    """
+
+    name: str
+    checkpoint: str
+    run: str = ""
+    step: int = 0
+    critic: str | None = None
+    steer: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A frozen list of conditions: an environment and the seeds of its episodes.
+
+    split: what the suite may be used for ("select" for choosing; "target" for what stands in for the robot).
+    """
+
+    name: str
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    split: str = "select"
+
+    @classmethod
+    def draw(cls, name: str, env_id: str, env_kwargs: Mapping[str, Any], episodes: int, seed: int, split: str) -> Suite:
+        """`episodes` conditions whose seeds are those of a collection with `seed`."""
+        return cls(name, env_id, dict(env_kwargs), tuple(episode_seed(seed, i) for i in range(episodes)), split)
+
+
+class PolicyActor:
+    """data.collect.Actor for a policy: history, chunk execution, one seed per episode."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.executor = ChunkExecutor(policy)
+
+    @property
+    def wants_observation(self) -> bool:
+        """See Actor."""
+        return self.executor.wants_observation
+
+    def reset(self, seed: int) -> None:
+        """See Actor.reset."""
+        self.executor.reset(seed)
+
+    def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
+        """See Actor.act."""
+        return self.executor.act(observation)
+
+
+@lru_cache(maxsize=4)
+def _policy(checkpoint: str, critic: str | None, steer: str) -> Policy:
+    policy = load_policy(checkpoint)
+    return policy if critic is None else SteeredPolicy(policy, load_critic(critic), **json.loads(steer))
+
+
+def arm_policy(arm: Arm) -> Policy:
+    """The policy of an arm, steered if it says so."""
+    return _policy(arm.checkpoint, arm.critic, json.dumps(dict(arm.steer), sort_keys=True))
+
+
+def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
+    import torch
+
+    torch.set_num_threads(1)
+    arm, suite = unit
+    actor = PolicyActor(arm_policy(arm))
+    env = environment(suite.env_id, json.dumps(dict(suite.env_kwargs), sort_keys=True))
+    return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
+
+
+def _row(episode: Episode, arm: Arm, suite: Suite) -> dict[str, Any]:
+    drawn = {f"randomization.{name}": value for name, value in episode.randomization.items()}
+    identity = {"checkpoint": arm.name, "checkpoint_sha": _sha(arm.checkpoint), "run": arm.run, "step": arm.step}
+    condition = {"suite": suite.name, "split": suite.split, "condition": str(episode.row["seed"])}
+    return {**identity, **condition, **episode.row, **drawn}
+
+
+_sha: Callable[[str], str] = lru_cache(maxsize=256)(sha256)
+
+
+def evaluate(arms: Sequence[Arm], suite: Suite, num_workers: int | None = None, title: str = "evaluate") -> pa.Table:
+    """The score table of all arms on all conditions of the suite. Independent of num_workers, but for `seconds`."""
+    blocks = [suite.seeds[i : i + BLOCK] for i in range(0, len(suite.seeds), BLOCK)]
+    units = [(arm, Suite(suite.name, suite.env_id, suite.env_kwargs, seeds, suite.split)) for arm in arms for seeds in blocks]
+    results = map_units(_evaluate_unit, units, num_workers, title, weight=lambda unit: len(unit[1].seeds))
+    return pa.Table.from_pylist([row for rows in results for row in rows])
+
+
+def write_table(path: str | Path, table: pa.Table) -> Path:
+    """Write a score table as parquet, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, partial(pq.write_table, table))
+    return path
+
+
+def success_by_arm(table: pa.Table) -> dict[str, Array]:
+    """{arm name: success of its episodes, bool, in the order of the conditions}."""
+    rows = table.select(["checkpoint", "condition", "success"]).to_pylist()
+    names = dict.fromkeys(row["checkpoint"] for row in rows)
+    ordered = {name: sorted((r["condition"], r["success"]) for r in rows if r["checkpoint"] == name) for name in names}
+    return {name: np.array([success for _, success in pairs], bool) for name, pairs in ordered.items()}

@@ -1,0 +1,1 @@
+"""Networks. They know arrays and specs, no simulator and no dataset."""

@@ -1,0 +1,288 @@
+"""The verbs as functions of plain settings: collect, train, evaluate, rank. The command line and the demo call these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from robopolicy import checkpoint, config
+from robopolicy.data.collect import collect
+from robopolicy.data.episodes import EpisodeStore
+from robopolicy.evaluation.features import dataset_features
+from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, success_by_arm, write_table
+from robopolicy.executor import map_units
+from robopolicy.files import atomic_write
+from robopolicy.ranking.rank import compare, rank
+from robopolicy.ranking.report import verdict, write_report
+from robopolicy.ranking.result import Ranking
+from robopolicy.ranking.statistics import wilson_interval
+from robopolicy.ranking.tables import load_episodes, load_features
+from robopolicy.spec import did_you_mean
+
+FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
+
+
+def collect_run(
+    path: str | Path,
+    task: Mapping[str, Any],
+    randomization: Any,
+    episodes: Mapping[str, int],
+    seed: int,
+    twin: bool = False,
+    disturbance: float = 0.0,
+    num_workers: int | None = None,
+    title: str = "collect",
+) -> EpisodeStore:
+    """Collect episodes of a task (conf/task) under a randomisation (preset name or mapping) into the dataset at `path`."""
+    env_id, env_kwargs = task_env(task, randomization, twin)
+    env_kwargs["nominal"] = {"robot.disturbance": float(disturbance)}
+    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title)
+
+
+def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
+    """The gymnasium id and keyword arguments of a task's environment, or of its twin."""
+    return task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
+
+
+def select_episodes(store: EpisodeStore, where: Mapping[str, Sequence[Any]]) -> list[int]:
+    """Episodes of a dataset whose table columns hold one of the values in `where`.
+
+    Raises:
+        ValueError: a column that the table lacks, or a selection without episodes.
+    """
+    keep = np.ones(len(store), bool)
+    for column, allowed in where.items():
+        if column not in store.table.column_names:
+            raise ValueError(
+                f"data.where: no column {column!r} in {store.path}; {did_you_mean(column, store.table.column_names)}"
+            )
+        values = store.table[column].to_pylist()
+        keep &= np.array([value in allowed for value in values], bool)
+        if not keep.any():
+            found = sorted({str(value) for value in values})
+            raise ValueError(f"data.where: no episode has {column} in {list(allowed)}; it is {', '.join(found[:10])}")
+    return np.flatnonzero(keep).tolist()
+
+
+def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
+    """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
+    from robopolicy.data.windows import Windows
+    from robopolicy.train.loop import train
+    from robopolicy.train.plan import seeded
+
+    kind = "critic" if settings.get("critic") else "policy"
+    train_config = config.read(config.TrainConfig, {**settings["train"], "logger": settings.get("logger", "jsonl")})
+    store = EpisodeStore(settings["data"]["path"])
+    episodes = select_episodes(store, settings["data"].get("where") or {})
+    spec = store.spec
+    with seeded(train_config.seed):
+        module = config.build(settings[kind], observation=spec.observation, action=spec.action, control_hz=spec.fps)
+    horizon = getattr(module.spec, "action_horizon", module.spec.execute_horizon)
+    windows = Windows(store, tuple(module.spec.observation), module.spec.obs_horizon, horizon, module.batch_keys, episodes)
+    resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
+    resolved[kind] = settings[kind]
+    return train(module, windows, run_dir, config=resolved, settings=train_config, kind=kind, data_hash=store.hash)
+
+
+def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Arm]:
+    """The checkpoints at `paths` (checkpoint folders, run folders, or folders of run folders), as arms to evaluate.
+
+    Raises:
+        CheckpointError: a path with no checkpoint in it.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    found = [folder for path in given for folder in _checkpoints_under(Path(path))]
+    runs = {folder: folder.parent.parent for folder in found}
+    short = {run: run.name for run in runs.values()}
+    if len(set(short.values())) < len(short):  # runs of the same name in different places
+        short = {run: str(run) for run in short}
+    names = [(folder, short[runs[folder]], int(folder.name.removeprefix("step_"))) for folder in found]
+    return [Arm(f"{run}@{step}", str(folder), run=run, step=step) for folder, run, step in names]
+
+
+def _checkpoints_under(path: Path) -> Iterator[Path]:
+    if (path / "model").is_dir():
+        yield path.resolve()
+        return
+    folders = checkpoint.list_checkpoints(path) if path.is_dir() else []
+    if path.is_dir() and not folders:
+        folders = [folder for run in sorted(path.iterdir()) if run.is_dir() for folder in checkpoint.list_checkpoints(run)]
+    if not folders:
+        raise checkpoint.CheckpointError(f"no checkpoint at {path}: give a folder step_*, a run folder, or a folder of runs")
+    yield from (folder.resolve() for folder in folders)
+
+
+def steered(arm: Arm, critic: str | Path, steer: Mapping[str, Any]) -> Arm:
+    """The arm with value-guided steering."""
+    return Arm(f"{arm.name}+steer", arm.checkpoint, arm.run, arm.step, str(critic), dict(steer))
+
+
+def policy_features(arm: Arm, store: EpisodeStore, target: EpisodeStore, num_frames: int, seed: int) -> dict[str, np.ndarray]:
+    """A checkpoint's features of its simulator data (fit, calibration: disjoint episodes) and of the target observations."""
+    where = checkpoint.load(arm.checkpoint).config.get("data", {}).get("where") or {}
+    episodes = select_episodes(store, where)
+    parts = {"fit": episodes[::FEATURE_SPLIT], "calibration": episodes[1::FEATURE_SPLIT]}
+    out: dict[str, np.ndarray] = {}
+    for name, chosen in parts.items():
+        out[name], out[f"{name}_episode"] = dataset_features(arm.checkpoint, store, chosen, num_frames, seed)
+    everything = list(range(len(target)))
+    out["target"], out["target_episode"] = dataset_features(arm.checkpoint, target, everything, num_frames, seed)
+    return out
+
+
+def training_store(arm: Arm) -> EpisodeStore:
+    """The dataset that a checkpoint was trained on, where its config says it is."""
+    loaded = checkpoint.load(arm.checkpoint)
+    path = loaded.config.get("data", {}).get("path")
+    if not path:
+        raise checkpoint.CheckpointError(
+            f"{arm.checkpoint} does not say what it was trained on: give features=<folder of .npz>"
+        )
+    store = EpisodeStore(path)
+    if loaded.meta.get("data_hash") not in ("", None, store.hash):
+        raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {path} than is there now")
+    return store
+
+
+def features_unit(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
+    """policy_features as a work unit: against the checkpoint's own training data and the dataset at `target`."""
+    return policy_features(arm, training_store(arm), EpisodeStore(target), num_frames, seed)
+
+
+def features_file(folder: str | Path, name: str) -> Path:
+    """The file in `folder` with the features of the checkpoint `name`."""
+    return Path(folder) / f"{name.replace('/', '_')}.npz"
+
+
+def save_features(folder: str | Path, features: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write <folder>/<checkpoint>.npz for every checkpoint."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, arrays in features.items():
+        path = features_file(folder, name)
+
+        def write(temporary: Path, arrays: Mapping[str, np.ndarray] = arrays) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+
+        atomic_write(path, write)
+
+
+def evaluate_arms(
+    arms: Sequence[Arm], suite: Suite, out: str | Path | None, num_workers: int | None, title: str = "evaluate"
+) -> pa.Table:
+    """The score table of `arms` on `suite`, written to `out` when given."""
+    table = evaluate(arms, suite, num_workers, title)
+    if out is not None:
+        write_table(out, table)
+    return table
+
+
+def rank_run(
+    table: pa.Table,
+    features: Mapping[str, Mapping[str, np.ndarray]],
+    out: str | Path,
+    *,
+    outcomes: pa.Table | None = None,
+    detector: str = "mahalanobis",
+    combiner: str = "rank_product",
+    seed: int = 0,
+    num_bootstrap: int = 2000,
+    context: Mapping[str, Any] | None = None,
+) -> Ranking:
+    """Rank a score table and write everything about it to `out`: ranking.json, ranking.csv, report.html."""
+    settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap}
+    ranking = rank(table, features, target_outcomes=outcomes, **settings)  # type: ignore[arg-type]
+    ranking.write(out)
+    write_report(Path(out) / "report.html", ranking, context or {})
+    return ranking
+
+
+def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
+    """The verb evaluate: success of every checkpoint with its interval; the paired difference where a critic steers."""
+    arms = find_checkpoints(settings["checkpoint"])
+    steer = dict(settings["steer"])
+    critic = steer.pop("critic")
+    pairs = [(arm, steered(arm, find_checkpoints(critic)[-1].checkpoint, steer)) for arm in arms] if critic else []
+    table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], settings["num_workers"])
+    lines = []
+    for name, success in success_by_arm(table).items():
+        low, high = wilson_interval(success.sum(), len(success))
+        lines.append(
+            f"{name}: success {success.mean():.1%} "
+            f"(95 % interval {float(low):.1%} to {float(high):.1%}, {len(success)} episodes)"
+        )
+    for base, other in pairs:
+        found = compare(table, base.name, other.name, seed=settings["seed"])
+        least, most = found.difference_interval
+        lines.append(
+            f"{other.name} against {base.name}: {found.difference:+.1%} ({least:+.1%} to {most:+.1%}), "
+            f"exact McNemar p = {'undefined' if found.p_value is None else format(found.p_value, '.3g')}"
+        )
+    return lines
+
+
+def _suite(settings: Mapping[str, Any]) -> Suite:
+    twin = bool(settings.get("twin", False))
+    env_id, env_kwargs = task_env(settings["task"], settings["randomization"], twin)
+    return Suite.draw(env_id, env_id, env_kwargs, settings["episodes"], settings["seed"], "target" if twin else "select")
+
+
+def rank_pool(settings: Mapping[str, Any]) -> list[str]:
+    """The verb rank: evaluate a pool of checkpoints (or read a score table), detect, rank, report. The verdict in words."""
+    out, pool = Path(settings["out"]), settings["pool"]
+    arms: list[Arm] = []
+    if isinstance(pool, str) and pool.endswith(".parquet"):
+        table = load_episodes(pool)
+    else:
+        arms = find_checkpoints(pool)
+        table = evaluate_arms(arms, _suite(settings), out / "scores.parquet", settings["num_workers"])
+    features: dict[str, Mapping[str, np.ndarray]] = {}
+    if settings["features"]:
+        names = dict.fromkeys(table["checkpoint"].to_pylist())
+        features = {name: load_features(features_file(settings["features"], name)) for name in names}
+    elif settings["target"] and not arms:
+        raise ValueError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER")
+    elif settings["target"]:
+        frames, seed = settings["num_frames"], settings["seed"]
+        work = partial(features_unit, target=str(settings["target"]), num_frames=frames, seed=seed)
+        found = map_units(work, arms, settings["num_workers"], "features")
+        features = dict(zip([arm.name for arm in arms], found, strict=True))
+        save_features(out / "features", features)
+    outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
+    keys = ("detector", "combiner", "seed", "num_bootstrap")
+    ranking = rank_run(table, features, out, outcomes=outcomes, **{key: settings[key] for key in keys})
+    return [*verdict(ranking), f"Report: {(out / 'report.html').resolve()}"]
+
+
+def deploy_policy(settings: Mapping[str, Any]) -> None:
+    """The verb deploy: serve a checkpoint, steered where a critic is given, until interrupted."""
+    from robopolicy.deploy.server import serve
+
+    arms = find_checkpoints(settings["checkpoint"])
+    if len(arms) != 1:
+        raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
+    steer = dict(settings["steer"])
+    critic = steer.pop("critic")
+    arm = steered(arms[0], find_checkpoints(critic)[-1].checkpoint, steer) if critic else arms[0]
+    serve(arm_policy(arm), settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
+
+
+def describe_dataset(path: str | Path) -> list[str]:
+    """The verb data: what a dataset holds. Reads every episode, so damage raises DatasetError naming the file."""
+    store = EpisodeStore(path)
+    for index in tqdm(range(len(store)), desc="read"):
+        store.read(index)
+    lines = [f"{path}: {len(store)} episodes, {int(store.lengths.sum())} steps at {store.spec.fps:g} Hz, all readable"]
+    lines += [f"  {key}: {f.dtype} {list(f.shape)} {f.unit}".rstrip() for key, f in sorted(store.spec.features.items())]
+    for column in ("source", "task", "success"):
+        if column in store.table.column_names:
+            counts = Counter(map(str, store.table[column].to_pylist()))
+            lines.append(f"  {column}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
+    return lines

@@ -1,0 +1,1 @@
+"""Policies and wrappers around policies, all one protocol: spec.Policy."""

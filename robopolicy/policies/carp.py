@@ -1,0 +1,130 @@
+"""CARP: coarse-to-fine autoregressive policy (arXiv 2412.06782): a multi-scale action tokenizer, then a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robopolicy.batch import Batch, Phase
+from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding
+from robopolicy.models.encoders import ObservationEncoder
+from robopolicy.models.tokenizer import MultiScaleTokenizer, usage
+from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import TrainablePolicy
+from robopolicy.spec import ACTION, Array, Features, FeatureSpec, Observation
+
+TOKENIZER, POLICY = "tokenizer", "policy"
+MAX_ROWS = 4096  # chunks scored in one forward pass
+
+
+class CarpPolicy(TrainablePolicy):
+    """Two phases: the tokenizer alone, then (with it frozen) the encoder and the transformer.
+
+    Sample 0 takes the most likely tokens; the others draw the coarsest tokens, which choose what to do, and the finer
+    ones, which say how exactly, each with a temperature.
+
+    Args:
+        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
+            see TrainablePolicy.
+        tokenizer: makes the MultiScaleTokenizer; a functools.partial of it carries further arguments.
+        transformer: makes the CoarseToFineTransformer, likewise.
+        coarse_temperature, fine_temperature: of samples 1 and up.
+        tokenizer_fraction: share of the training steps that the tokenizer gets.
+        tokenizer_learning_rate, learning_rate: peaks of the two phases.
+    """
+
+    def __init__(
+        self,
+        observation: Features,
+        action: FeatureSpec,
+        control_hz: float,
+        *,
+        observation_keys: Sequence[str] | None = None,
+        obs_horizon: int = 1,
+        action_horizon: int = 16,
+        execute_horizon: int = 8,
+        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
+        tokenizer: Callable[..., MultiScaleTokenizer] = MultiScaleTokenizer,
+        transformer: Callable[..., CoarseToFineTransformer] = CoarseToFineTransformer,
+        coarse_temperature: float = 1.0,
+        fine_temperature: float = 0.5,
+        tokenizer_fraction: float = 0.25,
+        tokenizer_learning_rate: float = 2e-3,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        super().__init__(
+            observation,
+            action,
+            control_hz,
+            observation_keys=observation_keys,
+            obs_horizon=obs_horizon,
+            action_horizon=action_horizon,
+            execute_horizon=execute_horizon,
+            encoder=encoder,
+            capabilities=("features", "log_prob"),
+        )
+        self.tokenizer = tokenizer(action_dim=self.spec.action_dim, action_horizon=action_horizon)
+        self.transformer = transformer(tokenizer=self.tokenizer, context_width=self.encoder.width)
+        self.decoding = Decoding(coarse_temperature, fine_temperature)
+        self.phases = (
+            Phase(TOKENIZER, tokenizer_fraction, tokenizer_learning_rate),
+            Phase(POLICY, 1 - tokenizer_fraction, learning_rate),
+        )
+
+    def phase_parameters(self, name: str) -> list[nn.Parameter]:
+        """Parameters that the phase `name` trains."""
+        self.check_phase(name)
+        if name == TOKENIZER:
+            return list(self.tokenizer.parameters())
+        return [*self.encoder.parameters(), *self.transformer.parameters()]
+
+    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Loss of a phase. Steps past the end of an episode count as they are: the last action, held."""
+        self.check_phase(phase)
+        actions = self.normalizer.normalize(ACTION, batch[ACTION])
+        if phase == TOKENIZER:
+            loss, reconstructions, residual = self.tokenizer.loss(actions)
+            return loss, self._tokenizer_metrics(batch[ACTION], reconstructions.detach(), residual.digits)
+        with torch.no_grad():
+            latent = self.tokenizer.latent(actions)
+        return self.transformer.loss(self.encoder(batch, generator), latent, self.tokenizer, generator)
+
+    def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Normalised chunks [B, N, H, A]. Sample 0 is decoded by itself: not a bit of it depends on num_samples."""
+        chunks = self._decode(context_BD, Decoding(), generator).unsqueeze(1)
+        if num_samples == 1:
+            return chunks
+        repeated = context_BD.repeat_interleave(num_samples - 1, 0)
+        others = self._decode(repeated, self.decoding, generator)
+        return torch.cat([chunks, others.unflatten(0, (-1, num_samples - 1))], 1)
+
+    @torch.no_grad()
+    def log_prob(self, observation: Observation, actions: Array) -> Array:
+        """Log-probability float32 [B, N] (nats) of the tokens of chunks float32 [B, N, H, A] in physical units.
+
+        Raises:
+            SpecError: the observation or the actions do not fit the spec.
+        """
+        context = self.context(observation)
+        chunks = self.chunks(actions, len(context), self.spec.action_horizon)
+        latent = self.tokenizer.latent(chunks.flatten(0, 1))
+        repeated = context.repeat_interleave(chunks.shape[1], 0)
+        parts = zip(repeated.split(MAX_ROWS), latent.split(MAX_ROWS), strict=True)
+        log_prob = torch.cat([self.transformer.log_prob(c, z, self.tokenizer) for c, z in parts])
+        return log_prob.view(chunks.shape[:2]).cpu().numpy()
+
+    def _decode(self, context_BD: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+        return self.tokenizer.reconstruct(self.transformer.sample(context_BD, self.tokenizer, decoding, generator))
+
+    @torch.no_grad()
+    def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, digits: list[Tensor]) -> Metrics:
+        """Mean absolute error per action entry in physical units, of each prefix relative to the first, and code usage."""
+        errors = (self.normalizer.denormalize(ACTION, reconstructions) - actions_BHA).abs().mean((1, 2))  # [S, A]
+        metrics: Metrics = {f"error/{name}": error for name, error in zip(self.action_names, errors[-1], strict=True)}
+        for k, part in enumerate(digits):
+            metrics[f"codes/{k + 1}"] = usage(part, self.tokenizer.level_counts)
+        for k in range(1, len(digits)):
+            metrics[f"prefix_error/{k + 1}"] = (errors[k] / errors[0].clamp(min=1e-12)).mean()
+        return metrics

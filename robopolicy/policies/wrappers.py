@@ -1,0 +1,68 @@
+"""From single observations to single actions: history, chunk execution and one seed per decision."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from robopolicy.spec import Array, Observation, Policy, SpecError
+
+
+class ChunkExecutor:
+    """Runs a policy step by step: keeps the last frames, asks for a chunk when the previous one is used up.
+
+    Batch of one. At the start of an episode the first frame stands for those before it.
+
+    Args:
+        policy: any Policy.
+        execute_horizon: steps of a chunk to execute; None = what its spec says.
+        seed: of the first episode; each decision of an episode has a seed of its own. None = a fresh one every time.
+    """
+
+    def __init__(self, policy: Policy, execute_horizon: int | None = None, seed: int | None = None) -> None:
+        horizon = policy.spec.execute_horizon if execute_horizon is None else execute_horizon
+        if not 1 <= horizon <= policy.spec.action_horizon:
+            raise SpecError(f"execute_horizon={horizon} must be in 1..action_horizon={policy.spec.action_horizon}")
+        self.policy, self.execute_horizon = policy, horizon
+        self._frames: deque[Observation] = deque(maxlen=policy.spec.obs_horizon)
+        self._queue: deque[Array] = deque()
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode: forget frames and queued actions. `seed` makes its samples repeatable."""
+        self._frames.clear()
+        self._queue.clear()
+        self._rng = None if seed is None else np.random.default_rng(seed)
+        self.policy.reset()
+
+    @property
+    def wants_observation(self) -> bool:
+        """Whether the next call of `act` looks at its observation. When not, None will do: no need to render."""
+        return not self._frames or len(self._queue) < self.policy.spec.obs_horizon
+
+    def act(self, observation: Observation | None) -> Array:
+        """The next action float32 [A] in physical units, for an observation {key: [...]} without batch and time axes.
+
+        Raises:
+            SpecError: the observation is needed and missing, or does not fit the policy's spec.
+        """
+        if self.wants_observation:
+            self._push(observation)
+        if not self._queue:
+            self._queue.extend(self._decide())
+        return self._queue.popleft()
+
+    def _push(self, observation: Observation | None) -> None:
+        features = self.policy.spec.observation
+        given = {} if observation is None else observation
+        for key in features:
+            if key not in given:
+                raise SpecError(f"observation lacks {key!r}; the policy needs {sorted(features)}, given: {sorted(given)}")
+        frame = {key: feature.check(key, given[key]).copy() for key, feature in features.items()}
+        self._frames.extend([frame] if self._frames else [frame] * self.policy.spec.obs_horizon)
+
+    def _decide(self) -> Array:
+        batched = {key: np.stack([frame[key] for frame in self._frames])[None] for key in self.policy.spec.observation}
+        seed = None if self._rng is None else int(self._rng.integers(2**31))
+        return self.policy.sample(batched, 1, seed)[0, 0, : self.execute_horizon]

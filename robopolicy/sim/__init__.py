@@ -1,0 +1,1 @@
+"""The simulated worlds: PyBullet, its MuJoCo twin, randomisation, tasks, experts. Imports no torch."""

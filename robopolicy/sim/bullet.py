@@ -1,0 +1,213 @@
+"""The PyBullet world: rigid-body physics by Bullet, pictures by our own rasteriser fed with Bullet's poses.
+
+The settings are those with which a Panda's grasp is stable: a gear constraint between the fingers, friction anchors on the
+pads, 120 Hz with 50 solver iterations, and a position gain that follows the time step so that the arm's lag does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robopolicy.geometry import pose
+from robopolicy.resources import cache_dir
+from robopolicy.sim.engine import whole_steps
+from robopolicy.sim.meshes import box, panda_visuals
+from robopolicy.sim.raster import Rasterizer
+from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
+from robopolicy.sim.scene import FIRST_BODY, ROBOT, Camera, Frame, Scene
+from robopolicy.spec import did_you_mean
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Bullet greets on C's output streams when it is imported and connected to; nobody asked."""
+    null, streams = os.open(os.devnull, os.O_WRONLY), (1, 2)
+    saved = [os.dup(fd) for fd in streams]
+    for fd in streams:
+        os.dup2(null, fd)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what it printed waits in C's buffer
+        for fd, copy in zip(streams, saved, strict=True):
+            os.dup2(copy, fd)
+            os.close(copy)
+        os.close(null)
+
+
+with _quiet():
+    import pybullet as p
+    import pybullet_data
+    from pybullet_utils.bullet_client import BulletClient
+
+TIME_STEP = 1 / 120
+SOLVER_ITERATIONS = 50
+_ARM = list(range(NUM_JOINTS))
+_FINGERS = [9, 10]
+_ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
+
+
+@cache
+def _collision_urdf() -> str:
+    """Path of the Panda's URDF without visuals (the rasteriser has its own), its meshes where pybullet_data keeps them."""
+    source = Path(pybullet_data.getDataPath()) / "franka_panda"
+    text = re.sub(r"<visual>.*?</visual>", "", (source / "panda.urdf").read_text(), flags=re.S)
+    text = text.replace("package://", f"{source}/")
+    path = cache_dir() / "panda-collision.urdf"
+    if not path.exists() or path.read_text() != text:
+        part = path.with_suffix(f".{np.random.default_rng().integers(2**62)}.tmp")
+        part.write_text(text)
+        part.replace(path)
+    return str(path)
+
+
+@dataclass(frozen=True)
+class _Token:
+    state_id: int
+    q_target: np.ndarray
+    opening: float
+
+
+class BulletEngine:
+    """robopolicy.sim.engine.Engine on PyBullet."""
+
+    time_step = TIME_STEP
+
+    def __init__(self) -> None:
+        with _quiet():
+            self._client: BulletClient | None = BulletClient(p.DIRECT)
+
+    @property
+    def _p(self) -> BulletClient:
+        if self._client is None:
+            raise RuntimeError("the simulator is closed: make a new environment")
+        return self._client
+
+    def build(self, scene: Scene) -> None:
+        """See Engine.build."""
+        c = self._p
+        c.resetSimulation()
+        c.setGravity(0, 0, -9.81)
+        c.setPhysicsEngineParameter(fixedTimeStep=TIME_STEP, numSolverIterations=SOLVER_ITERATIONS, numSubSteps=0)
+        self._scene = scene
+        self._add_table(scene)
+        self._add_robot(scene)
+        self._bodies = {body.name: self._add_body(body) for body in scene.bodies}
+        self._visuals = panda_visuals()
+        meshes = [v.mesh for v in self._visuals] + [box(b.half_extents) for b in scene.bodies]
+        ids = [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i in range(len(scene.bodies))]
+        self._raster = Rasterizer(meshes, ids)
+        self._mesh_rgb = np.array([scene.robot_rgb] * len(self._visuals) + [b.rgb for b in scene.bodies], np.float32)
+        self._mesh_texture = np.array([-1] * len(self._visuals) + [b.texture for b in scene.bodies], np.int32)
+        self.command(np.asarray(scene.robot_joints), MAX_OPENING)
+
+    def _add_table(self, scene: Scene) -> None:
+        half = scene.table_half
+        shape = self._p.createCollisionShape(p.GEOM_BOX, halfExtents=[half, half, 0.05])
+        position = [scene.table_x, 0, scene.table_height - 0.05]
+        self._table = self._p.createMultiBody(0, shape, -1, position)
+        self._p.changeDynamics(self._table, -1, lateralFriction=scene.table_friction)
+
+    def _add_robot(self, scene: Scene) -> None:
+        c = self._p
+        self._robot = robot = c.loadURDF(_collision_urdf(), useFixedBase=True)
+        c.setCollisionFilterPair(robot, self._table, -1, -1, 0)  # the base stands where the table would be
+        for joint, q in zip([*_ARM, *_FINGERS], [*scene.robot_joints, 0.04, 0.04], strict=True):
+            c.resetJointState(robot, joint, q)
+        for link in range(-1, c.getNumJoints(robot)):
+            c.changeDynamics(robot, link, linearDamping=0, angularDamping=0)
+        for finger in _FINGERS:
+            c.changeDynamics(robot, finger, lateralFriction=scene.finger_friction, spinningFriction=0.002, frictionAnchor=1)
+        gear = c.createConstraint(robot, 9, robot, 10, p.JOINT_GEAR, [1, 0, 0], [0, 0, 0], [0, 0, 0])
+        c.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
+
+    def _add_body(self, body: Any) -> int:
+        c = self._p
+        shape = c.createCollisionShape(p.GEOM_BOX, halfExtents=body.half_extents)
+        uid = c.createMultiBody(body.mass, shape, -1, body.position, body.quaternion)
+        c.changeDynamics(uid, -1, lateralFriction=body.friction, spinningFriction=0.002, rollingFriction=0)
+        return uid
+
+    def joints(self) -> tuple[np.ndarray, float]:
+        """See Engine.joints."""
+        q = np.array([s[0] for s in self._p.getJointStates(self._robot, _ARM + _FINGERS)])
+        return q[:NUM_JOINTS], float(q[NUM_JOINTS:].sum())
+
+    def command(self, q_target: np.ndarray, opening: float) -> None:
+        """See Engine.command."""
+        gain = min(1.0, TIME_STEP / self._scene.arm_time_constant)
+        self._q_target, self._opening = np.array(q_target, np.float64), float(opening)
+        self._p.setJointMotorControlArray(
+            self._robot,
+            _ARM,
+            p.POSITION_CONTROL,
+            targetPositions=self._q_target.tolist(),
+            forces=_ARM_FORCES,
+            positionGains=[gain] * NUM_JOINTS,
+            velocityGains=[1.0] * NUM_JOINTS,
+        )
+        fingers = [self._opening / 2] * 2
+        forces = [self._scene.grip_force] * 2
+        self._p.setJointMotorControlArray(self._robot, _FINGERS, p.POSITION_CONTROL, targetPositions=fingers, forces=forces)
+
+    def advance(self, seconds: float) -> None:
+        """See Engine.advance."""
+        for _ in range(whole_steps(seconds, self.time_step)):
+            self._p.stepSimulation()
+
+    def _uid(self, name: str) -> int:
+        if name not in self._bodies:
+            raise ValueError(f"no body {name!r}; {did_you_mean(name, self._bodies)}")
+        return self._bodies[name]
+
+    def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """See Engine.pose."""
+        position, quaternion = self._p.getBasePositionAndOrientation(self._uid(name))
+        return np.array(position), np.array(quaternion)
+
+    def velocity(self, name: str) -> np.ndarray:
+        """See Engine.velocity."""
+        return np.array(self._p.getBaseVelocity(self._uid(name))[0])
+
+    def grip_forces(self) -> np.ndarray:
+        """See Engine.grip_forces."""
+        contacts = [self._p.getContactPoints(bodyA=self._robot, linkIndexA=finger) for finger in _FINGERS]
+        return np.array([sum(c[9] for c in points if c[2] != self._robot) for points in contacts])
+
+    def _mesh_poses(self) -> np.ndarray:
+        links = [v.link for v in self._visuals]
+        states = dict(
+            zip(_links := sorted({k for k in links if k >= 0}), self._p.getLinkStates(self._robot, _links, 0, 1), strict=True)
+        )
+        base = np.eye(4)
+        poses = [pose(states[k][4], states[k][5]) if k >= 0 else base for k in links]
+        return np.stack(poses + [pose(*self.pose(body.name)) for body in self._scene.bodies])
+
+    def render(self, camera: Camera, rgb: bool = True) -> Frame:
+        """See Engine.render."""
+        return self._raster.render(self._mesh_poses(), self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
+
+    def save_state(self) -> _Token:
+        """See Engine.save_state."""
+        return _Token(self._p.saveState(), self._q_target.copy(), self._opening)
+
+    def restore_state(self, token: _Token) -> None:
+        """See Engine.restore_state."""
+        self._p.restoreState(token.state_id)
+        self.command(token.q_target, token.opening)
+
+    def close(self) -> None:
+        """See Engine.close."""
+        if self._client is not None:
+            self._client.disconnect()
+            self._client = None

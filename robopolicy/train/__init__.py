@@ -1,0 +1,1 @@
+"""One training loop for everything that has phases and a loss."""

@@ -1,0 +1,494 @@
+"""Properties of the ranking: intervals, metrics, detectors, combination, the ranking itself and its report."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from robopolicy.ranking import metrics, statistics
+from robopolicy.ranking.combine import COMBINERS, combine
+from robopolicy.ranking.detectors import DETECTORS, dead_units, detect
+from robopolicy.ranking.rank import compare, rank
+from robopolicy.ranking.report import verdict, write_report
+from robopolicy.ranking.result import Ranking
+from robopolicy.ranking.tables import RankingError, check_features, load_episodes, load_features
+
+NUM_CONDITIONS, NUM_FEATURES = 40, 8
+SUCCESS = {"a@1": 0.85, "a@2": 0.9, "b@1": 0.6, "b@2": 0.65, "c@1": 0.3, "c@2": 0.4}
+SHIFT = {"a@1": 2.5, "a@2": 3.0, "b@1": 0.0, "b@2": 0.3, "c@1": 0.6, "c@2": 1.0}
+QUICK = {"num_bootstrap": 200}
+
+
+def episode_table(success, seed=0, conditions=NUM_CONDITIONS):
+    rng, rows = np.random.default_rng(seed), []
+    for name, rate in success.items():
+        for condition, drawn in enumerate(rng.permutation(conditions) < round(rate * conditions)):
+            row = {
+                "checkpoint": name,
+                "run": name.split("@")[0],
+                "step": int(name.split("@")[1]),
+                "suite": "s",
+                "split": "select",
+            }
+            row |= {"condition": condition, "seed": 100 + condition, "success": bool(drawn), "return": float(drawn)}
+            rows.append(row | {"progress": float(drawn), "length": 10})
+    return pa.Table.from_pylist(rows)
+
+
+def feature_arrays(shift, seed=0, num_fit=200):
+    rng = np.random.default_rng(seed)  # five latent directions, mixed, and a little noise off their subspace
+    mix = rng.normal(size=(5, NUM_FEATURES))
+    sizes = (num_fit, 120, 40)
+    fit, calibration, target = (rng.normal(size=(n, 5)) @ mix + 0.5 * rng.normal(size=(n, NUM_FEATURES)) for n in sizes)
+    return {"fit": fit, "calibration": calibration, "target": target + shift, "target_episode": np.arange(40) // 4}
+
+
+def edited(table, column, row, value):
+    values = table[column].to_pylist()
+    values[row] = value
+    return table.set_column(table.column_names.index(column), column, pa.array(values))
+
+
+def detection(arrays, detector="mahalanobis"):
+    return detect(check_features({"x": arrays}, ["x"])["x"], detector=detector, seed=0, num_bootstrap=200)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return episode_table(SUCCESS), {name: feature_arrays(shift) for name, shift in SHIFT.items()}
+
+
+@pytest.fixture(scope="module")
+def target():
+    return episode_table({name: rate * np.exp(-SHIFT[name] / 2) for name, rate in SUCCESS.items()}, seed=1)
+
+
+@pytest.fixture(scope="module")
+def ranking(inputs, target):
+    return rank(*inputs, target_outcomes=target, **QUICK)
+
+
+# ---- statistics
+
+
+def test_wilson_and_clopper_pearson_match_published_values():
+    # Newcombe 1998, table I (81/263, 15/148, 0/20, 1/29), score and exact methods
+    successes, trials = [81, 15, 0, 1], [263, 148, 20, 29]
+    low, high = statistics.wilson_interval(successes, trials)
+    np.testing.assert_allclose(low, [0.2553, 0.0624, 0.0, 0.0061], atol=5e-5)
+    np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
+    low, high = statistics.clopper_pearson_interval(successes, trials)
+    np.testing.assert_allclose(low, [0.2527, 0.0578, 0.0, 0.0009], atol=5e-5)
+    np.testing.assert_allclose(high, [0.3676, 0.1617, 0.1684, 0.1776], atol=5e-5)
+    with pytest.raises(ValueError, match="trials >= 1"):
+        statistics.wilson_interval(0, 0)
+
+
+def test_mcnemar_is_the_exact_sign_test_of_discordant_pairs():
+    base = np.array([1] * 9 + [0] * 1 + [1] * 20 + [0] * 5, dtype=bool)
+    other = np.array([0] * 9 + [1] * 1 + [1] * 20 + [0] * 5, dtype=bool)
+    only_base, only_other, p = statistics.mcnemar(base, other)
+    assert (only_base, only_other) == (9, 1)
+    assert p == pytest.approx(2 * (1 + 10) / 2**10)
+    assert statistics.mcnemar(base, base) == (0, 0, 1.0)
+
+
+def test_holm_steps_down():
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+def test_streams_differ_by_purpose_and_repeat_by_seed():
+    draw = [statistics.stream(seed, purpose).integers(1 << 40) for seed, purpose in [(0, "a"), (0, "a"), (0, "b"), (1, "a")]]
+    assert draw[0] == draw[1]
+    assert len(set(draw)) == 3
+
+
+def test_bootstrap_over_conditions_covers_the_true_rate():
+    covered, rng = 0, np.random.default_rng(0)
+    for trial in range(200):
+        level = rng.beta(4, 2, size=40)  # conditions differ in difficulty and have 3 episodes each
+        sums = rng.binomial(3, level)[None]
+        weights = statistics.bootstrap_weights(40, 400, statistics.stream(trial, "coverage"))
+        low, high = statistics.percentile_interval(statistics.bootstrap_means(sums, np.full(40, 3), weights)[:, 0])
+        covered += low <= 4 / 6 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_cluster_bootstrap_is_wider_than_ignoring_the_runs():
+    rng = np.random.default_rng(3)
+    runs = np.repeat(np.arange(8), 6)
+    score = rng.normal(size=8)[runs] + 0.1 * rng.normal(size=48)
+    truth = score + rng.normal(size=8)[runs] + 0.1 * rng.normal(size=48)
+
+    def width(clusters):
+        generator = statistics.stream(0, "width")
+        draws = statistics.cluster_bootstrap(lambda at: metrics.spearman(score[at], truth[at]), clusters, generator, 300)
+        return np.subtract(*statistics.percentile_interval(draws)[::-1])
+
+    assert width(runs) > 1.5 * width(np.arange(48))
+
+
+def test_top_k_probabilities_sum_to_k_and_ties_share():
+    places = statistics.ranks(np.array([[3.0, 3.0, 1.0, np.nan], [5.0, 1.0, 1.0, 1.0]]))
+    np.testing.assert_allclose(places, [[1.5, 1.5, 3, 4], [1, 3, 3, 3]])
+    np.testing.assert_allclose(statistics.prob_top_k(places, 1), [0.75, 0.25, 0, 0])
+    for k in (1, 2, 3, 4):
+        assert statistics.prob_top_k(places, k).sum() == pytest.approx(k)
+
+
+# ---- metrics
+
+# SIMPLER (arXiv 2405.05941), RT-1 converged, 15 %, X, RT-2-X, Octo-Base, RT-1 begin: simulated (visual matching), real
+COKE_CAN = ([0.857, 0.710, 0.567, 0.787, 0.170, 0.027], [0.853, 0.920, 0.760, 0.907, 0.293, 0.133])
+MOVE_NEAR = ([0.442, 0.354, 0.317, 0.779, 0.042, 0.050], [0.633, 0.583, 0.450, 0.733, 0.350, 0.017])
+
+
+@pytest.mark.parametrize(
+    ("pair", "violation", "linear", "rank_correlation", "tau"),
+    [(COKE_CAN, 0.031, 0.976, 0.771, 0.600), (MOVE_NEAR, 0.111, 0.855, 0.943, 0.867)],
+)
+def test_metrics_reproduce_simpler(pair, violation, linear, rank_correlation, tau):
+    assert metrics.mmrv(*pair) == pytest.approx(violation, abs=1.5e-3)
+    assert metrics.pearson(*pair) == pytest.approx(linear, abs=6e-3)
+    assert metrics.spearman(*pair) == pytest.approx(rank_correlation, abs=1e-3)
+    assert metrics.kendall(*pair) == pytest.approx(tau, abs=1e-3)
+
+
+def test_mmrv_is_directed_and_penalises_a_constant_score():
+    assert metrics.mmrv(*COKE_CAN) != pytest.approx(metrics.mmrv(*COKE_CAN[::-1]))
+    assert metrics.mmrv([1, 2, 3], [0.1, 0.5, 0.9]) == 0
+    assert metrics.mmrv([1, 1, 1], [0.1, 0.2, 0.9]) == pytest.approx((0.8 + 0.7 + 0.8) / 3)
+
+
+def test_spearman_with_ties_equals_scipy():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(5, size=30), rng.integers(5, size=30)
+    assert metrics.spearman(scores, truth) == pytest.approx(stats.spearmanr(scores, truth).statistic)
+    assert np.isnan(metrics.spearman(np.ones(3), [1, 2, 3]))
+
+
+def test_regret_breaks_ties_against_the_scorer():
+    truth = [0.9, 0.5, 0.7, 0.1]
+    assert metrics.regret_at_k([4, 3, 2, 1], truth, 1) == 0
+    assert metrics.regret_at_k([1, 3, 2, 4], truth, 1) == pytest.approx(0.8)
+    assert metrics.regret_at_k([1, 3, 2, 4], truth, 3) == pytest.approx(0.2)
+    assert metrics.regret_at_k([1, 1, 1, 1], truth, 1) == pytest.approx(0.8)
+    with pytest.raises(ValueError, match="1 <= k <= 4"):
+        metrics.regret_at_k([1, 2, 3, 4], truth, 5)
+
+
+def test_sharpe_ratio_uses_the_population_deviation():
+    held = metrics.portfolio_at_k([3, 2, 1], [0.8, 0.4, 0.1], 2, baseline=0.5)
+    assert (held.best, held.worst, held.mean, held.std) == pytest.approx((0.8, 0.4, 0.6, 0.2))
+    assert held.sharpe == pytest.approx(0.3 / 0.2)
+    alone = metrics.portfolio_at_k([3, 2, 1], [0.8, 0.4, 0.1], 1, baseline=0.5)
+    assert alone.sharpe is None
+    assert alone.reason
+
+
+# ---- combination
+
+
+def test_rank_product_known_example():
+    v, o = np.array([0.9, 0.8, 0.5]), np.array([1.0, 3.0, 2.0])  # ascending places 3 2 1 and 1 3 2
+    np.testing.assert_allclose(combine([v, o]), np.sqrt([3 * 1, 2 * 3, 1 * 2]) / 3)
+
+
+@pytest.mark.parametrize("rule", COMBINERS)
+def test_combination_ignores_the_order_of_checkpoints(rule):
+    rng = np.random.default_rng(0)
+    terms, order = rng.integers(6, size=(2, 12)).astype(float), rng.permutation(12)
+    terms[1, 3], terms[1, 5] = np.nan, -np.inf
+    np.testing.assert_allclose(combine(list(terms), rule)[order], combine(list(terms[:, order]), rule), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["rank_product", "rank_average"])
+def test_raising_a_term_never_worsens_the_place(rule):
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        terms = rng.integers(8, size=(2, 9)).astype(float)
+        before = statistics.ranks(combine(list(terms), rule))[4]
+        terms[0, 4] += rng.integers(1, 5)
+        assert statistics.ranks(combine(list(terms), rule))[4] <= before
+
+
+@pytest.mark.parametrize("rule", COMBINERS)
+def test_disqualified_is_worst_and_missing_is_left_out(rule):
+    sim = np.array([0.9, 0.8, 0.7, 0.6])
+    disqualified = combine([sim, np.array([-np.inf, -1.0, -2.0, -3.0])], rule)
+    favoured = combine([sim, np.array([0.0, -1.0, -2.0, -3.0])], rule)
+    assert disqualified[0] < favoured[0]
+    np.testing.assert_allclose(combine([sim, np.full(4, np.nan)], rule), combine([sim], rule))
+    assert np.isnan(combine([np.full(4, np.nan)], rule)).all()
+
+
+def test_unknown_combiner_names_the_closest():
+    with pytest.raises(ValueError, match="rank_product"):
+        combine([np.ones(3)], "rank_produkt")
+
+
+# ---- detectors
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_effect_size_is_zero_in_distribution_and_grows_with_the_shift(detector):
+    sizes = [detection(feature_arrays(shift), detector).effect_sizes[detector] for shift in (0.0, 1.0, 2.0, 4.0)]
+    assert abs(sizes[0]) < 0.6
+    assert sizes[1] > sizes[0]
+    assert sizes[3] > sizes[2] > sizes[1]
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_effect_size_ignores_scale_offset_and_order_of_features(detector):
+    arrays, rng = feature_arrays(1.0), np.random.default_rng(5)
+    order, scale = rng.permutation(NUM_FEATURES), 10.0 ** rng.uniform(-5, 5, NUM_FEATURES)
+    changed = {k: v if k == "target_episode" else (v * scale)[:, order] for k, v in arrays.items()}
+    assert detection(changed, detector).effect_sizes[detector] == pytest.approx(
+        detection(arrays, detector).effect_sizes[detector]
+    )
+
+
+def test_dead_units_are_left_out_and_flagged_when_the_target_wakes_them():
+    arrays = feature_arrays(0.0)
+    silent = {k: v if k == "target_episode" else np.column_stack([v, np.zeros(len(v))]) for k, v in arrays.items()}
+    leaking = {**silent, "target": np.column_stack([arrays["target"], np.full(40, 0.01)])}
+    found = [detection(x) for x in (arrays, silent, leaking)]
+    assert [d.num_dead for d in found] == [0, 1, 1]
+    assert [d.num_leaking for d in found] == [0, 0, 1]
+    assert found[0].effect_sizes == found[1].effect_sizes == found[2].effect_sizes
+    assert any(flag.startswith("leaking") for flag in found[2].flags)
+    rare = np.zeros((400, 1))
+    rare[7] = 5.0  # fires once in 400 frames: standardising it would let one frame decide
+    assert dead_units(rare, rare).all()
+
+
+def test_guards_raise_their_flags():
+    few = detection(
+        {**feature_arrays(30.0, num_fit=10), "target": feature_arrays(30.0)["target"][:5], "target_episode": np.arange(5)}
+    )
+    assert {"few_fit", "few_target", "saturated"} <= {flag.split(":")[0] for flag in few.flags}
+    arrays = feature_arrays(0.0)
+    overlap = detection({**arrays, "calibration": arrays["fit"][:120]})
+    assert "overlap" in {flag.split(":")[0] for flag in overlap.flags}
+
+
+def test_a_constant_encoder_cannot_win(inputs):
+    episodes, features = inputs
+    constant = {k: v if k == "target_episode" else np.full_like(v, 0.7) for k, v in features["a@2"].items()}
+    ranked = rank(episodes, {**features, "a@2": constant}, **QUICK)
+    line = next(c for c in ranked.checkpoints if c.checkpoint == "a@2")
+    assert line.ood is None
+    assert line.flags[0].startswith("collapsed")
+    assert ranked.orders["ood"][-1] == "a@2"
+    assert ranked.checkpoints[0].checkpoint != "a@2"
+
+
+# ---- ranking
+
+
+def test_vsdr_prefers_what_holds_on_both_and_the_check_sees_it(ranking):
+    assert ranking.orders["sim"][0] == "a@2"
+    assert ranking.orders["vsdr"][0] in ("b@1", "b@2")
+    orders = ranking.check["orders"]
+    assert orders["vsdr"]["spearman"]["value"] > orders["sim"]["spearman"]["value"]
+    assert orders["vsdr"]["regret@1"]["value"] < orders["sim"]["regret@1"]["value"]
+    assert orders["vsdr"]["minus_sim"]["regret@1"]["value"] < 0
+
+
+def test_ranking_is_byte_identical_and_ignores_the_order_of_rows(inputs, target, ranking):
+    episodes, features = inputs
+    shuffled = episodes.take(pa.array(np.random.default_rng(0).permutation(episodes.num_rows)))
+    again = rank(shuffled, dict(reversed(features.items())), target_outcomes=target, **QUICK)
+    assert again.to_json() == ranking.to_json()
+    assert Ranking.from_json(ranking.to_json()).to_json() == ranking.to_json()
+
+
+def test_intervals_hold_the_estimate_and_probabilities_sum(ranking):
+    for c in ranking.checkpoints:
+        assert c.success_interval[0] <= c.success <= c.success_interval[1]
+        low, high = c.rank_intervals["sim"]
+        assert low <= c.ranks["sim"] <= high
+    assert sum(c.prob_best for c in ranking.checkpoints) == pytest.approx(1)
+    assert sum(c.prob_top["3"] for c in ranking.checkpoints) == pytest.approx(3)
+    probability = {c.checkpoint: c.prob_best for c in ranking.checkpoints}
+    assert sum(probability[name] for name in ranking.shortlist()) >= 0.9
+
+
+def test_raising_success_in_the_table_never_worsens_the_rank(inputs):
+    episodes, features = inputs
+    before = {c.checkpoint: c.rank for c in rank(episodes, features, **QUICK).checkpoints}
+    for name in SUCCESS:
+        better = rank(episode_table({**SUCCESS, name: SUCCESS[name] + 0.1}), features, **QUICK)
+        assert next(c.rank for c in better.checkpoints if c.checkpoint == name) <= before[name]
+
+
+def test_without_features_the_order_is_simulated_success(inputs):
+    ranked = rank(inputs[0], None, **QUICK)
+    assert ranked.orders["vsdr"] == ranked.orders["sim"] == sorted(SUCCESS, key=SUCCESS.get, reverse=True)
+    assert any("simulated success alone" in warning for warning in ranked.warnings)
+
+
+def test_files_are_written_and_read_back(ranking, tmp_path):
+    folder = ranking.write(tmp_path)
+    assert Ranking.from_json((folder / "ranking.json").read_text()).orders == ranking.orders
+    header, *lines = (folder / "ranking.csv").read_text().splitlines()
+    assert header.startswith('"checkpoint","run","step","rank","vsdr"')
+    assert len(lines) == len(SUCCESS)
+    stale = json.dumps({**json.loads(ranking.to_json()), "schema": 0})
+    with pytest.raises(RankingError, match="schema 0"):
+        Ranking.from_json(stale)
+
+
+def test_few_runs_are_said_to_be_few(inputs, target):
+    keep = pa.compute.is_in(target["run"], pa.array(["a", "b"]))
+    assert "mechanics only" in rank(*inputs, target_outcomes=target.filter(keep), **QUICK).check["note"]
+    one = rank(*inputs, target_outcomes=target.filter(pa.compute.equal(target["run"], "a")), **QUICK).check
+    assert one["orders"]["vsdr"]["spearman"]["interval"] is None
+
+
+def test_compare_with_itself_is_zero_and_is_antisymmetric(inputs):
+    episodes, _ = inputs
+    same, there, back = (
+        compare(episodes, *pair, num_bootstrap=200) for pair in [("a@1", "a@1"), ("a@1", "c@1"), ("c@1", "a@1")]
+    )
+    assert (same.difference, same.difference_interval, same.p_value) == (0, (0, 0), 1)
+    assert there.difference == pytest.approx(-back.difference)
+    assert (there.only_base, there.p_value) == (back.only_other, back.p_value)
+
+
+# ---- bad inputs
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.drop_columns(["success"]), "no column 'success'"),
+        (lambda t: t.slice(0, 0), "no rows"),
+        (lambda t: t.slice(1), "same conditions"),
+        (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "twice"),
+        (lambda t: edited(t, "return", 3, float("nan")), "return=nan in row 3"),
+        (lambda t: edited(t, "progress", 2, 1.5), "in \\[0, 1\\]"),
+        (lambda t: edited(t, "success", 1, None), "1 nulls"),
+        (lambda t: edited(t, "run", 0, "z"), "has run"),
+    ],
+)
+def test_bad_episode_tables_are_named(inputs, spoil, message):
+    with pytest.raises(RankingError, match=message):
+        rank(spoil(inputs[0]), inputs[1], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": None}, "lack 'target'"),
+        ({"fit": np.zeros(3)}, "expected \\[N, D\\]"),
+        ({"fit": np.full((200, NUM_FEATURES), np.nan)}, "not finite in row 0"),
+        ({"fit": np.zeros((200, 3))}, "same layer"),
+        ({"target": np.zeros((7, NUM_FEATURES)), "target_episode": np.arange(7)}, "not of the same observations"),
+    ],
+)
+def test_bad_features_are_named(inputs, change, message):
+    episodes, features = inputs
+    spoiled = {k: v for k, v in {**features["b@1"], **change}.items() if v is not None}
+    with pytest.raises(RankingError, match=message):
+        rank(episodes, {**features, "b@1": spoiled}, **QUICK)
+
+
+def test_unknown_names_are_answered_with_close_ones(inputs, target):
+    episodes, features = inputs
+    with pytest.raises(RankingError, match="did you mean 'a@1'"):
+        rank(episodes, {"aa@1": features["a@1"]}, **QUICK)
+    with pytest.raises(RankingError, match="mahalanobis"):
+        rank(episodes, features, detector="mahalanobi", **QUICK)
+    with pytest.raises(RankingError, match="no episodes of checkpoint"):
+        rank(
+            episodes,
+            features,
+            target_outcomes=edited(target.slice(0, NUM_CONDITIONS), "checkpoint", 0, "zz").slice(0, 1),
+            **QUICK,
+        )
+
+
+def test_files_of_inputs_are_read_or_named(inputs, tmp_path):
+    pq.write_table(inputs[0], tmp_path / "episodes.parquet")
+    assert load_episodes(tmp_path / "episodes.parquet").num_rows == len(SUCCESS) * NUM_CONDITIONS
+    np.savez(tmp_path / "x.npz", **feature_arrays(0.0))
+    np.testing.assert_array_equal(load_features(tmp_path / "x.npz")["fit"], feature_arrays(0.0)["fit"])
+    for loader in (load_episodes, load_features):
+        with pytest.raises(RankingError, match=r"no (episode table|features) at"):
+            loader(tmp_path / "absent")
+
+
+# ---- report
+
+
+@pytest.fixture(scope="module")
+def context(inputs):
+    frames = np.random.default_rng(0).integers(255, size=(5, 16, 16, 3)).astype(np.uint8)
+    images = [("one frame", frames[0]), ("strip", frames), ("animation", b"GIF89a\x10\x00\x10\x00rest")]
+    steering = {**compare(inputs[0], "b@1", "a@1", num_bootstrap=200).to_dict(), "title": "candidates: 8"}
+    return {
+        "title": "A <title>",
+        "target_name": "the twin",
+        "what_ran": {"command": "robopolicy rank"},
+        "galleries": [{"title": "Worlds", "caption": "at reset", "images": images}],
+        "steering": steering,
+        "not_computed": {"FQE": "no rewards"},
+    }
+
+
+def test_report_is_self_contained_and_complete(ranking, context, tmp_path):
+    page = write_report(tmp_path / "report.html", ranking, context).read_text()
+    assert not re.search(r'(src|href)\s*=\s*["\']?(https?:|//)|url\(\s*["\']?https?:|<script|@import', page)
+    for source in re.findall(r'<img[^>]+src="([^"]{0,40})', page):
+        assert source.startswith("data:image/")
+    for text in [
+        *verdict(ranking, "the twin"),
+        *SUCCESS,
+        "A &lt;title&gt;",
+        "robopolicy rank",
+        "no rewards",
+        "candidates: 8",
+        "strip",
+    ]:
+        assert text in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
+    assert page.count('<svg class="plot"') == 4
+
+
+def test_report_is_byte_identical_also_from_disk(ranking, context, tmp_path):
+    first = write_report(tmp_path / "1.html", ranking, context).read_bytes()
+    restored = Ranking.from_json(ranking.to_json())
+    assert write_report(tmp_path / "2.html", restored, context).read_bytes() == first
+    assert verdict(restored) == verdict(ranking)
+
+
+def test_report_of_the_barest_ranking_says_what_is_missing(tmp_path):
+    bare = rank(episode_table({"only@1": 0.5}), None, **QUICK)
+    page = write_report(tmp_path / "report.html", bare, {}).read_text()
+    assert "nothing to compare it with" in page
+    assert "no features of target observations were given" in page
+    assert "no outcomes on the target were given" in page
+
+
+def test_verdict_tells_a_clear_winner_from_a_close_race_and_from_failure():
+    def headline(**success):
+        return verdict(rank(episode_table({f"{run}@1": rate for run, rate in success.items()}), None, **QUICK))[0]
+
+    assert headline(a=0.9, b=0.4, c=0.3) == "Deploy a@1 first."
+    assert "No clear winner" in headline(a=0.5, b=0.5, c=0.5, d=0.5)
+    assert "none of them" in headline(a=0.0, b=0.0)
+
+
+def test_report_refuses_what_it_cannot_show(ranking, tmp_path):
+    with pytest.raises(RankingError, match="did you mean 'galleries'"):
+        write_report(tmp_path / "r.html", ranking, {"gallerys": []})
+    for image, message in [(b"plain text", "unknown format"), (np.zeros((4, 4, 3)), "give uint8")]:
+        with pytest.raises(RankingError, match=message):
+            write_report(tmp_path / "r.html", ranking, {"galleries": [{"title": "t", "images": [("x", image)]}]})

@@ -1,0 +1,312 @@
+"""The rasteriser against PyBullet's TinyRenderer and against geometry that is known exactly."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pybullet
+import pybullet_data
+import pytest
+from pybullet_utils.bullet_client import BulletClient
+from scipy.spatial.transform import Rotation
+
+from robopolicy.sim.meshes import box, panda_visuals
+from robopolicy.sim.raster import Rasterizer
+from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Camera, Light, Scene, look_at
+from robopolicy.sim.textures import NUM_TEXTURES, texture_bank
+
+JOINTS = (0.0, -0.3, 0.0, -2.2, 0.0, 1.95, 0.785)
+BODIES = (
+    Body("red", (0.03, 0.03, 0.03), 0.1, (0.5, 0.18, 0.03)),
+    Body("green", (0.05, 0.03, 0.04), 0.1, (0.62, -0.12, 0.04), (0.0, 0.0, 0.247, 0.969), rgb=(0.1, 0.6, 0.2)),
+)
+SCENE = Scene(bodies=BODIES, robot_joints=JOINTS)
+
+
+def camera(size, eye=(1.2, -0.7, 0.8), target=(0.3, 0.0, 0.3), fov_deg=50.0):
+    return Camera("front", look_at(np.array(eye), np.array(target)), fov_deg, size, size)
+
+
+def pose(position, quaternion=(0.0, 0.0, 0.0, 1.0)):
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = Rotation.from_quat(quaternion).as_matrix(), position
+    return T
+
+
+def render_boxes(bodies, view, scene=SCENE, rgb=True, **options):
+    raster = Rasterizer([box(b.half_extents) for b in bodies], [FIRST_BODY + i for i in range(len(bodies))], **options)
+    poses = np.array([pose(b.position, b.quaternion) for b in bodies]).reshape(-1, 4, 4)
+    colours, textures = np.array([b.rgb for b in bodies]).reshape(-1, 3), np.array([b.texture for b in bodies], int)
+    return raster.render(poses, colours, textures, scene, view, rgb=rgb)
+
+
+def points_on(body, frame, view):
+    """The points [H, W, 3] that the depth image shows, in the frame of `body`."""
+    row, column = np.mgrid[: view.height, : view.width] + 0.5
+    ray = np.stack([(column - view.width / 2) / view.focal, (row - view.height / 2) / view.focal, np.ones_like(row)], axis=-1)
+    T_body_cam = np.linalg.inv(pose(body.position, body.quaternion)) @ view.T_base_cam
+    return (ray * frame.depth[..., None]) @ T_body_cam[:3, :3].T + T_body_cam[:3, 3]
+
+
+def pixel_of(view, point):
+    x, y, z = (np.linalg.inv(view.T_base_cam) @ [*point, 1.0])[:3]
+    return int(view.height / 2 + view.focal * y / z), int(view.width / 2 + view.focal * x / z)
+
+
+@pytest.fixture
+def bullet():
+    client = BulletClient(pybullet.DIRECT)
+    yield client
+    client.disconnect()
+
+
+@pytest.fixture
+def panda(bullet):
+    arm = bullet.loadURDF(pybullet_data.getDataPath() + "/franka_panda/panda.urdf", useFixedBase=True)
+    for joint, angle in [*enumerate(JOINTS), (9, 0.04), (10, 0.02)]:
+        bullet.resetJointState(arm, joint, angle)
+    return arm
+
+
+def link_poses(bullet, arm, links):
+    states = {link: bullet.getLinkState(arm, link, computeForwardKinematics=1) for link in links if link >= 0}
+    return [pose(states[link][4], states[link][5]) if link >= 0 else np.eye(4) for link in links]
+
+
+def tiny_renderer(bullet, view):
+    """Segmentation (PyBullet's body ids) and metric depth of TinyRenderer.
+
+    It samples a pixel at its corner; the projection is shifted by half a pixel so that it samples the centre.
+    """
+    T = np.diag([1.0, -1.0, -1.0, 1.0]) @ np.linalg.inv(view.T_base_cam)
+    projection = list(bullet.computeProjectionMatrixFOV(view.fov_deg, view.width / view.height, view.near, view.far))
+    projection[8] += 1 / view.width
+    projection[9] += 1 / view.height
+    image = bullet.getCameraImage(view.width, view.height, T.T.reshape(-1), projection, renderer=bullet.ER_TINY_RENDERER)
+    z = np.asarray(image[3], float).reshape(view.height, view.width)
+    segmentation = np.asarray(image[4]).reshape(view.height, view.width)
+    return segmentation, view.far * view.near / (view.far - (view.far - view.near) * z)
+
+
+def render_world(bullet, arm, view, **options):
+    visuals = panda_visuals()
+    raster = Rasterizer(
+        [v.mesh for v in visuals] + [box(b.half_extents) for b in BODIES],
+        [ROBOT] * len(visuals) + [FIRST_BODY + i for i in range(len(BODIES))],
+        **options,
+    )
+    T = link_poses(bullet, arm, [v.link for v in visuals]) + [pose(b.position, b.quaternion) for b in BODIES]
+    colours = [v.rgb for v in visuals] + [b.rgb for b in BODIES]
+    return raster.render(np.array(T), np.array(colours), np.full(len(T), -1), SCENE, view)
+
+
+@pytest.mark.parametrize("eye", [(1.2, -0.7, 0.8), (1.05, 0.0, 0.65), (0.1, 0.9, 0.5)])
+def test_agrees_with_tiny_renderer(bullet, panda, eye):
+    view = camera(96, eye=eye)
+    ids = {panda: ROBOT}
+    slab = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=[0.6, 0.6, 0.02])
+    ids[bullet.createMultiBody(0, -1, slab, [0.5, 0, -0.02])] = TABLE
+    for i, body in enumerate(BODIES):
+        shape = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=body.half_extents)
+        ids[bullet.createMultiBody(0, -1, shape, body.position, body.quaternion)] = FIRST_BODY + i
+    reference, reference_depth = tiny_renderer(bullet, view)
+    frame = render_world(bullet, panda, view)
+
+    expected = np.vectorize(lambda n: ids.get(n, BACKGROUND))(reference)
+    assert (frame.segmentation == expected).mean() >= 0.99
+    for label, overlap, depth_error in ((ROBOT, 0.95, 0.001), (FIRST_BODY, 0.98, 1e-4), (FIRST_BODY + 1, 0.98, 1e-4)):
+        ours, theirs = frame.segmentation == label, expected == label
+        assert theirs.any(), "the view must show everything that is compared"
+        both = ours & theirs
+        assert both.sum() >= overlap * (ours | theirs).sum()
+        assert np.median(np.abs(frame.depth - reference_depth)[both]) < depth_error
+
+
+def test_link_indices_are_pybullets(bullet, panda):
+    visual_links = {v.link for v in panda_visuals()}
+    assert visual_links == {shape[1] for shape in bullet.getVisualShapeData(panda)}
+    for link in visual_links:
+        vertices = np.concatenate([v.mesh.vertices for v in panda_visuals() if v.link == link])
+        name = bullet.getJointInfo(panda, link)[12].decode() if link >= 0 else bullet.getBodyInfo(panda)[0].decode()
+        if "finger" in name:  # the right finger's visual is the left one's turned by half a turn
+            assert np.sign(vertices[:, 1].mean()) == (1 if "left" in name else -1)
+
+
+def test_panda_meshes_are_sound():
+    for visual in panda_visuals():
+        mesh = visual.mesh
+        assert mesh.faces.min() == 0
+        assert mesh.faces.max() == len(mesh.vertices) - 1
+        np.testing.assert_allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-3)
+        a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
+        outward = np.cross(b - a, c - a)
+        assert (np.einsum("fi,fi->f", outward, mesh.normals[mesh.faces[:, 0]]) > 0).mean() > 0.999
+    assert sum(len(v.mesh.faces) for v in panda_visuals()) < 8000
+
+
+def test_box_faces_look_outwards():
+    mesh = box((0.1, 0.2, 0.3))
+    a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
+    normal = np.cross(b - a, c - a)
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    np.testing.assert_allclose(normal, mesh.normals[mesh.faces[:, 0]], atol=1e-6)
+    assert (np.einsum("fi,fi->f", normal, a) > 0).all()
+    np.testing.assert_allclose(np.abs(mesh.vertices).max(axis=0), (0.1, 0.2, 0.3), rtol=1e-6)
+
+
+def test_depth_of_a_box_and_of_the_table_are_exact():
+    T_base_cam = np.eye(4)
+    T_base_cam[:3, :3], T_base_cam[:3, 3] = np.diag([1.0, -1.0, -1.0]), (0.5, 0.0, 1.0)
+    frame = render_boxes([Body("b", (0.1, 0.05, 0.04), 0, (0.5, 0, 0.04))], Camera("down", T_base_cam, 60, 100, 80))
+    top = frame.segmentation == FIRST_BODY
+    np.testing.assert_allclose(frame.depth[top], 0.92, atol=1e-5)
+    np.testing.assert_allclose(frame.depth[frame.segmentation == TABLE], 1.0, atol=1e-5)
+    focal = 40 / np.tan(np.radians(30))
+    assert top.any(axis=0).sum() == pytest.approx(0.2 / 0.92 * focal, abs=1)
+    assert top.any(axis=1).sum() == pytest.approx(0.1 / 0.92 * focal, abs=1)
+
+
+def test_depth_back_projects_onto_the_surface():
+    view = camera(96, eye=(1.0, 0.3, 0.5), target=(0.5, 0, 0.1))
+    half = np.array((0.08, 0.1, 0.12))
+    body = Body("b", tuple(half), 0, (0.5, 0, 0.15), tuple(Rotation.from_rotvec([0.3, 0.4, 0.5]).as_quat()))
+    frame = render_boxes([body], view)
+    local = points_on(body, frame, view)[frame.segmentation == FIRST_BODY]
+    assert len(local) > 500
+    np.testing.assert_allclose(np.max(np.abs(local) - half, axis=1), 0, atol=1e-3)
+
+
+def test_depth_is_zero_only_on_the_background():
+    frame = render_boxes(BODIES, camera(64, target=(0.5, 0, 0.3)))
+    assert set(np.unique(frame.segmentation)) == {BACKGROUND, TABLE, FIRST_BODY, FIRST_BODY + 1}
+    np.testing.assert_array_equal(frame.depth == 0, frame.segmentation == BACKGROUND)
+    background = np.round(255 * np.array(SCENE.background_rgb)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        frame.rgb[frame.segmentation == BACKGROUND], np.tile(background, (sum(frame.depth.flat == 0), 1))
+    )
+
+
+def test_beyond_far_and_before_near_nothing_shows():
+    view = camera(48, eye=(0.9, 0, 0.4), target=(0.5, 0, 0.03))
+    distance = render_boxes(BODIES[:1], view).depth
+    far = render_boxes(BODIES[:1], replace(view, far=0.5)).depth
+    assert far.max() <= 0.5 < distance.max()
+    np.testing.assert_array_equal(far[distance <= 0.5], distance[distance <= 0.5])
+    near = render_boxes(BODIES[:1], replace(view, near=0.6))
+    assert not (near.segmentation == FIRST_BODY).any()
+    assert near.depth[near.depth > 0].min() >= 0.6
+
+
+def test_table_texture_stays_with_the_table_when_the_camera_moves():
+    scene = replace(SCENE, table_texture=7, table_rgb=(1.0, 1.0, 1.0), light=Light(specular=0.0))
+    points = [(0.5 + u, v, 0.0) for u in (-0.225, -0.075, 0.075, 0.225) for v in (-0.225, 0.075)]
+    seen = []
+    for eye in ((1.1, 0.1, 0.9), (0.6, -0.8, 1.0), (0.2, 0.5, 1.2)):
+        view = camera(160, eye=eye, target=(0.5, 0, 0))
+        picture = render_boxes([], view, scene).rgb
+        seen.append([picture[pixel_of(view, point)] for point in points])
+    assert np.ptp(np.array(seen, int), axis=1).max() > 20, "the points must differ, or the test would show nothing"
+    assert np.ptp(np.array(seen, int), axis=0).max() <= 2
+
+
+def test_lit_faces_carry_no_shadow_acne():
+    for direction in ((-0.4, 0.3, 1.0), (0.9, 0.5, 0.5), (0.0, 0.0, 1.0)):
+        scene = replace(SCENE, light=Light(direction=direction, specular=0.0, shadow=1.0))
+        body = Body("b", (0.15, 0.15, 0.05), 0, (0.5, 0, 0.05), (0.0, 0.0, 0.2, 0.98), rgb=(0.5, 0.5, 0.5))
+        view = camera(128, eye=(0.9, 0.2, 0.8), target=(0.5, 0, 0))
+        frame = render_boxes([body], view, scene)
+        local = points_on(body, frame, view)
+        inner = (np.abs(local[..., :2]) < 0.148).all(axis=-1) & (np.abs(local[..., 2] - 0.05) < 1e-4)
+        top = frame.rgb[(frame.segmentation == FIRST_BODY) & inner]
+        assert len(top) > 1000
+        assert np.ptp(top.astype(int), axis=0).max() <= 1
+
+
+def test_shadow_falls_away_from_the_light_and_is_dark():
+    scene = replace(SCENE, table_texture=-1, light=Light(direction=(0.0, 1.0, 1.0), shadow=1.0, specular=0.0))
+    body = Body("b", (0.05, 0.05, 0.1), 0, (0.5, 0, 0.1))
+    view = camera(128, eye=(1.1, 0.0, 0.9), target=(0.5, 0, 0))
+    picture = render_boxes([body], view, scene).rgb.astype(int)
+    shadowed, lit = picture[pixel_of(view, (0.5, -0.15, 0))], picture[pixel_of(view, (0.5, 0.15, 0))]
+    assert (shadowed < 0.7 * lit).all()
+    without = render_boxes([body], view, scene, shadow_size=0).rgb.astype(int)
+    np.testing.assert_array_equal(without[pixel_of(view, (0.5, -0.15, 0))], without[pixel_of(view, (0.5, 0.15, 0))])
+
+
+def test_boxes_stand_on_their_shadow():
+    scene = replace(SCENE, table_texture=-1, light=Light(direction=(0.0, 1.0, 1.0), shadow=1.0, specular=0.0))
+    view = camera(256, eye=(0.8, -0.4, 0.3), target=(0.5, 0, 0), fov_deg=30)
+    picture = render_boxes([Body("b", (0.02, 0.02, 0.02), 0, (0.5, 0, 0.02))], view, scene).rgb.astype(int)
+    lit = picture[pixel_of(view, (0.5, 0.1, 0))].sum()
+    assert picture[pixel_of(view, (0.5, -0.024, 0))].sum() < 0.8 * lit
+
+
+def test_same_call_same_bits(bullet, panda):
+    first, second = (render_world(bullet, panda, camera(84), supersample=2) for _ in range(2))
+    for name in ("rgb", "depth", "segmentation"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_frames_outlive_the_next_render():
+    raster = Rasterizer([box((0.05, 0.05, 0.05))], [FIRST_BODY])
+    first = raster.render(pose((0.5, 0, 0.05))[None], np.ones((1, 3)), np.array([-1]), SCENE, camera(48))
+    kept = first.rgb.copy(), first.depth.copy(), first.segmentation.copy()
+    raster.render(pose((0.3, 0.3, 0.3))[None], np.zeros((1, 3)), np.array([3]), SCENE, camera(48))
+    for array, before in zip((first.rgb, first.depth, first.segmentation), kept, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_geometry_does_not_depend_on_colour_or_supersampling():
+    plain = render_boxes(BODIES, camera(64))
+    blind = render_boxes(BODIES, camera(64), rgb=False)
+    smooth = render_boxes(BODIES, camera(64), supersample=2)
+    for other in (blind, smooth):
+        np.testing.assert_array_equal(plain.depth, other.depth)
+        np.testing.assert_array_equal(plain.segmentation, other.segmentation)
+    assert not blind.rgb.any()
+    assert 0 < np.abs(plain.rgb.astype(int) - smooth.rgb).mean() < 5
+
+
+def test_wrong_number_of_poses_or_unknown_texture_is_named():
+    raster = Rasterizer([box((0.1, 0.1, 0.1))], [FIRST_BODY])
+    with pytest.raises(ValueError, match=r"1 meshes"):
+        raster.render(np.zeros((2, 4, 4)), np.zeros((2, 3)), np.zeros(2), SCENE, camera(16))
+    with pytest.raises(ValueError, match=f"-1..{NUM_TEXTURES - 1}"):
+        raster.render(np.eye(4)[None], np.zeros((1, 3)), np.array([NUM_TEXTURES]), SCENE, camera(16))
+    with pytest.raises(ValueError, match="supersample=3"):
+        Rasterizer([], [], supersample=3)
+
+
+def test_textures_are_distinct_bright_and_tile():
+    bank = texture_bank().astype(float)
+    assert bank.shape == (NUM_TEXTURES, 64, 64, 3)
+    flat = bank.reshape(NUM_TEXTURES, -1)
+    distance = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + 255 * np.eye(NUM_TEXTURES)
+    assert distance.min() > 5
+    assert flat.mean(axis=1).min() > 80
+    for axis in (1, 2):  # the step across the border is no larger than the largest step inside
+        inside = np.abs(np.diff(bank, axis=axis)).mean(axis=(3 - axis, 3)).max(axis=1)
+        border = np.abs(bank.take(0, axis=axis) - bank.take(-1, axis=axis)).mean(axis=(1, 2))
+        assert (border <= 1.2 * inside + 2).all()
+
+
+BUILD = """
+import sys, numpy as np
+from robopolicy.sim.meshes import panda_visuals
+np.savez(sys.argv[1], *[a for v in panda_visuals() for a in (v.mesh.vertices, v.mesh.normals, v.mesh.faces, [v.link], v.rgb)])
+"""
+
+
+def test_mesh_cache_survives_two_builders(tmp_path):
+    cache = tmp_path / "cache"
+    environment = {**os.environ, "ROBOPOLICY_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    outputs = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    workers = [subprocess.Popen([sys.executable, "-c", BUILD, str(output)], env=environment) for output in outputs]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert len(list(cache.iterdir())) == 1, "no temporary file stays behind"
+    first, second = (np.load(output, allow_pickle=False) for output in outputs)
+    assert first.files == second.files
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name])
