@@ -179,3 +179,7 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(USAGE_ERROR)
+
+
+if __name__ == "__main__":
+    main()

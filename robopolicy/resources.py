@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def _shipped(name: str) -> Path:
-    for folder in (_PACKAGE.parent / name, _PACKAGE / f"_{name}"):
+    for folder in (_PACKAGE / f"_{name}", _PACKAGE.parent / name):
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"no {name}/ beside the package nor _{name}/ inside it: reinstall robopolicy")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import gymnasium
 import numpy as np
 
-import robopolicy
 from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
 from robopolicy.executor import map_units
 from robopolicy.spec import ACTION, REWARD, SUCCESS, TERMINATED, TRUNCATED, Array, DatasetSpec, FeatureSpec, did_you_mean
@@ -100,7 +99,7 @@ class ExpertActor:
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
         if self._expert is None:
-            expert = robopolicy.expert(env)
+            expert = robot_env(env).expert()
             self._expert = type(expert).imperfect(self._rng) if self.imperfect else expert
         return self._expert(env)
 
