@@ -32,7 +32,7 @@ def collect(cfg: dict[str, Any]) -> None:
     """
     from robopolicy.pipeline import collect_run
 
-    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers")
+    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "policy")
     store = collect_run(**{key: cfg[key] for key in keys})
     print(f"{len(store)} episodes, {int(store.lengths.sum())} steps, in {cfg['path']}")
 

@@ -6,26 +6,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from robopolicy import checkpoint, config
-from robopolicy.data.collect import collect
+from robopolicy.data.collect import Actor, collect, expert_actor
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.evaluation.features import dataset_features
-from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, success_by_arm, write_table
+from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, exploring_actor, success_by_arm, write_table
 from robopolicy.executor import map_units
 from robopolicy.files import atomic_write
-from robopolicy.ranking.rank import compare, rank
-from robopolicy.ranking.report import verdict, write_report
-from robopolicy.ranking.result import Ranking
-from robopolicy.ranking.statistics import wilson_interval
-from robopolicy.ranking.tables import load_episodes, load_features
 from robopolicy.spec import did_you_mean
 
+if TYPE_CHECKING:
+    from robopolicy.ranking.result import Ranking
+
+ROLLOUT = "rollout"  # behaviour of episodes that a policy played
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
 
 
@@ -39,11 +38,20 @@ def collect_run(
     disturbance: float = 0.0,
     num_workers: int | None = None,
     title: str = "collect",
+    policy: str | Path | None = None,
 ) -> EpisodeStore:
-    """Collect episodes of a task (conf/task) under a randomisation (preset name or mapping) into the dataset at `path`."""
+    """Collect episodes of a task (conf/task) under a randomisation (preset name or mapping) into the dataset at `path`.
+
+    policy: a checkpoint whose sampled actions make the episodes of behaviour "rollout".
+    """
+    make_actor = partial(_actor, checkpoint=str(find_checkpoints(policy)[-1].checkpoint)) if policy else expert_actor
     env_id, env_kwargs = task_env(task, randomization, twin)
     env_kwargs["nominal"] = {"robot.disturbance": float(disturbance)}
-    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title)
+    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, make_actor)
+
+
+def _actor(behaviour: str, checkpoint: str) -> Actor:
+    return exploring_actor(checkpoint) if behaviour == ROLLOUT else expert_actor(behaviour)
 
 
 def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
@@ -197,6 +205,9 @@ def rank_run(
     context: Mapping[str, Any] | None = None,
 ) -> Ranking:
     """Rank a score table and write everything about it to `out`: ranking.json, ranking.csv, report.html."""
+    from robopolicy.ranking.rank import rank  # here, because verbs that do not rank start three seconds sooner without it
+    from robopolicy.ranking.report import write_report
+
     settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap}
     ranking = rank(table, features, target_outcomes=outcomes, **settings)  # type: ignore[arg-type]
     ranking.write(out)
@@ -206,6 +217,9 @@ def rank_run(
 
 def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb evaluate: success of every checkpoint with its interval; the paired difference where a critic steers."""
+    from robopolicy.ranking.rank import compare
+    from robopolicy.ranking.statistics import wilson_interval
+
     arms = find_checkpoints(settings["checkpoint"])
     steer = dict(settings["steer"])
     critic = steer.pop("critic")
@@ -236,6 +250,9 @@ def _suite(settings: Mapping[str, Any]) -> Suite:
 
 def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     """The verb rank: evaluate a pool of checkpoints (or read a score table), detect, rank, report. The verdict in words."""
+    from robopolicy.ranking.report import verdict
+    from robopolicy.ranking.tables import load_episodes, load_features
+
     out, pool = Path(settings["out"]), settings["pool"]
     arms: list[Arm] = []
     if isinstance(pool, str) and pool.endswith(".parquet"):

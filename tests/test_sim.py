@@ -174,8 +174,8 @@ def test_a_further_parameter_does_not_shift_the_others():
 
 
 def test_unknown_nesting_is_explained():
-    with pytest.raises(RandomizationError, match="give a mapping"):
-        parse({"light": {"ambient": 0.3}}, NOMINAL)
+    with pytest.raises(RandomizationError, match=r"'light.ambient' is 0.3: give a mapping"):
+        parse({"light": {"ambient": 0.3, "diffuse": {"uniform": [0, 1]}}}, NOMINAL)
 
 
 def test_kinematics_agree_with_the_simulator():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -122,9 +123,9 @@ def dataset_spec(env: gymnasium.Env) -> DatasetSpec:
     return DatasetSpec({**world.features, ACTION: world.action_spec, **scalars}, fps=world.control_hz)
 
 
-def episode_seed(seed: int, index: int) -> int:
+def episode_seed(seed: int, *index: int) -> int:
     """Seed of episode `index` of a collection with `seed`: collections with different seeds share no episode."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint32)[0])
+    return int(np.random.SeedSequence([seed, *index]).generate_state(1, np.uint32)[0])
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,20 @@ class _Unit:
     name: str
 
 
-def _collect_unit(unit: _Unit, path: str, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+def expert_actor(behaviour: str) -> Actor:
+    """The actor of a scripted behaviour, "expert" or "imperfect". Raises ValueError for another one."""
+    if behaviour not in BEHAVIOURS:
+        raise ValueError(f"no behaviour {behaviour!r}; {did_you_mean(behaviour, BEHAVIOURS)}")
+    return ExpertActor(imperfect=behaviour == "imperfect")
+
+
+def _collect_unit(
+    unit: _Unit, path: str, env_id: str, env_kwargs: Mapping[str, Any], make_actor: Callable[[str], Actor]
+) -> None:
     env = environment(env_id, json.dumps(env_kwargs, sort_keys=True))
     writer = EpisodeWriter(path, dataset_spec(env))
     if not writer.has(unit.name):
-        episode = play(env, ExpertActor(imperfect=unit.behaviour == "imperfect"), unit.seed, record=True)
+        episode = play(env, make_actor(unit.behaviour), unit.seed, record=True)
         facts = {key: episode.row[key] for key in ("seed", "success", "return", "progress")}
         info = {"task": robot_env(env).task.name, "source": unit.behaviour, "env_id": env_id, **facts}
         writer.add(episode.arrays, {**info, "randomization": episode.randomization}, unit.name, exist_ok=True)
@@ -152,22 +162,24 @@ def collect(
     seed: int,
     num_workers: int | None = None,
     title: str = "collect",
+    make_actor: Callable[[str], Actor] = expert_actor,
 ) -> EpisodeStore:
     """Collect {behaviour: number of episodes} into the dataset at `path`; episodes that are there already are kept.
 
-    behaviours: "expert" (scripted, privileged), "imperfect" (the same misjudging where the object is; about half fail).
+    behaviours: "expert" (scripted, privileged), "imperfect" (the same misjudging where the object is; about half fail),
+        or whatever make_actor (picklable) makes an actor of. It becomes the episode's source in the dataset.
 
     Raises:
         ValueError: an unknown behaviour. SpecError: the dataset at `path` holds something else.
     """
-    for behaviour in episodes:
-        if behaviour not in BEHAVIOURS:
-            raise ValueError(f"no behaviour {behaviour!r}; {did_you_mean(behaviour, BEHAVIOURS)}")
+    for behaviour, count in episodes.items():
+        if count:
+            make_actor(behaviour)  # a mistake shows here, not in every process
     units = [
-        _Unit(behaviour, episode_seed(seed, 10**6 * BEHAVIOURS.index(behaviour) + i), f"{behaviour}_{seed}_{i:06d}")
+        _Unit(behaviour, episode_seed(seed, zlib.crc32(behaviour.encode()), i), f"{behaviour}_{seed}_{i:06d}")
         for behaviour, count in episodes.items()
         for i in range(count)
     ]
-    work = partial(_collect_unit, path=str(path), env_id=env_id, env_kwargs=dict(env_kwargs))
+    work = partial(_collect_unit, path=str(path), env_id=env_id, env_kwargs=dict(env_kwargs), make_actor=make_actor)
     map_units(work, units, num_workers, title)
     return EpisodeStore(path)

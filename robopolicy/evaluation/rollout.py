@@ -20,7 +20,7 @@ from robopolicy.executor import map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.policies.wrappers import ChunkExecutor
+from robopolicy.policies.wrappers import ChunkExecutor, Exploring
 from robopolicy.spec import Array, Policy
 
 BLOCK = 5  # episodes of one work unit
@@ -79,6 +79,11 @@ class PolicyActor:
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
         return self.executor.act(observation)
+
+
+def exploring_actor(checkpoint: str) -> PolicyActor:
+    """Actor that executes drawn candidates of a checkpoint's policy."""
+    return PolicyActor(Exploring(_policy(checkpoint, None, "{}")))
 
 
 @lru_cache(maxsize=4)

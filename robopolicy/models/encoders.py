@@ -57,15 +57,25 @@ def spatial_softmax(maps_BCHW: Tensor) -> Tensor:
 
 
 class VectorEncoder(nn.Module):
-    """Low-dimensional frames [B, T, n] -> [B, D]: an MLP over the concatenated frames."""
+    """Low-dimensional frames [B, T, n] -> [B, D]: an MLP over the concatenated frames.
 
-    def __init__(self, size: int, obs_horizon: int, width: int) -> None:
+    Args:
+        size: n, entries of a frame.
+        noise: std of Gaussian noise on the normalised entries in training; keeps a policy from recognising single
+            demonstrations by their exact joint positions.
+    """
+
+    def __init__(self, size: int, obs_horizon: int, width: int, noise: float = 0.0) -> None:
         super().__init__()
+        self.noise = noise
         self.net = mlp(obs_horizon * size, 2 * width, width)
 
     def forward(self, frames_BTn: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[B, T, n] -> [B, D]."""
-        return self.net(frames_BTn.flatten(1).float())
+        x = frames_BTn.flatten(1).float()
+        if generator is not None and self.noise:
+            x = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
+        return self.net(x)
 
 
 class PointEncoder(nn.Module):
@@ -77,6 +87,7 @@ class PointEncoder(nn.Module):
         num_features: C, xyz (m) and further columns.
         unit: length (m) that becomes 1 inside the network.
         num_points: size of the random subset drawn in training; None = all points.
+        jitter: std (m) of Gaussian noise on every point, and of a shift of the whole cloud, in training.
         widths: of the shared MLP.
     """
 
@@ -87,12 +98,13 @@ class PointEncoder(nn.Module):
         width: int,
         unit: float = 0.1,
         num_points: int | None = None,
+        jitter: float = 0.0,
         widths: Sequence[int] = (64, 64, 128),
     ) -> None:
         super().__init__()
         if unit <= 0:
             raise ValueError(f"unit={unit} must be a positive length in metres")
-        self.unit, self.num_points = unit, num_points
+        self.unit, self.num_points, self.jitter = unit, num_points, jitter
         self.points = mlp(num_features, *widths, norm=True)
         self.frames = mlp(obs_horizon * widths[-1], width, width, norm=True)
 
@@ -105,6 +117,10 @@ class PointEncoder(nn.Module):
         padding = (xyz == 0).all(-1, keepdim=True)
         if center_BT3 is not None:
             xyz = xyz - center_BT3.unsqueeze(2)
+        if generator is not None and self.jitter:
+            each = torch.randn(xyz.shape, generator=generator, device=xyz.device)
+            whole = torch.randn((*xyz.shape[:2], 1, 3), generator=generator, device=xyz.device)
+            xyz = xyz + self.jitter * (each + whole)
         inputs = torch.cat([xyz / self.unit, cloud_BTPC[..., 3:]], -1)
         features = self.points(inputs).masked_fill(padding, -torch.inf).amax(2)
         return self.frames(features.masked_fill(padding.all(2), 0.0).flatten(1))
@@ -183,6 +199,7 @@ class ObservationEncoder(nn.Module):
         normalizer: statistics of those features; kept inside, so that they travel with the weights.
         width: D.
         points_center: names of the three entries of STATE (a position, m) that clouds are expressed relative to.
+        vectors: further arguments of VectorEncoder.
         points: further arguments of PointEncoder.
         images: further arguments of ImageEncoder.
     """
@@ -195,6 +212,7 @@ class ObservationEncoder(nn.Module):
         normalizer: Normalizer,
         width: int = 128,
         points_center: Sequence[str] = (),
+        vectors: Mapping[str, Any] | None = None,
         points: Mapping[str, Any] | None = None,
         images: Mapping[str, Any] | None = None,
     ) -> None:
@@ -208,7 +226,7 @@ class ObservationEncoder(nn.Module):
             elif key.startswith((IMAGES, DEPTH)):
                 part = ImageEncoder(feature.shape, obs_horizon, width, **_known(ImageEncoder, images))
             elif len(feature.shape) == 1:
-                part = VectorEncoder(feature.shape[0], obs_horizon, width)
+                part = VectorEncoder(feature.shape[0], obs_horizon, width, **_known(VectorEncoder, vectors))
             else:
                 shape = list(feature.shape)
                 raise SpecError(f"{key!r} has shape {shape}: only {POINTS!r}, images, depth and vectors can be encoded")

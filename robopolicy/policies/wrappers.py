@@ -9,6 +9,23 @@ import numpy as np
 from robopolicy.spec import Array, Observation, Policy, SpecError
 
 
+class Exploring:
+    """A Policy that executes a drawn candidate of another one instead of its best guess: experience for critics."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.spec = policy, policy.spec
+
+    def reset(self) -> None:
+        """Forget the current episode."""
+        self.policy.reset()
+
+    def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:
+        """Chunks [B, N, H, A] (see spec.Policy): candidates 1 to N of the policy."""
+        if num_samples < 1:
+            raise SpecError(f"num_samples={num_samples} must be at least 1")
+        return self.policy.sample(observation, num_samples + 1, seed)[:, 1:]
+
+
 class ChunkExecutor:
     """Runs a policy step by step: keeps the last frames, asks for a chunk when the previous one is used up.
 

@@ -72,10 +72,12 @@ def _collision_urdf() -> str:
 
 
 @dataclass(frozen=True)
-class _Token:
-    state_id: int
+class _Move:
+    """What the engine was told: a command held for a number of physics steps."""
+
     q_target: np.ndarray
     opening: float
+    num_steps: int
 
 
 class BulletEngine:
@@ -109,6 +111,7 @@ class BulletEngine:
         self._raster = Rasterizer(meshes, ids)
         self._mesh_rgb = np.array([scene.robot_rgb] * len(self._visuals) + [b.rgb for b in scene.bodies], np.float32)
         self._mesh_texture = np.array([-1] * len(self._visuals) + [b.texture for b in scene.bodies], np.int32)
+        self._moves: list[_Move] = []
         self.command(np.asarray(scene.robot_joints), MAX_OPENING)
 
     def _add_table(self, scene: Scene) -> None:
@@ -162,8 +165,12 @@ class BulletEngine:
 
     def advance(self, seconds: float) -> None:
         """See Engine.advance."""
-        for _ in range(whole_steps(seconds, self.time_step)):
+        self._simulate(whole_steps(seconds, self.time_step))
+
+    def _simulate(self, num_steps: int) -> None:
+        for _ in range(num_steps):
             self._p.stepSimulation()
+        self._moves.append(_Move(self._q_target, self._opening, num_steps))
 
     def _uid(self, name: str) -> int:
         if name not in self._bodies:
@@ -197,14 +204,19 @@ class BulletEngine:
         """See Engine.render."""
         return self._raster.render(self._mesh_poses(), self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
 
-    def save_state(self) -> _Token:
+    def save_state(self) -> tuple[_Move, ...]:
         """See Engine.save_state."""
-        return _Token(self._p.saveState(), self._q_target.copy(), self._opening)
+        return tuple(self._moves)
 
-    def restore_state(self, token: _Token) -> None:
-        """See Engine.restore_state."""
-        self._p.restoreState(token.state_id)
-        self.command(token.q_target, token.opening)
+    def restore_state(self, token: tuple[_Move, ...]) -> None:
+        """See Engine.restore_state. Replays the episode so far, at about a thousand control steps per second.
+
+        Bullet's own saved states leave out parts of its contact caches, and the trajectory after one is off by micrometres.
+        """
+        self.build(self._scene)
+        for move in token:
+            self.command(move.q_target, move.opening)
+            self._simulate(move.num_steps)
 
     def close(self) -> None:
         """See Engine.close."""

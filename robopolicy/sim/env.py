@@ -20,7 +20,8 @@ from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, STATE_NA
 from robopolicy.sim.scene import Frame
 from robopolicy.sim.tasks import TASKS
 
-DISTURBANCE_MEMORY = 0.8  # correlation of the disturbance from one control step to the next
+PUSH_PROBABILITY = 0.04  # of a push starting at a control step
+PUSH_DECAY = 0.7  # of a push from one control step to the next
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,9 @@ class RobotEnv(gymnasium.Env):
         std = self.world.scalar("robot.disturbance")
         if std == 0:
             return action
-        fresh = self._disturbance_rng.normal(0.0, std, 3) * np.sqrt(1 - DISTURBANCE_MEMORY**2)
-        self._disturbance = DISTURBANCE_MEMORY * self._disturbance + fresh
+        started = self._disturbance_rng.random() < PUSH_PROBABILITY
+        push = self._disturbance_rng.normal(0.0, std, 3)
+        self._disturbance = PUSH_DECAY * self._disturbance + started * push
         return action + np.concatenate([self._disturbance, np.zeros(4)])
 
     def _info(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ NOMINAL: dict[str, Value] = {
     "robot.finger_friction": 1.0,
     "robot.grip_force": 40.0,  # N
     "robot.gain": 1.0,  # scales commanded deltas: calibration of the low-level controller
-    "robot.disturbance": 0.0,  # m: std of a slowly varying push on the commanded motion, per step
+    "robot.disturbance": 0.0,  # m per step: std of occasional pushes on the commanded motion, gone in half a second
     "distractors.count": 0.0,
     "sensor.depth_noise": 0.0,  # m: std at 1 m, grows with the square of the distance
     "sensor.depth_dropout": 0.0,  # share of pixels without depth
