@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +29,17 @@ from robopolicy.ranking.rank import compare
 from robopolicy.ranking.result import Ranking
 
 VALIDATION = "held_out"  # the randomisation that every checkpoint is validated on
+TARGET = "twin"  # what varies from trial to trial on the target
+EXPLORER = 1  # which checkpoint of its run makes the critic's experience: an early one, that still fails
 TWIN_NAME = "the MuJoCo twin"
-SEEDS = {"collect": 1, "target": 2, "select": 101, "confirm": 102, "twin": 103}  # offsets: no two stages share an episode
+SEEDS = {
+    "collect": 1,
+    "target": 2,
+    "explore": 3,
+    "select": 101,
+    "confirm": 102,
+    "twin": 103,
+}  # offsets: no two stages share an episode
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +79,13 @@ class Demo:
     def run(self) -> list[str]:
         """Run all stages. Returns what happened, in plain words; the last line says where the report is."""
         names = list(self.settings["randomizations"])
-        with self.stage("collect", f"demonstrations and flawed attempts under {' and '.join(names)}, and target observations"):
+        with self.stage("collect", f"demonstrations under {' and '.join(names)}, flawed attempts, target observations"):
             target = self._collect(names)
-        with self.stage("train", f"{len(names)} policies and a critic"):
-            critic = self._train(names)
+        with self.stage("train", f"{len(names)} policies, one for each randomisation"):
+            self._train([self._policy_run(name) for name in names])
         arms = pipeline.find_checkpoints([self.out / "policies" / name for name in names])
+        with self.stage("critic", "an early checkpoint tries things out; a critic learns from what became of them"):
+            critic = self._critic(names[-1])
         with self.stage("evaluate", f"{len(arms)} checkpoints on the same {VALIDATION} worlds"):
             table = self._evaluate(arms, self._suite("select", VALIDATION, "episodes"), "scores.parquet")
         best = max(arms, key=lambda arm: (success_by_arm(table)[arm.name].mean(), arm.step))
@@ -81,47 +93,72 @@ class Demo:
             pair = [best, pipeline.steered(best, critic, self.settings["steer"])]
             steering = self._evaluate(pair, self._suite("confirm", VALIDATION, "steer_episodes"), "steering.parquet")
         with self.stage("twin", "what the checkpoints really achieve in the held-out simulator"):
-            twin = self._suite("twin", "none", "target_episodes", twin=True)
+            twin = self._suite("twin", TARGET, "target_episodes", twin=True)
             outcomes = self._evaluate(arms, twin, "outcomes.parquet")
         with self.stage("rank", "simulated success combined with out-of-distribution detection"):
             ranking = self._rank(arms, table, target, outcomes, steering, pair, twin)
         return self._summary(ranking, table, steering, pair)
 
     def _collect(self, names: Sequence[str]) -> EpisodeStore:
-        wanted, task = self.settings["collect"], self.settings["task"]
+        wanted = self.settings["collect"]
         for name in names:
-            episodes = {"expert": wanted["expert"], "imperfect": wanted["imperfect"]}
-            arguments = (self.out / "data" / name, task, name, episodes, self.seed("collect"), False, wanted["disturbance"])
-            pipeline.collect_run(*arguments, self.workers, f"collect {name}")
-        target = {"expert": wanted["target"]}
-        path = self.out / "data" / "target"
-        return pipeline.collect_run(path, task, "none", target, self.seed("target"), True, 0.0, self.workers, "collect target")
+            flawed = wanted["imperfect"] if name == names[-1] else 0  # the critic learns on the last one
+            self._episodes(name, name, {"expert": wanted["expert"], "imperfect": flawed}, "collect", wanted["disturbance"])
+        return self._episodes("target", TARGET, {"expert": wanted["target"]}, "target", twin=True)
 
-    def _train(self, names: Sequence[str]) -> Path:
-        base = {"inputs": self.settings["inputs"], "task": self.settings["task"], "logger": "jsonl"}
+    def _episodes(
+        self,
+        folder: str,
+        randomization: str,
+        episodes: Mapping[str, int],
+        seed: str,
+        disturbance: float = 0.0,
+        twin: bool = False,
+        policy: str | None = None,
+    ) -> EpisodeStore:
+        return pipeline.collect_run(
+            path=self.out / "data" / folder,
+            task=self.settings["task"],
+            randomization=randomization,
+            episodes=episodes,
+            seed=self.seed(seed),
+            twin=twin,
+            disturbance=disturbance,
+            num_workers=self.workers,
+            title=f"collect {folder}",
+            policy=policy,
+        )
+
+    def _run(self, folder: str, data: str, where: Mapping[str, Any] | None, train: str, **node: Any) -> dict[str, Any]:
         common = {"seed": self.settings["seed"], "progress": False, "resume": True, "log_every": 20}
-        demonstrations = {"source": ["expert"]}
-        runs = [
-            {
-                **base,
-                "policy": self.settings["policy"],
-                "data": {"path": str(self.out / "data" / name), "where": demonstrations},
-                "train": {**self.settings["train"], **common},
-                "run_dir": str(self.out / "policies" / name),
-            }
-            for name in names
-        ]
-        critic_dir = self.out / "critic"
-        critic = {
-            **base,
-            "critic": self.settings["critic"],
-            "data": {"path": str(self.out / "data" / names[-1]), "where": {}},
-            "train": {**self.settings["critic_train"], **common},
-            "run_dir": str(critic_dir),
+        return {
+            "inputs": self.settings["inputs"],
+            "task": self.settings["task"],
+            "logger": "jsonl",
+            "data": {"path": str(self.out / "data" / data), "where": where},
+            "train": {**self.settings[train], **common},
+            "run_dir": str(self.out / folder),
+            **node,
         }
-        with watch_training([*runs, critic]):
-            map_units(_train_unit, [*runs, critic], self.workers, progress=False)
-        return Path(pipeline.find_checkpoints(critic_dir)[-1].checkpoint)
+
+    def _policy_run(self, name: str) -> dict[str, Any]:
+        return self._run(f"policies/{name}", name, {"source": ["expert"]}, "train", policy=self.settings["policy"])
+
+    def _train(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        with watch_training(runs):
+            map_units(_train_unit, runs, self.workers, progress=False)
+
+    def _critic(self, name: str) -> str:
+        """The checkpoint of a critic trained on all episodes under the randomisation `name`, an early policy's included."""
+        explorer = pipeline.find_checkpoints(self.out / "policies" / name)[EXPLORER].checkpoint
+        episodes = {pipeline.ROLLOUT: self.settings["collect"]["rollout"]}
+        # in a folder of their own: the policies' datasets stay what their checkpoints say they are
+        mixed = self.out / "data" / "mixed"
+        if not mixed.exists():
+            shutil.copytree(self.out / "data" / name, mixed)
+        self._episodes("mixed", name, episodes, "explore", policy=explorer)
+        self._train([self._run("critic", "mixed", None, "critic_train", critic=self.settings["critic"])])
+        return pipeline.find_checkpoints(self.out / "critic")[-1].checkpoint
 
     def _suite(self, stage: str, randomization: str, episodes: str, twin: bool = False) -> Suite:
         env_id, env_kwargs = pipeline.task_env(self.settings["task"], randomization, twin)

@@ -126,6 +126,12 @@ def test_action_moves_the_end_effector_by_what_it_says():
     assert np.allclose(env.T_base_ee[:3, :3], start[:3, :3], atol=0.03)
 
 
+def test_a_sensor_measures_the_same_whatever_others_there_are():
+    kwargs = {"randomization": "wide", "image_size": 32}
+    few, many = make(observation=("points",), **kwargs), make(observation=EVERYTHING, **kwargs)
+    assert np.array_equal(few.reset(seed=3)[0][spec.POINTS], many.reset(seed=3)[0][spec.POINTS])
+
+
 def test_bad_actions_are_refused():
     env = make()
     env.reset(seed=0)

@@ -136,7 +136,7 @@ class Windows:
         features = store.spec.features
         values = {key: np.empty((total, *features[key].shape), features[key].dtype) for key in needed}
         hidden = len(self.episodes) <= _SHOW_PROGRESS
-        for position, index in enumerate(tqdm(self.episodes, desc="loading episodes", unit="episode", disable=hidden)):
+        for position, index in enumerate(tqdm(self.episodes, desc="load", unit="episode", disable=hidden, leave=False)):
             rows = slice(self._starts[position], self._starts[position + 1])
             for key, array in store.read(int(index), needed).items():
                 values[key][rows] = array

@@ -103,7 +103,10 @@ def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     arm, suite = unit
     actor = PolicyActor(arm_policy(arm))
-    env = environment(suite.env_id, json.dumps(dict(suite.env_kwargs), sort_keys=True))
+    kwargs = dict(suite.env_kwargs)
+    if "observation" in kwargs:  # render what the policy looks at and no more
+        kwargs["observation"] = [key.removeprefix("observation.") for key in actor.executor.policy.spec.observation]
+    env = environment(suite.env_id, json.dumps(kwargs, sort_keys=True))
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 
 

@@ -20,6 +20,8 @@ from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, STATE_NA
 from robopolicy.sim.scene import Frame
 from robopolicy.sim.tasks import TASKS
 
+# Sensors have random streams of their own, so that what one of them measures does not depend on which others there are.
+SENSORS = ("state", "points", *(f"{kind}.{name}" for name in world.CAMERAS for kind in ("images", "depth")))
 PUSH_PROBABILITY = 0.04  # of a push starting at a control step
 PUSH_DECAY = 0.7  # of a push from one control step to the next
 
@@ -162,7 +164,7 @@ class RobotEnv(gymnasium.Env):
         self.controller = ArmController(period=self.period)
         self.controller.reset(self.engine.joints()[0])
         self.step_count, self.last_grip, self._disturbance = 0, 1.0, np.zeros(3)
-        self._sensor_rng = stream(self.episode_seed, "sensor")
+        self._sensor_rngs = {name: stream(self.episode_seed, f"sensor.{name}") for name in SENSORS}
         self._disturbance_rng = stream(self.episode_seed, "disturbance")
         self.engine.advance(self.period)
         return self.observe(), {**self._info(), "seed": self.episode_seed, "randomization": dict(self.world)}
@@ -192,6 +194,9 @@ class RobotEnv(gymnasium.Env):
         truncated = not info["success"] and self.step_count >= self.max_episode_steps
         return reward, info["success"], truncated, info
 
+    def _generators(self) -> list[np.random.Generator]:
+        return [*self._sensor_rngs.values(), self._disturbance_rng]
+
     def _disturbed(self, action: np.ndarray) -> np.ndarray:
         std = self.world.scalar("robot.disturbance")
         if std == 0:
@@ -213,7 +218,7 @@ class RobotEnv(gymnasium.Env):
             kind, _, name = short.partition(".")
             if kind == "state":
                 q, opening = self.engine.joints()
-                noise = self._sensor_rng.normal(0.0, 1.0, len(q)) * self.world.scalar("sensor.state_noise")
+                noise = self._sensor_rngs["state"].normal(0.0, 1.0, len(q)) * self.world.scalar("sensor.state_noise")
                 out[key] = robot.proprioception(q + noise, opening)
             elif kind == "environment_state":
                 out[key] = self.task.environment_state(self.engine, self.world)
@@ -222,14 +227,14 @@ class RobotEnv(gymnasium.Env):
                 camera = world.camera(name, self.world, self.T_base_ee, self.image_size)
                 if name not in frames:
                     frame = self.engine.render(camera, rgb=f"images.{name}" in self._selected)
-                    frames[name] = frame, noisy_depth(frame.depth, self.world, self._sensor_rng)
+                    frames[name] = frame, noisy_depth(frame.depth, self.world, self._sensor_rngs[f"depth.{name}"])
                 frame, depth = frames[name]
                 if kind == "images":
-                    out[key] = noisy_image(frame.rgb, self.world, self._sensor_rng)
+                    out[key] = noisy_image(frame.rgb, self.world, self._sensor_rngs[short])
                 elif kind == "depth":
                     out[key] = depth
                 else:
-                    out[key] = point_cloud(depth, frame, camera, self.num_points, self._sensor_rng)
+                    out[key] = point_cloud(depth, frame, camera, self.num_points, self._sensor_rngs["points"])
         return out
 
     def render(self) -> np.ndarray | None:
@@ -242,7 +247,7 @@ class RobotEnv(gymnasium.Env):
 
     def save_state(self) -> _Token:
         """A token for restore_state(), valid until the next reset()."""
-        generators = tuple(g.bit_generator.state for g in (self._sensor_rng, self._disturbance_rng))
+        generators = tuple(generator.bit_generator.state for generator in self._generators())
         return _Token(
             self.engine.save_state(),
             self.controller.copy(),
@@ -257,7 +262,7 @@ class RobotEnv(gymnasium.Env):
         self.engine.restore_state(token.engine)
         self.controller = token.controller.copy()
         self.step_count, self.last_grip, self._disturbance = token.step_count, token.last_grip, token.disturbance.copy()
-        for generator, state in zip((self._sensor_rng, self._disturbance_rng), token.generators, strict=True):
+        for generator, state in zip(self._generators(), token.generators, strict=True):
             generator.bit_generator.state = state
 
     def close(self) -> None:
