@@ -30,7 +30,7 @@ from robopolicy.ranking.result import Ranking
 
 VALIDATION = "held_out"  # the randomisation that every checkpoint is validated on
 TARGET = "twin"  # what varies from trial to trial on the target
-EXPLORER = 1  # which checkpoint of its run makes the critic's experience: an early one, that still fails
+EXPLORER = -1  # which checkpoint of its run makes the critic's experience: the one whose actions it will have to judge
 TWIN_NAME = "the MuJoCo twin"
 SEEDS = {
     "collect": 1,
@@ -84,7 +84,7 @@ class Demo:
         with self.stage("train", f"{len(names)} policies, one for each randomisation"):
             self._train([self._policy_run(name) for name in names])
         arms = pipeline.find_checkpoints([self.out / "policies" / name for name in names])
-        with self.stage("critic", "an early checkpoint tries things out; a critic learns from what became of them"):
+        with self.stage("critic", "a policy tries things out, and a critic learns from what became of them"):
             critic = self._critic(names[-1])
         with self.stage("evaluate", f"{len(arms)} checkpoints on the same {VALIDATION} worlds"):
             table = self._evaluate(arms, self._suite("select", VALIDATION, "episodes"), "scores.parquet")
@@ -149,7 +149,7 @@ class Demo:
             map_units(_train_unit, runs, self.workers, progress=False)
 
     def _critic(self, name: str) -> str:
-        """The checkpoint of a critic trained on all episodes under the randomisation `name`, an early policy's included."""
+        """The checkpoint of a critic trained on all episodes under the randomisation `name`, those of the explorer included."""
         explorer = pipeline.find_checkpoints(self.out / "policies" / name)[EXPLORER].checkpoint
         episodes = {pipeline.ROLLOUT: self.settings["collect"]["rollout"]}
         # in a folder of their own: the policies' datasets stay what their checkpoints say they are
@@ -206,8 +206,8 @@ class Demo:
     def _galleries(self, arms: Sequence[Arm], outcomes: pa.Table, twin: Suite, table: pa.Table) -> list[dict[str, Any]]:
         names = list(self.settings["randomizations"])
         suites = [self._suite("select", name, "episodes") for name in [*names, VALIDATION]]
-        images = [(s.name.split("/")[-1], frame) for s in suites for frame in worlds(s, range(4), 200)]
-        images += [("twin", frame) for frame in worlds(twin, range(4), 200)]
+        images = [(s.name.split("/")[-1], frame) for s in suites for frame in worlds(s, range(6), 200)]
+        images += [("twin", frame) for frame in worlds(twin, range(6), 200)]
         caption = (
             "Rows: what each policy was trained on, what all were validated on, and the twin that stands in for the robot."
         )

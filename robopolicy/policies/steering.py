@@ -23,22 +23,26 @@ class Selection:
     """How a candidate is chosen from scores of E heads.
 
     rule: "lcb" takes the largest mean - lcb * standard deviation over heads, "argmax" the largest mean; both keep
-        candidate 0 unless the gain over it, averaged over heads, exceeds `margin` standard deviations of that gain.
+        candidate 0 unless the gain over it, averaged over heads, exceeds `margin` standard deviations of that gain
+        and `min_gain`, in the critic's units. Heads that share an encoder and data agree on their common errors, which
+        `margin` cannot see: set `min_gain` to about the critic's error.
         "softmax" draws a candidate by its mean, standardised over candidates and divided by `temperature`.
     """
 
     rule: str = "lcb"
     lcb: float = 1.0
     margin: float = 1.0
+    min_gain: float = 0.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"rule={self.rule!r} must be one of {', '.join(RULES)}")
-        if self.temperature <= 0 or self.lcb < 0 or self.margin < 0:
-            raise ValueError(
-                f"temperature={self.temperature} must be positive, lcb={self.lcb} and margin={self.margin} not negative"
-            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+        for name in ("lcb", "margin", "min_gain"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
 def select(scores_EBN: Array, selection: Selection, rng: np.random.Generator) -> Array:
@@ -51,7 +55,7 @@ def select(scores_EBN: Array, selection: Selection, rng: np.random.Generator) ->
     pessimism = selection.lcb if selection.rule == "lcb" else 0.0
     best = (mean - pessimism * scores_EBN.std(0)).argmax(1)
     gain = np.take_along_axis(scores_EBN, best[None, :, None], 2)[..., 0] - scores_EBN[..., 0]  # [E, B]
-    return np.where(gain.mean(0) > selection.margin * gain.std(0), best, 0)
+    return np.where(gain.mean(0) > np.maximum(selection.margin * gain.std(0), selection.min_gain), best, 0)
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,14 @@ class SteeredPolicy:
         rule: str = "lcb",
         lcb: float = 1.0,
         margin: float = 1.0,
+        min_gain: float = 0.0,
         temperature: float = 1.0,
     ) -> None:
         if num_samples < 1:
             raise SpecError(f"num_samples={num_samples} must be at least 1")
         check_fit(policy, critic)
         self.policy, self.critic, self.num_samples = policy, critic, num_samples
-        self.selection = Selection(rule, lcb, margin, temperature)
+        self.selection = Selection(rule, lcb, margin, min_gain, temperature)
         self.spec: PolicySpec = replace(
             policy.spec,
             observation={**critic.spec.observation, **policy.spec.observation},
