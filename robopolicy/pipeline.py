@@ -96,6 +96,7 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     windows = Windows(store, tuple(module.spec.observation), module.spec.obs_horizon, horizon, module.batch_keys, episodes)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
     resolved[kind] = settings[kind]
+    resolved["data"] = {**settings["data"], "path": str(store.path.resolve())}  # ranking looks there again
     return train(module, windows, run_dir, config=resolved, settings=train_config, kind=kind, data_hash=store.hash)
 
 
@@ -107,15 +108,23 @@ def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Arm]:
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     found = [folder for path in given for folder in _checkpoints_under(Path(path))]
-    runs = {folder: folder.parent.parent for folder in found}
+    runs = {folder: folder.parent.parent if folder.parent.name == "checkpoints" else folder for folder in found}
     short = {run: run.name for run in runs.values()}
     if len(set(short.values())) < len(short):  # runs of the same name in different places
         short = {run: str(run) for run in short}
-    names = [(folder, short[runs[folder]], int(folder.name.removeprefix("step_"))) for folder in found]
+    names = [(folder, short[runs[folder]], _step(folder)) for folder in found]
     return [Arm(f"{run}@{step}", str(folder), run=run, step=step) for folder, run, step in names]
 
 
+def _step(folder: Path) -> int:
+    """The training step in a checkpoint folder's name; 0 when somebody renamed it."""
+    number = folder.name.removeprefix("step_")
+    return int(number) if number.isdecimal() else 0
+
+
 def _checkpoints_under(path: Path) -> Iterator[Path]:
+    if path.name == "model":
+        path = path.resolve().parent
     if (path / "model").is_dir():
         yield path.resolve()
         return
