@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,8 +49,16 @@ def train(cfg: dict[str, Any]) -> None:
     """
     from robopolicy.pipeline import train_run
 
-    checkpoints = train_run({key: value for key, value in cfg.items() if key != "run_dir"}, cfg["run_dir"])
+    run_dir = cfg.pop("run_dir") or _default_run_dir()
+    checkpoints = train_run(cfg, run_dir)
     print(f"{len(checkpoints)} checkpoints; the last is {checkpoints[-1]}")
+
+
+def _default_run_dir() -> str:
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        return job.runtime.output_dir
+    return time.strftime("runs/train/%Y-%m-%d_%H-%M-%S")
 
 
 def evaluate(cfg: dict[str, Any]) -> None:
@@ -145,8 +156,7 @@ def _run(name: str, arguments: list[str]) -> None:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if len(overrides) == len(arguments):
         compose(name, overrides)  # a mistake in them is explained better here than by Hydra
-    folder = [f"hydra.run.dir={o.removeprefix('run_dir=')}" for o in overrides if o.startswith("run_dir=")]
-    sys.argv = [f"robopolicy {name}", *arguments, *folder]
+    sys.argv = [f"robopolicy {name}", *arguments]
     hydra.main(config_path=str(conf_dir()), config_name=name, version_base="1.3")(job)()
     if failures:
         raise failures[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 import robopolicy
-from robopolicy import spec
+from robopolicy import checkpoint, spec
 from robopolicy.cli import VERBS
 from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.executor import map_units
@@ -80,7 +82,30 @@ def test_mistakes_exit_with_2_and_say_what_works(arguments, message, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_damaged_dataset_is_named_and_leaves_no_run(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "copy")
+    victim = sorted((tmp_path / "copy/episodes").iterdir())[2]
+    victim.write_bytes(victim.read_bytes()[:300])
+    done = robopolicy_run(*small(tmp_path / "copy", tmp_path / "run"), check=False)
+    assert done.returncode == 2
+    assert victim.name in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_with_other_tensors_is_refused_by_name(dataset, tmp_path):
+    robopolicy_run(*small(dataset, tmp_path / "run", "policy=bc"))
+    folder = tmp_path / "run/checkpoints/step_000040"
+    tensors = checkpoint.load(folder).tensors
+    name = next(iter(tensors))
+    tensors["surplus"] = tensors.pop(name)
+    save_file({key: value.clone() for key, value in tensors.items()}, folder / "model/model.safetensors")
+    done = robopolicy_run("evaluate", f"checkpoint={folder}", "episodes=1", "num_workers=1", check=False)
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "surplus" in done.stderr
 
 
 def test_trains_any_dataset_and_samples_in_physical_units(dataset, tmp_path):
