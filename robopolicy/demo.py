@@ -155,7 +155,10 @@ class Demo:
         # in a folder of their own: the policies' datasets stay what their checkpoints say they are
         mixed = self.out / "data" / "mixed"
         if not mixed.exists():
-            shutil.copytree(self.out / "data" / name, mixed)
+            part = mixed.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(self.out / "data" / name, part)
+            part.rename(mixed)
         self._episodes("mixed", name, episodes, "explore", policy=explorer)
         self._train([self._run("critic", "mixed", None, "critic_train", critic=self.settings["critic"])])
         return pipeline.find_checkpoints(self.out / "critic")[-1].checkpoint

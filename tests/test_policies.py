@@ -10,7 +10,7 @@ import torch
 
 from robopolicy import checkpoint
 from robopolicy.batch import fake_batch
-from robopolicy.data.transforms import vector_statistics
+from robopolicy.data.transforms import Normalizer, vector_statistics
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer
 from robopolicy.models.critic import SuccessCritic
 from robopolicy.models.encoders import ObservationEncoder
@@ -19,7 +19,7 @@ from robopolicy.policies.bc import BehaviourCloningPolicy, smooth_noise
 from robopolicy.policies.carp import CarpPolicy
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import Selection, SteeredPolicy, select
-from robopolicy.policies.wrappers import ChunkExecutor
+from robopolicy.policies.wrappers import ChunkExecutor, Exploring
 from robopolicy.spec import (
     ACTION,
     ACTION_IS_PAD,
@@ -349,6 +349,35 @@ def test_heads_that_disagree_on_the_gain_keep_candidate_zero():
     assert select(disputed, Selection(), rng).tolist() == [0]
     assert select(disputed, Selection(rule="argmax", margin=0.0), rng).tolist() == [1]
     assert select(disputed, Selection(lcb=5.0, margin=0.0), rng).tolist() == [0]
+
+
+def test_a_gain_within_the_critics_error_keeps_candidate_zero():
+    rng, scores = np.random.default_rng(0), np.array([[[0.0, 0.1], [0.0, 0.3]]])
+    assert select(scores, Selection(min_gain=0.2), rng).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="min_gain=-1"):
+        Selection(min_gain=-1.0)
+
+
+def test_exploring_executes_a_drawn_candidate(policy, generator):
+    observation = observation_for(policy, 3, generator)
+    explorer = Exploring(policy)
+    assert np.array_equal(explorer.sample(observation, 3, seed=1), policy.sample(observation, 4, seed=1)[:, 1:])
+    assert not np.array_equal(explorer.sample(observation, 1, seed=1), policy.sample(observation, 1, seed=1))
+    with pytest.raises(SpecError, match="num_samples=0"):
+        explorer.sample(observation, 0)
+
+
+def test_augmentation_happens_in_training_only():
+    features = {STATE: FeatureSpec((3,)), POINTS: FeatureSpec((8, 3), unit="m")}
+    options = {"vectors": {"noise": 0.3}, "points": {"jitter": 0.05}}
+    torch.manual_seed(0)
+    encoder = ObservationEncoder(observation=features, obs_horizon=1, normalizer=Normalizer(features), width=8, **options)
+    batch = {STATE: torch.randn(2, 1, 3), POINTS: torch.randn(2, 1, 8, 3)}
+    assert torch.equal(encoder(batch), encoder(batch))
+    generator = torch.Generator().manual_seed(0)
+    assert not torch.equal(encoder(batch, generator), encoder(batch, generator))
+    again = torch.Generator().manual_seed(0)
+    assert torch.equal(encoder(batch, again), encoder(batch, torch.Generator().manual_seed(0)))
 
 
 def test_softmax_draws_by_value_and_a_flat_critic_draws_evenly():
