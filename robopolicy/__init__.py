@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
+MAX_EPISODE_STEPS = {"Lift": 120}  # of each task, unless gymnasium.make() is given another number
+
+
 def _register() -> None:
     try:
         from gymnasium import register
     except ImportError:  # ranking and deployment work without it
         return
-    for name in ("Lift",):
-        task = name.lower()
-        register(f"robopolicy/{name}-v0", "robopolicy.sim.env:RobotEnv", kwargs={"task": task, "engine": "bullet"})
-        register(f"robopolicy/{name}Twin-v0", "robopolicy.sim.env:RobotEnv", kwargs={"task": task, "engine": "mujoco"})
+    for name, steps in MAX_EPISODE_STEPS.items():
+        for suffix, engine in (("", "bullet"), ("Twin", "mujoco")):
+            kwargs = {"task": name.lower(), "engine": engine}
+            register(f"robopolicy/{name}{suffix}-v0", "robopolicy.sim.env:RobotEnv", max_episode_steps=steps, kwargs=kwargs)
 
 
 _register()

@@ -7,6 +7,7 @@ from gymnasium.utils.env_checker import check_env
 
 import robopolicy
 from robopolicy import spec
+from robopolicy.data.collect import play
 from robopolicy.geometry import matrix_from_6d
 from robopolicy.sim import robot
 from robopolicy.sim.camera import deproject, height_over_table
@@ -23,7 +24,7 @@ def make(env_id=IDS[0], **kwargs):
     return gymnasium.make(env_id, disable_env_checker=True, **{"observation": ("state",), **kwargs}).unwrapped
 
 
-def run(env, seed, num_steps=None, expert=None):
+def run(env, seed, num_steps=120, expert=None):
     """Observations and rewards of an episode."""
     observation, _ = env.reset(seed=seed)
     expert, trace = expert or env.expert(), [observation]
@@ -103,6 +104,25 @@ def test_imperfect_experts_fail_about_half_of_the_time():
     env, rng = make(), np.random.default_rng(0)
     success = [run(env, seed, expert=LiftExpert.imperfect(rng))[1]["success"] for seed in range(16)]
     assert 3 <= sum(success) <= 13
+
+
+@pytest.mark.parametrize(("given", "steps"), [({}, 120), ({"max_episode_steps": 9}, 9), ({"max_episode_steps": 130}, 130)])
+def test_episodes_end_in_time_whether_observed_or_not(given, steps):
+    class Idle:
+        wants_observation = False
+
+        def reset(self, seed):
+            pass
+
+        def act(self, env, observation):
+            return np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+
+    env = gymnasium.make(IDS[0], disable_env_checker=True, observation=("state",), **given)
+    assert play(env, Idle(), 0).row["length"] == steps
+    recorded = play(env, Idle(), 0, record=True)
+    assert recorded.row["length"] == steps
+    assert recorded.arrays[spec.TRUNCATED].tolist() == [False] * (steps - 1) + [True]
+    assert not recorded.row["success"]
 
 
 def test_advance_is_step_without_looking():

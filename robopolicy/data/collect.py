@@ -58,6 +58,7 @@ def play(env: gymnasium.Env, actor: Actor, seed: int, record: bool = False) -> E
     observation: dict[str, Array] | None
     observation, info = env.reset(seed=seed)
     advance = getattr(env.unwrapped, "advance", None)
+    limit = env.spec.max_episode_steps if env.spec else None  # gymnasium's wrapper counts calls of step() only
     steps: list[dict[str, Any]] = []
     total, best, length, ended = 0.0, float(info.get("progress", 0.0)), 0, False
     randomization = dict(info.get("randomization", {}))
@@ -69,7 +70,9 @@ def play(env: gymnasium.Env, actor: Actor, seed: int, record: bool = False) -> E
         else:
             observation = None
             reward, terminated, truncated, info = advance(action)
-        total, length, ended = total + float(reward), length + 1, terminated or truncated
+        total, length = total + float(reward), length + 1
+        truncated = truncated or (not terminated and limit is not None and length >= limit)
+        ended = terminated or truncated
         best = max(best, float(info.get("progress", 0.0)))
         success = bool(info.get("success", False))
         if record:

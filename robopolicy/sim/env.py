@@ -30,7 +30,6 @@ PUSH_DECAY = 0.7  # of a push from one control step to the next
 class _Token:
     engine: Any
     controller: ArmController
-    step_count: int
     last_grip: float
     disturbance: np.ndarray
     generators: tuple[Any, ...]
@@ -63,8 +62,9 @@ class RobotEnv(gymnasium.Env):
         observation.points float32 [num_points, 3]: partial point cloud of the front camera (m, base frame).
         observation.environment_state float32: privileged, the task's environment_names.
 
-    Reward: "sparse" 1 at success else 0; "dense" the task's progress. Terminates at success, truncates at
-    max_episode_steps. reset() returns the drawn world in info["randomization"] and the seed that replays it.
+    Reward: "sparse" 1 at success else 0; "dense" the task's progress. Terminates at success; the time limit is gymnasium's
+    (make(..., max_episode_steps=N); each task registers its own). reset() returns the drawn world in
+    info["randomization"] and the seed that replays it.
 
     Args:
         task: name of a task (tasks.py). engine: "bullet" or "mujoco".
@@ -86,7 +86,6 @@ class RobotEnv(gymnasium.Env):
         num_points: int = 128,
         randomization: str | Mapping[str, Any] = "none",
         control_hz: float = 20.0,
-        max_episode_steps: int | None = None,
         reward: str = "sparse",
         nominal: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
@@ -97,7 +96,6 @@ class RobotEnv(gymnasium.Env):
             raise ValueError(f"reward={reward!r}; {spec.did_you_mean(reward, ('sparse', 'dense'))}")
         self.task = TASKS[task]()
         self.control_hz, self.image_size, self.num_points = float(control_hz), int(image_size), int(num_points)
-        self.max_episode_steps = int(max_episode_steps or self.task.max_episode_steps)
         self.reward_kind, self.render_mode = reward, render_mode
         self._selected = tuple(observation or self.task.observation)
         self._nominal, self._distributions = self._randomization(randomization, nominal or {}, engine)
@@ -163,7 +161,7 @@ class RobotEnv(gymnasium.Env):
         self.engine.build(world.scene(self.world, self.task.bodies(self.world), self.episode_seed))
         self.controller = ArmController(period=self.period)
         self.controller.reset(self.engine.joints()[0])
-        self.step_count, self.last_grip, self._disturbance = 0, 1.0, np.zeros(3)
+        self.last_grip, self._disturbance = 1.0, np.zeros(3)
         self._sensor_rngs = {name: stream(self.episode_seed, f"sensor.{name}") for name in SENSORS}
         self._disturbance_rng = stream(self.episode_seed, "disturbance")
         self.engine.advance(self.period)
@@ -188,11 +186,9 @@ class RobotEnv(gymnasium.Env):
         q, _ = self.engine.joints()
         self.engine.command(*self.controller.apply(self._disturbed(action), q, self.world.scalar("robot.gain")))
         self.engine.advance(self.period)
-        self.step_count += 1
         info = self._info()
         reward = info["progress"] if self.reward_kind == "dense" else float(info["success"])
-        truncated = not info["success"] and self.step_count >= self.max_episode_steps
-        return reward, info["success"], truncated, info
+        return reward, info["success"], False, info
 
     def _generators(self) -> list[np.random.Generator]:
         return [*self._sensor_rngs.values(), self._disturbance_rng]
@@ -251,7 +247,6 @@ class RobotEnv(gymnasium.Env):
         return _Token(
             self.engine.save_state(),
             self.controller.copy(),
-            self.step_count,
             self.last_grip,
             self._disturbance.copy(),
             generators,
@@ -261,7 +256,7 @@ class RobotEnv(gymnasium.Env):
         """Return to a saved state: the same actions then give the same trajectory, bit for bit."""
         self.engine.restore_state(token.engine)
         self.controller = token.controller.copy()
-        self.step_count, self.last_grip, self._disturbance = token.step_count, token.last_grip, token.disturbance.copy()
+        self.last_grip, self._disturbance = token.last_grip, token.disturbance.copy()
         for generator, state in zip(self._generators(), token.generators, strict=True):
             generator.bit_generator.state = state
 

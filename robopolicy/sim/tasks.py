@@ -26,7 +26,6 @@ class Task(Protocol):
     """What an environment needs to know of a task."""
 
     name: str
-    max_episode_steps: int
     observation: tuple[str, ...]
     nominal: Mapping[str, Value]
     initial: Mapping[str, Any]
@@ -51,7 +50,6 @@ class Lift:
     LIFT_HEIGHT = 0.10  # m
 
     name = "lift"
-    max_episode_steps = 120
     observation = ("state", "images.front", "points")
     nominal: Mapping[str, Value] = {
         "object.size": [0.022, 0.022, 0.022],  # half extents, m
