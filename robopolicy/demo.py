@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,16 +87,17 @@ class Demo:
             critic = self._critic(names[-1])
         with self.stage("evaluate", f"{len(arms)} checkpoints on the same {VALIDATION} worlds"):
             table = self._evaluate(arms, self._suite("select", VALIDATION, "episodes"), "scores.parquet")
-        best = max(arms, key=lambda arm: (success_by_arm(table)[arm.name].mean(), arm.step))
+        success = success_by_arm(table)
+        best = max(arms, key=lambda arm: (success[arm.name].mean(), arm.step))
         with self.stage("steer", f"{best.name} with the critic, base and steered on the same worlds"):
-            pair = [best, pipeline.steered(best, critic, self.settings["steer"])]
+            pair = [best, pipeline.steered(best, {**self.settings["steer"], "critic": critic})]
             steering = self._evaluate(pair, self._suite("confirm", VALIDATION, "steer_episodes"), "steering.parquet")
         with self.stage("twin", "what the checkpoints really achieve in the held-out simulator"):
             twin = self._suite("twin", TARGET, "target_episodes", twin=True)
             outcomes = self._evaluate(arms, twin, "outcomes.parquet")
         with self.stage("rank", "simulated success combined with out-of-distribution detection"):
             ranking = self._rank(arms, table, target, outcomes, steering, pair, twin)
-        return self._summary(ranking, table, steering, pair)
+        return self._summary(ranking, steering, pair)
 
     def _collect(self, names: Sequence[str]) -> EpisodeStore:
         wanted = self.settings["collect"]
@@ -149,7 +149,7 @@ class Demo:
             map_units(_train_unit, runs, self.workers, progress=False)
 
     def _critic(self, name: str) -> str:
-        """The checkpoint of a critic trained on all episodes under the randomisation `name`, those of the explorer included."""
+        """The run of a critic trained on all episodes under the randomisation `name`, those of the explorer included."""
         explorer = pipeline.find_checkpoints(self.out / "policies" / name)[EXPLORER].checkpoint
         episodes = {pipeline.ROLLOUT: self.settings["collect"]["rollout"]}
         # in a folder of their own: the policies' datasets stay what their checkpoints say they are
@@ -161,7 +161,7 @@ class Demo:
             part.rename(mixed)
         self._episodes("mixed", name, episodes, "explore", policy=explorer)
         self._train([self._run("critic", "mixed", None, "critic_train", critic=self.settings["critic"])])
-        return pipeline.find_checkpoints(self.out / "critic")[-1].checkpoint
+        return str(self.out / "critic")
 
     def _suite(self, stage: str, randomization: str, episodes: str, twin: bool = False) -> Suite:
         env_id, env_kwargs = pipeline.task_env(self.settings["task"], randomization, twin)
@@ -182,11 +182,8 @@ class Demo:
         twin: Suite,
     ) -> Ranking:
         settings = dict(self.settings["rank"])
-        frames, seed = settings.pop("num_frames"), self.seed("target")
-        work = partial(pipeline.features_unit, target=str(target.path), num_frames=frames, seed=seed)
-        found = map_units(work, arms, self.workers, "features")
-        features = dict(zip([arm.name for arm in arms], found, strict=True))
-        pipeline.save_features(self.out / "features", features)
+        frames, folder = settings.pop("num_frames"), self.out / "features"
+        features = pipeline.pool_features(arms, target.path, frames, self.seed("target"), self.workers, folder)
         comparison = compare(steering, pair[0].name, pair[1].name, seed=int(self.settings["seed"]))
         names = {"base_name": pair[0].name, "other_name": "steered"}
         note = f"Best checkpoint by simulated success; fresh {VALIDATION} worlds, the same for both."
@@ -194,7 +191,7 @@ class Demo:
             "title": "robopolicy demo: which checkpoint goes on the robot?",
             "subtitle": "Franka Panda lift, learned from partial point clouds; the MuJoCo twin stands in for the robot.",
             "target_name": TWIN_NAME,
-            "galleries": self._galleries(arms, outcomes, twin, table),
+            "galleries": self._galleries(arms, outcomes, twin),
             "steering": {**comparison.to_dict(), **names, "note": note},
             "what_ran": self._provenance(),
             "not_computed": {
@@ -206,7 +203,7 @@ class Demo:
         chance = {"seed": int(self.settings["seed"]), "outcomes": outcomes, "context": context}
         return pipeline.rank_run(table, features, self.out, **chance, **settings)
 
-    def _galleries(self, arms: Sequence[Arm], outcomes: pa.Table, twin: Suite, table: pa.Table) -> list[dict[str, Any]]:
+    def _galleries(self, arms: Sequence[Arm], outcomes: pa.Table, twin: Suite) -> list[dict[str, Any]]:
         names = list(self.settings["randomizations"])
         suites = [self._suite("select", name, "episodes") for name in [*names, VALIDATION]]
         images = [(s.name.split("/")[-1], frame) for s in suites for frame in worlds(s, range(6), 200)]
@@ -230,7 +227,7 @@ class Demo:
             **{f"{name}, s": seconds for name, seconds in self.seconds.items()},
         }
 
-    def _summary(self, ranking: Ranking, table: pa.Table, steering: pa.Table, pair: Sequence[Arm]) -> list[str]:
+    def _summary(self, ranking: Ranking, steering: pa.Table, pair: Sequence[Arm]) -> list[str]:
         first = ranking.checkpoints[0]
         low, high = first.success_interval
         steered = {name: float(values.mean()) for name, values in success_by_arm(steering).items()}

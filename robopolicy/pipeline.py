@@ -19,6 +19,7 @@ from robopolicy.evaluation.features import dataset_features
 from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, exploring_actor, success_by_arm, write_table
 from robopolicy.executor import map_units
 from robopolicy.files import atomic_write
+from robopolicy.policies.load import load_policy
 from robopolicy.spec import did_you_mean
 
 if TYPE_CHECKING:
@@ -136,41 +137,61 @@ def _checkpoints_under(path: Path) -> Iterator[Path]:
     yield from (folder.resolve() for folder in folders)
 
 
-def steered(arm: Arm, critic: str | Path, steer: Mapping[str, Any]) -> Arm:
-    """The arm with value-guided steering."""
-    return Arm(f"{arm.name}+steer", arm.checkpoint, arm.run, arm.step, str(critic), dict(steer))
+def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
+    """The arm with value-guided steering. steer: `critic` (its checkpoint or run) and keyword arguments of SteeredPolicy."""
+    options = {key: value for key, value in steer.items() if key != "critic"}
+    critic = find_checkpoints(steer["critic"])[-1].checkpoint
+    return Arm(f"{arm.name}+steer", arm.checkpoint, arm.run, arm.step, critic, options)
 
 
-def policy_features(arm: Arm, store: EpisodeStore, target: EpisodeStore, num_frames: int, seed: int) -> dict[str, np.ndarray]:
-    """A checkpoint's features of its simulator data (fit, calibration: disjoint episodes) and of the target observations."""
-    where = checkpoint.load(arm.checkpoint).config.get("data", {}).get("where") or {}
-    episodes = select_episodes(store, where)
-    parts = {"fit": episodes[::FEATURE_SPLIT], "calibration": episodes[1::FEATURE_SPLIT]}
+def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
+    """A checkpoint's features of the data it was trained on (fit, calibration: disjoint episodes) and of the target dataset.
+
+    Raises:
+        CheckpointError: its config does not say what it was trained on, or that is another dataset now.
+        ValueError: its policy offers no features. SpecError: the target lacks a key that the policy needs.
+    """
+    policy = load_policy(arm.checkpoint)
+    if "features" not in policy.spec.capabilities:
+        raise ValueError(
+            f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
+        )
+    store, where = training_data(arm)
+    target_store, episodes = EpisodeStore(target), select_episodes(store, where)
+    parts = {
+        "fit": (store, episodes[::FEATURE_SPLIT]),
+        "calibration": (store, episodes[1::FEATURE_SPLIT]),
+        "target": (target_store, list(range(len(target_store)))),
+    }
     out: dict[str, np.ndarray] = {}
-    for name, chosen in parts.items():
-        out[name], out[f"{name}_episode"] = dataset_features(arm.checkpoint, store, chosen, num_frames, seed)
-    everything = list(range(len(target)))
-    out["target"], out["target_episode"] = dataset_features(arm.checkpoint, target, everything, num_frames, seed)
+    for name, (source, chosen) in parts.items():
+        out[name], out[f"{name}_episode"] = dataset_features(policy, source, chosen, num_frames, seed)
     return out
 
 
-def training_store(arm: Arm) -> EpisodeStore:
-    """The dataset that a checkpoint was trained on, where its config says it is."""
+def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[Any]]]:
+    """The dataset that a checkpoint was trained on, and which of its episodes (`data.where`)."""
     loaded = checkpoint.load(arm.checkpoint)
-    path = loaded.config.get("data", {}).get("path")
-    if not path:
+    data = loaded.config.get("data", {})
+    if not data.get("path"):
         raise checkpoint.CheckpointError(
             f"{arm.checkpoint} does not say what it was trained on: give features=<folder of .npz>"
         )
-    store = EpisodeStore(path)
+    store = EpisodeStore(data["path"])
     if loaded.meta.get("data_hash") not in ("", None, store.hash):
-        raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {path} than is there now")
-    return store
+        raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {data['path']} than is there now")
+    return store, data.get("where") or {}
 
 
-def features_unit(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
-    """policy_features as a work unit: against the checkpoint's own training data and the dataset at `target`."""
-    return policy_features(arm, training_store(arm), EpisodeStore(target), num_frames, seed)
+def pool_features(
+    arms: Sequence[Arm], target: str | Path, num_frames: int, seed: int, num_workers: int | None, folder: str | Path
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """policy_features of every arm by name, in parallel, also written to `folder`."""
+    work = partial(policy_features, target=str(target), num_frames=num_frames, seed=seed)
+    found = map_units(work, arms, num_workers, "features")
+    features: dict[str, Mapping[str, np.ndarray]] = dict(zip([arm.name for arm in arms], found, strict=True))
+    save_features(folder, features)
+    return features
 
 
 def features_file(folder: str | Path, name: str) -> Path:
@@ -230,9 +251,8 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     from robopolicy.ranking.statistics import wilson_interval
 
     arms = find_checkpoints(settings["checkpoint"])
-    steer = dict(settings["steer"])
-    critic = steer.pop("critic")
-    pairs = [(arm, steered(arm, find_checkpoints(critic)[-1].checkpoint, steer)) for arm in arms] if critic else []
+    steer = settings["steer"]
+    pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
     table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], settings["num_workers"])
     lines = []
     for name, success in success_by_arm(table).items():
@@ -276,11 +296,8 @@ def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     elif settings["target"] and not arms:
         raise ValueError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER")
     elif settings["target"]:
-        frames, seed = settings["num_frames"], settings["seed"]
-        work = partial(features_unit, target=str(settings["target"]), num_frames=frames, seed=seed)
-        found = map_units(work, arms, settings["num_workers"], "features")
-        features = dict(zip([arm.name for arm in arms], found, strict=True))
-        save_features(out / "features", features)
+        options = {key: settings[key] for key in ("target", "num_frames", "seed", "num_workers")}
+        features = pool_features(arms, folder=out / "features", **options)
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
     keys = ("detector", "combiner", "seed", "num_bootstrap")
     ranking = rank_run(table, features, out, outcomes=outcomes, **{key: settings[key] for key in keys})
@@ -294,9 +311,7 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
     arms = find_checkpoints(settings["checkpoint"])
     if len(arms) != 1:
         raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
-    steer = dict(settings["steer"])
-    critic = steer.pop("critic")
-    arm = steered(arms[0], find_checkpoints(critic)[-1].checkpoint, steer) if critic else arms[0]
+    arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
     serve(arm_policy(arm), settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
 
 

@@ -108,9 +108,13 @@ class ExpertActor:
         return self._expert(env)
 
 
+def environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    """The environment `env_id` with these keyword arguments (what JSON holds); a process makes each once and keeps it."""
+    return _environment(env_id, json.dumps(dict(env_kwargs), sort_keys=True))
+
+
 @lru_cache(maxsize=4)
-def environment(env_id: str, env_kwargs: str) -> gymnasium.Env:
-    """The environment `env_id` with keyword arguments given as JSON; a process makes each once and keeps it."""
+def _environment(env_id: str, env_kwargs: str) -> gymnasium.Env:
     return gymnasium.make(env_id, disable_env_checker=True, **json.loads(env_kwargs))
 
 
@@ -148,7 +152,7 @@ def expert_actor(behaviour: str) -> Actor:
 def _collect_unit(
     unit: _Unit, path: str, env_id: str, env_kwargs: Mapping[str, Any], make_actor: Callable[[str], Actor]
 ) -> None:
-    env = environment(env_id, json.dumps(env_kwargs, sort_keys=True))
+    env = environment(env_id, env_kwargs)
     writer = EpisodeWriter(path, dataset_spec(env))
     if not writer.has(unit.name):
         episode = play(env, make_actor(unit.behaviour), unit.seed, record=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 
 import gymnasium
@@ -15,14 +14,9 @@ from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy
 from robopolicy.spec import Array
 
 
-def suite_env(suite: Suite) -> gymnasium.Env:
-    """The environment of a suite."""
-    return environment(suite.env_id, json.dumps(dict(suite.env_kwargs), sort_keys=True))
-
-
 def worlds(suite: Suite, seeds: Sequence[int], size: int = 192) -> list[Array]:
     """The first frame uint8 [size, size, 3] of the worlds that `seeds` draw in the suite's environment."""
-    env = suite_env(suite)
+    env = environment(suite.env_id, suite.env_kwargs)
     pictures = []
     for seed in seeds:
         env.reset(seed=int(seed))
@@ -57,7 +51,7 @@ def film(arm: Arm, suite: Suite, seed: int, size: int = 192, every: int = 2) -> 
 
     The episode is the one that evaluate() ran under that seed.
     """
-    env = suite_env(suite)
+    env = environment(suite.env_id, suite.env_kwargs)
     actor = _Filming(PolicyActor(arm_policy(arm)), size, every)
     episode = play(env, actor, int(seed))
     return np.stack([*actor.frames, robot_env(env).picture(size)]), bool(episode.row["success"])

@@ -106,7 +106,7 @@ def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
     kwargs = dict(suite.env_kwargs)
     if "observation" in kwargs:  # render what the policy looks at and no more
         kwargs["observation"] = [key.removeprefix("observation.") for key in actor.executor.policy.spec.observation]
-    env = environment(suite.env_id, json.dumps(kwargs, sort_keys=True))
+    env = environment(suite.env_id, kwargs)
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 
 
