@@ -19,8 +19,8 @@ from robopolicy.sim.textures import NUM_TEXTURES, texture_bank
 
 JOINTS = (0.0, -0.3, 0.0, -2.2, 0.0, 1.95, 0.785)
 BODIES = (
-    Body("red", (0.03, 0.03, 0.03), 0.1, (0.5, 0.18, 0.03)),
-    Body("green", (0.05, 0.03, 0.04), 0.1, (0.62, -0.12, 0.04), (0.0, 0.0, 0.247, 0.969), rgb=(0.1, 0.6, 0.2)),
+    Body.box("red", (0.03, 0.03, 0.03), 0.1, (0.5, 0.18, 0.03)),
+    Body.box("green", (0.05, 0.03, 0.04), 0.1, (0.62, -0.12, 0.04), (0.0, 0.0, 0.247, 0.969), rgb=(0.1, 0.6, 0.2)),
 )
 SCENE = Scene(bodies=BODIES, robot_joints=JOINTS)
 
@@ -36,9 +36,12 @@ def pose(position, quaternion=(0.0, 0.0, 0.0, 1.0)):
 
 
 def render_boxes(bodies, view, scene=SCENE, rgb=True, **options):
-    raster = Rasterizer([box(b.half_extents) for b in bodies], [FIRST_BODY + i for i in range(len(bodies))], **options)
+    raster = Rasterizer([box(b.shapes[0].size) for b in bodies], [FIRST_BODY + i for i in range(len(bodies))], **options)
     poses = np.array([pose(b.position, b.quaternion) for b in bodies]).reshape(-1, 4, 4)
-    colours, textures = np.array([b.rgb for b in bodies]).reshape(-1, 3), np.array([b.texture for b in bodies], int)
+    colours, textures = (
+        np.array([b.shapes[0].rgb for b in bodies]).reshape(-1, 3),
+        np.array([b.shapes[0].texture for b in bodies], int),
+    )
     return raster.render(poses, colours, textures, scene, view, rgb=rgb)
 
 
@@ -93,12 +96,12 @@ def tiny_renderer(bullet, view):
 def render_world(bullet, arm, view, **options):
     visuals = panda_visuals()
     raster = Rasterizer(
-        [v.mesh for v in visuals] + [box(b.half_extents) for b in BODIES],
+        [v.mesh for v in visuals] + [box(b.shapes[0].size) for b in BODIES],
         [ROBOT] * len(visuals) + [FIRST_BODY + i for i in range(len(BODIES))],
         **options,
     )
     T = link_poses(bullet, arm, [v.link for v in visuals]) + [pose(b.position, b.quaternion) for b in BODIES]
-    colours = [v.rgb for v in visuals] + [b.rgb for b in BODIES]
+    colours = [v.rgb for v in visuals] + [b.shapes[0].rgb for b in BODIES]
     return raster.render(np.array(T), np.array(colours), np.full(len(T), -1), SCENE, view)
 
 
@@ -109,7 +112,7 @@ def test_agrees_with_tiny_renderer(bullet, panda, eye):
     slab = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=[0.6, 0.6, 0.02])
     ids[bullet.createMultiBody(0, -1, slab, [0.5, 0, -0.02])] = TABLE
     for i, body in enumerate(BODIES):
-        shape = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=body.half_extents)
+        shape = bullet.createVisualShape(bullet.GEOM_BOX, halfExtents=body.shapes[0].size)
         ids[bullet.createMultiBody(0, -1, shape, body.position, body.quaternion)] = FIRST_BODY + i
     reference, reference_depth = tiny_renderer(bullet, view)
     frame = render_world(bullet, panda, view)
@@ -159,7 +162,7 @@ def test_box_faces_look_outwards():
 def test_depth_of_a_box_and_of_the_table_are_exact():
     T_base_cam = np.eye(4)
     T_base_cam[:3, :3], T_base_cam[:3, 3] = np.diag([1.0, -1.0, -1.0]), (0.5, 0.0, 1.0)
-    frame = render_boxes([Body("b", (0.1, 0.05, 0.04), 0, (0.5, 0, 0.04))], Camera("down", T_base_cam, 60, 100, 80))
+    frame = render_boxes([Body.box("b", (0.1, 0.05, 0.04), 0, (0.5, 0, 0.04))], Camera("down", T_base_cam, 60, 100, 80))
     top = frame.segmentation == FIRST_BODY
     np.testing.assert_allclose(frame.depth[top], 0.92, atol=1e-5)
     np.testing.assert_allclose(frame.depth[frame.segmentation == TABLE], 1.0, atol=1e-5)
@@ -171,7 +174,7 @@ def test_depth_of_a_box_and_of_the_table_are_exact():
 def test_depth_back_projects_onto_the_surface():
     view = camera(96, eye=(1.0, 0.3, 0.5), target=(0.5, 0, 0.1))
     half = np.array((0.08, 0.1, 0.12))
-    body = Body("b", tuple(half), 0, (0.5, 0, 0.15), tuple(Rotation.from_rotvec([0.3, 0.4, 0.5]).as_quat()))
+    body = Body.box("b", tuple(half), 0, (0.5, 0, 0.15), tuple(Rotation.from_rotvec([0.3, 0.4, 0.5]).as_quat()))
     frame = render_boxes([body], view)
     local = points_on(body, frame, view)[frame.segmentation == FIRST_BODY]
     assert len(local) > 500
@@ -214,7 +217,7 @@ def test_table_texture_stays_with_the_table_when_the_camera_moves():
 def test_lit_faces_carry_no_shadow_acne():
     for direction in ((-0.4, 0.3, 1.0), (0.9, 0.5, 0.5), (0.0, 0.0, 1.0)):
         scene = replace(SCENE, light=Light(direction=direction, specular=0.0, shadow=1.0))
-        body = Body("b", (0.15, 0.15, 0.05), 0, (0.5, 0, 0.05), (0.0, 0.0, 0.2, 0.98), rgb=(0.5, 0.5, 0.5))
+        body = Body.box("b", (0.15, 0.15, 0.05), 0, (0.5, 0, 0.05), (0.0, 0.0, 0.2, 0.98), rgb=(0.5, 0.5, 0.5))
         view = camera(128, eye=(0.9, 0.2, 0.8), target=(0.5, 0, 0))
         frame = render_boxes([body], view, scene)
         local = points_on(body, frame, view)
@@ -226,7 +229,7 @@ def test_lit_faces_carry_no_shadow_acne():
 
 def test_shadow_falls_away_from_the_light_and_is_dark():
     scene = replace(SCENE, table_texture=-1, light=Light(direction=(0.0, 1.0, 1.0), shadow=1.0, specular=0.0))
-    body = Body("b", (0.05, 0.05, 0.1), 0, (0.5, 0, 0.1))
+    body = Body.box("b", (0.05, 0.05, 0.1), 0, (0.5, 0, 0.1))
     view = camera(128, eye=(1.1, 0.0, 0.9), target=(0.5, 0, 0))
     picture = render_boxes([body], view, scene).rgb.astype(int)
     shadowed, lit = picture[pixel_of(view, (0.5, -0.15, 0))], picture[pixel_of(view, (0.5, 0.15, 0))]
@@ -238,7 +241,7 @@ def test_shadow_falls_away_from_the_light_and_is_dark():
 def test_boxes_stand_on_their_shadow():
     scene = replace(SCENE, table_texture=-1, light=Light(direction=(0.0, 1.0, 1.0), shadow=1.0, specular=0.0))
     view = camera(256, eye=(0.8, -0.4, 0.3), target=(0.5, 0, 0), fov_deg=30)
-    picture = render_boxes([Body("b", (0.02, 0.02, 0.02), 0, (0.5, 0, 0.02))], view, scene).rgb.astype(int)
+    picture = render_boxes([Body.box("b", (0.02, 0.02, 0.02), 0, (0.5, 0, 0.02))], view, scene).rgb.astype(int)
     lit = picture[pixel_of(view, (0.5, 0.1, 0))].sum()
     assert picture[pixel_of(view, (0.5, -0.024, 0))].sum() < 0.8 * lit
 

@@ -17,7 +17,7 @@ CONTROL_PERIOD = 0.05
 
 
 def make_scene(**changes):
-    cube = Body("cube", (HALF,) * 3, 0.08, (0.5, 0.05, HALF))
+    cube = Body.box("cube", (HALF,) * 3, 0.08, (0.5, 0.05, HALF))
     return Scene(**{"bodies": (cube,), "robot_joints": tuple(HOME), **changes})
 
 
@@ -126,8 +126,8 @@ def test_arm_lags_by_its_time_constant(time_constant):
 @pytest.mark.parametrize("height", [0.0, -0.03, 0.02])
 def test_box_falls_and_rests_on_the_table(height):
     engine = MujocoEngine()
-    box = Body("box", (0.03, 0.02, 0.015), 0.1, (0.5, 0.1, height + 0.06), quaternion=(0, 0, np.sin(0.3), np.cos(0.3)))
-    shelf = Body("shelf", (0.02,) * 3, 0.0, (0.4, -0.2, 0.3))
+    box = Body.box("box", (0.03, 0.02, 0.015), 0.1, (0.5, 0.1, height + 0.06), quaternion=(0, 0, np.sin(0.3), np.cos(0.3)))
+    shelf = Body.box("shelf", (0.02,) * 3, 0.0, (0.4, -0.2, 0.3))
     engine.build(make_scene(bodies=(box, shelf), table_height=height))
     engine.advance(0.04)
     assert engine.velocity("box")[2] == pytest.approx(-9.81 * 0.04, rel=0.02)
@@ -141,7 +141,7 @@ def test_box_falls_and_rests_on_the_table(height):
 
 def test_friction_of_a_pair_is_the_product():
     engine = MujocoEngine()
-    sled = Body("sled", (0.04, 0.04, 0.01), 0.1, (0.4, 0.0, 0.01), friction=0.8)
+    sled = Body.box("sled", (0.04, 0.04, 0.01), 0.1, (0.4, 0.0, 0.01), friction=0.8)
     engine.build(make_scene(bodies=(sled,), table_friction=0.5))
     engine.advance(0.2)
     start, speed = engine.pose("sled")[0][0], 1.0
@@ -164,7 +164,7 @@ def test_grasps_and_lifts_a_box_and_feels_it(engine):
 
 def test_slippery_weak_grip_does_not_lift():
     engine = MujocoEngine()
-    cube = Body("cube", (HALF,) * 3, 0.5, (0.5, 0.05, HALF), friction=0.2)
+    cube = Body.box("cube", (HALF,) * 3, 0.5, (0.5, 0.05, HALF), friction=0.2)
     engine.build(make_scene(bodies=(cube,), finger_friction=0.5, grip_force=10.0))
     lift, gripping, _ = grasp_and_lift(engine)
     assert lift < 0.02
@@ -202,7 +202,7 @@ def test_rendering_does_not_change_the_future(engine):
 
 def test_sees_robot_table_body_and_background_where_they_are():
     engine = MujocoEngine()
-    engine.build(make_scene(table_height=-0.01, bodies=(Body("cube", (HALF,) * 3, 0.08, (0.5, 0.05, HALF - 0.01)),)))
+    engine.build(make_scene(table_height=-0.01, bodies=(Body.box("cube", (HALF,) * 3, 0.08, (0.5, 0.05, HALF - 0.01)),)))
     engine.advance(0.2)
     camera, frame = picture(engine, size=96)
     assert set(np.unique(frame.segmentation)) == {BACKGROUND, TABLE, ROBOT, FIRST_BODY}
@@ -239,7 +239,7 @@ def test_geometry_is_the_same_without_colour(engine):
 
 
 def test_near_cuts_away_and_far_ends_the_view(engine):
-    shelf = Body("shelf", (HALF,) * 3, 0.0, (0.5, 0.1, 0.3))
+    shelf = Body.box("shelf", (HALF,) * 3, 0.0, (0.5, 0.1, 0.3))
     engine.build(make_scene(bodies=(shelf,)))
     inside = {"T_base_cam": look_at((0.5, 0.1, 0.3), (0.5, 0.1001, -1.0)), "fov_deg": 30.0}
     _, blocked = picture(engine, size=9, near=0.01, **inside)

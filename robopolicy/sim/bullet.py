@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from robopolicy.geometry import pose
 from robopolicy.resources import cache_dir
 from robopolicy.sim.engine import whole_steps
-from robopolicy.sim.meshes import box, panda_visuals
+from robopolicy.sim.meshes import panda_visuals, shape_mesh
 from robopolicy.sim.raster import Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
-from robopolicy.sim.scene import FIRST_BODY, ROBOT, Camera, Frame, Scene
+from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
 from robopolicy.spec import did_you_mean
 
 
@@ -71,6 +71,13 @@ def _collision_urdf() -> str:
     return str(path)
 
 
+class _Handle(NamedTuple):
+    """Where Bullet keeps a body: link -1 is the base."""
+
+    uid: int
+    link: int
+
+
 @dataclass(frozen=True)
 class _Move:
     """What the engine was told: a command held for a number of physics steps."""
@@ -105,12 +112,7 @@ class BulletEngine:
         self._add_table(scene)
         self._add_robot(scene)
         self._bodies = {body.name: self._add_body(body) for body in scene.bodies}
-        self._visuals = panda_visuals()
-        meshes = [v.mesh for v in self._visuals] + [box(b.half_extents) for b in scene.bodies]
-        ids = [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i in range(len(scene.bodies))]
-        self._raster = Rasterizer(meshes, ids)
-        self._mesh_rgb = np.array([scene.robot_rgb] * len(self._visuals) + [b.rgb for b in scene.bodies], np.float32)
-        self._mesh_texture = np.array([-1] * len(self._visuals) + [b.texture for b in scene.bodies], np.int32)
+        self._prepare_drawing(scene)
         self._moves: list[_Move] = []
         self.command(np.asarray(scene.robot_joints), MAX_OPENING)
 
@@ -119,7 +121,7 @@ class BulletEngine:
         shape = self._p.createCollisionShape(p.GEOM_BOX, halfExtents=[half, half, 0.05])
         position = [scene.table_x, 0, scene.table_height - 0.05]
         self._table = self._p.createMultiBody(0, shape, -1, position)
-        self._p.changeDynamics(self._table, -1, lateralFriction=scene.table_friction)
+        self._p.changeDynamics(self._table, -1, lateralFriction=scene.table_friction, restitution=scene.table_restitution)
 
     def _add_robot(self, scene: Scene) -> None:
         c = self._p
@@ -128,18 +130,75 @@ class BulletEngine:
         for joint, q in zip([*_ARM, *_FINGERS], [*scene.robot_joints, 0.04, 0.04], strict=True):
             c.resetJointState(robot, joint, q)
         for link in range(-1, c.getNumJoints(robot)):
-            c.changeDynamics(robot, link, linearDamping=0, angularDamping=0)
+            c.changeDynamics(robot, link, linearDamping=0, angularDamping=0, jointDamping=scene.joint_damping)
         for finger in _FINGERS:
             c.changeDynamics(robot, finger, lateralFriction=scene.finger_friction, spinningFriction=0.002, frictionAnchor=1)
         gear = c.createConstraint(robot, 9, robot, 10, p.JOINT_GEAR, [1, 0, 0], [0, 0, 0], [0, 0, 0])
         c.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
 
-    def _add_body(self, body: Any) -> int:
+    def _add_body(self, body: Body) -> _Handle:
+        """A body without a joint is the base of its multi-body; one with a joint is the only link of a fixed base."""
+        c, joint = self._p, body.joint
+        shape = self._collision_shape(body) if body.collides else -1
+        if joint is None:
+            uid, link = c.createMultiBody(body.mass, shape, -1, body.position, body.quaternion), -1
+        else:
+            uid, link = self._add_jointed(body, joint, shape), 0
+        c.changeDynamics(
+            uid,
+            link,
+            lateralFriction=body.friction,
+            spinningFriction=body.spinning_friction,
+            rollingFriction=body.rolling_friction,
+            restitution=body.restitution,
+            linearDamping=body.linear_damping,
+            angularDamping=body.angular_damping,
+        )
+        return _Handle(uid, link)
+
+    def _collision_shape(self, body: Body) -> int:
+        kinds = {"box": p.GEOM_BOX, "cylinder": p.GEOM_CYLINDER, "sphere": p.GEOM_SPHERE}
+        return self._p.createCollisionShapeArray(
+            shapeTypes=[kinds[s.kind] for s in body.shapes],
+            halfExtents=[s.size for s in body.shapes],
+            radii=[s.size[0] for s in body.shapes],
+            lengths=[2 * s.size[2] for s in body.shapes],
+            collisionFramePositions=[s.position for s in body.shapes],
+            collisionFrameOrientations=[s.quaternion for s in body.shapes],
+        )
+
+    def _add_jointed(self, body: Body, joint: Joint, shape: int) -> int:
         c = self._p
-        shape = c.createCollisionShape(p.GEOM_BOX, halfExtents=body.half_extents)
-        uid = c.createMultiBody(body.mass, shape, -1, body.position, body.quaternion)
-        c.changeDynamics(uid, -1, lateralFriction=body.friction, spinningFriction=0.002, rollingFriction=0)
+        uid = c.createMultiBody(
+            0,
+            -1,
+            -1,
+            body.position,
+            body.quaternion,
+            linkMasses=[body.mass],
+            linkCollisionShapeIndices=[shape],
+            linkVisualShapeIndices=[-1],
+            linkPositions=[[0, 0, 0]],
+            linkOrientations=[[0, 0, 0, 1]],
+            linkInertialFramePositions=[[0, 0, 0]],
+            linkInertialFrameOrientations=[[0, 0, 0, 1]],
+            linkParentIndices=[0],
+            linkJointTypes=[p.JOINT_PRISMATIC if joint.kind == "slide" else p.JOINT_REVOLUTE],
+            linkJointAxis=[joint.axis],
+        )
+        c.changeDynamics(uid, 0, jointLowerLimit=joint.low, jointUpperLimit=joint.high, jointDamping=joint.damping)
+        c.setJointMotorControl2(uid, 0, p.VELOCITY_CONTROL, targetVelocity=0, force=joint.friction)  # dry friction
         return uid
+
+    def _prepare_drawing(self, scene: Scene) -> None:
+        self._visuals = panda_visuals()
+        shapes = [(i, body, shape) for i, body in enumerate(scene.bodies) for shape in body.shapes]
+        self._mesh_body = [body.name for _, body, _ in shapes]
+        meshes = [v.mesh for v in self._visuals] + [shape_mesh(shape) for _, _, shape in shapes]
+        self._raster = Rasterizer(meshes, [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i, _, _ in shapes])
+        robot_rgb = [np.multiply(v.rgb, scene.robot_rgb) for v in self._visuals]
+        self._mesh_rgb = np.array(robot_rgb + [shape.rgb for _, _, shape in shapes], np.float32)
+        self._mesh_texture = np.array([-1] * len(self._visuals) + [shape.texture for _, _, shape in shapes], np.int32)
 
     def joints(self) -> tuple[np.ndarray, float]:
         """See Engine.joints."""
@@ -172,19 +231,32 @@ class BulletEngine:
             self._p.stepSimulation()
         self._moves.append(_Move(self._q_target, self._opening, num_steps))
 
-    def _uid(self, name: str) -> int:
+    def _handle(self, name: str) -> _Handle:
         if name not in self._bodies:
             raise ValueError(f"no body {name!r}; {did_you_mean(name, self._bodies)}")
         return self._bodies[name]
 
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """See Engine.pose."""
-        position, quaternion = self._p.getBasePositionAndOrientation(self._uid(name))
+        uid, link = self._handle(name)
+        if link < 0:
+            position, quaternion = self._p.getBasePositionAndOrientation(uid)
+        else:
+            position, quaternion = self._p.getLinkState(uid, link, 0, 1)[4:6]
         return np.array(position), np.array(quaternion)
 
     def velocity(self, name: str) -> np.ndarray:
         """See Engine.velocity."""
-        return np.array(self._p.getBaseVelocity(self._uid(name))[0])
+        uid, link = self._handle(name)
+        return np.array(self._p.getBaseVelocity(uid)[0] if link < 0 else self._p.getLinkState(uid, link, 1)[6])
+
+    def joint_position(self, name: str) -> float:
+        """See Engine.joint_position."""
+        uid, link = self._handle(name)
+        if link < 0:
+            jointed = [body.name for body in self._scene.bodies if body.joint]
+            raise ValueError(f"body {name!r} has no joint; {did_you_mean(name, jointed)}")
+        return float(self._p.getJointState(uid, link)[0])
 
     def grip_forces(self) -> np.ndarray:
         """See Engine.grip_forces."""
@@ -198,11 +270,17 @@ class BulletEngine:
         )
         base = np.eye(4)
         poses = [pose(states[k][4], states[k][5]) if k >= 0 else base for k in links]
-        return np.stack(poses + [pose(*self.pose(body.name)) for body in self._scene.bodies])
+        of_body = {name: pose(*self.pose(name)) for name in dict.fromkeys(self._mesh_body)}
+        return np.stack(poses + [of_body[name] for name in self._mesh_body])
 
-    def render(self, camera: Camera, rgb: bool = True) -> Frame:
+    def snapshot(self) -> np.ndarray:
+        """See Engine.snapshot."""
+        return self._mesh_poses()
+
+    def render(self, camera: Camera, rgb: bool = True, snapshot: np.ndarray | None = None) -> Frame:
         """See Engine.render."""
-        return self._raster.render(self._mesh_poses(), self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
+        poses = self._mesh_poses() if snapshot is None else snapshot
+        return self._raster.render(poses, self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
 
     def save_state(self) -> tuple[_Move, ...]:
         """See Engine.save_state."""

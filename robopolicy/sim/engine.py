@@ -10,7 +10,7 @@ from robopolicy.sim.scene import Camera, Frame, Scene
 
 
 class Engine(Protocol):
-    """One simulated world: a Franka Panda with a parallel gripper, its base at the origin, and named boxes on a table."""
+    """One simulated world: a Franka Panda with a parallel gripper, its base at the origin, and named bodies on a table."""
 
     time_step: float  # s of one physics step
 
@@ -32,11 +32,17 @@ class Engine(Protocol):
     def velocity(self, name: str) -> np.ndarray:
         """Linear velocity [3] (m/s, base frame) of the body `name`."""
 
+    def joint_position(self, name: str) -> float:
+        """Position (m or rad) of the joint that holds the body `name`. Raises ValueError for a body without one."""
+
     def grip_forces(self) -> np.ndarray:
         """Normal contact force on each finger [2] (N)."""
 
-    def render(self, camera: Camera, rgb: bool = True) -> Frame:
-        """What `camera` sees now. With rgb=False the colour image may be skipped (zeros)."""
+    def snapshot(self) -> Any:
+        """Where everything is now, for render() at a later time (sensor delay); valid until the next build()."""
+
+    def render(self, camera: Camera, rgb: bool = True, snapshot: Any = None) -> Frame:
+        """What `camera` sees now, or saw at `snapshot`. With rgb=False the colour image may be skipped (zeros)."""
 
     def save_state(self) -> Any:
         """A token that restore_state() takes; valid until the next build()."""

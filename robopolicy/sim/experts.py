@@ -43,7 +43,7 @@ class LiftExpert:
         turn = rotvec_between(T[:3, :3], rotation)
         aside = float(np.linalg.norm(to_grasp[:2]))
         near = aside < 0.012 and abs(to_grasp[2]) < 0.012
-        width = 2 * max(body.half_extents[:2]) * 1.15 + 0.004
+        width = 2 * max(body.shapes[0].size[:2]) * 1.15 + 0.004
         closed = opening < width and controller_is_closing(world)
         if near and closed and world.engine.grip_forces().min() > 1.0:
             return self._move(np.array([0.0, 0.0, 0.2]), turn * 0.0, world, grip=0.0)

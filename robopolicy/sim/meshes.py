@@ -1,4 +1,4 @@
-"""Triangle meshes that the rasteriser draws: boxes, and the Panda's visuals thinned out to about 500 faces a link.
+"""Triangle meshes that the rasteriser draws: boxes, cylinders, spheres, and the Panda's visuals thinned out to about 500 faces a link.
 
 The Panda's meshes come with pybullet_data. They are built once into the user's cache folder, never shipped.
 """
@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
 from robopolicy.resources import cache_dir
+from robopolicy.sim.scene import Shape
 
 FACES_PER_LINK = 500
 KEEP_MESH = 700  # meshes up to this size (the fingers) are left as they are
@@ -75,6 +76,61 @@ def box(half_extents: tuple[float, float, float]) -> Mesh:
         uv=uv.astype(np.float32),
         faces=np.array(faces, np.int32),
     )
+
+
+def cylinder(radius: float, half_height: float, sides: int = 24) -> Mesh:
+    """A cylinder around the z axis: smooth side, flat ends; uv wraps once around the side and spans each end."""
+    angle = np.linspace(0.0, 2 * np.pi, sides + 1)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    vertices, normals, uv, faces = [], [], [], []
+    for z, v in ((-1.0, 0.0), (1.0, 1.0)):
+        vertices.append(np.column_stack([ring * radius, np.full(sides + 1, z * half_height)]))
+        normals.append(np.column_stack([ring, np.zeros(sides + 1)]))
+        uv.append(np.column_stack([angle / (2 * np.pi), np.full(sides + 1, v)]))
+    i, up = np.arange(sides), sides + 1
+    faces += [np.column_stack([i, i + 1, i + 1 + up]), np.column_stack([i, i + 1 + up, i + up])]
+    for z in (-1.0, 1.0):
+        start = sum(map(len, vertices))
+        vertices.append(np.column_stack([ring[:-1] * radius, np.full(sides, z * half_height)]))
+        normals.append(np.tile([0.0, 0.0, z], (sides, 1)))
+        uv.append(0.5 + 0.5 * ring[:-1])
+        fan = start + np.column_stack([np.zeros(sides - 2, int), np.arange(1, sides - 1), np.arange(2, sides)])
+        faces.append(fan if z > 0 else fan[:, ::-1])
+    return _mesh(vertices, normals, uv, faces)
+
+
+def sphere(radius: float, sides: int = 20) -> Mesh:
+    """A sphere: uv by longitude and latitude."""
+    rows = sides // 2
+    latitude, longitude = np.meshgrid(
+        np.linspace(-np.pi / 2, np.pi / 2, rows + 1), np.linspace(0, 2 * np.pi, sides + 1), indexing="ij"
+    )
+    unit = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=-1)
+    uv = np.stack([longitude / (2 * np.pi), latitude / np.pi + 0.5], axis=-1)
+    row, column = (a.reshape(-1) for a in np.indices((rows, sides)))
+    a = row * (sides + 1) + column
+    b, c, d = a + 1, a + sides + 2, a + sides + 1
+    lower, upper = np.column_stack([a, b, c])[row > 0], np.column_stack([a, c, d])[row < rows - 1]
+    normals = unit.reshape(-1, 3)
+    return _mesh([normals * radius], [normals], [uv.reshape(-1, 2)], [lower, upper])
+
+
+def _mesh(vertices: list[np.ndarray], normals: list[np.ndarray], uv: list[np.ndarray], faces: list[np.ndarray]) -> Mesh:
+    points, directions, texture = (np.concatenate(parts).astype(np.float32) for parts in (vertices, normals, uv))
+    return Mesh(points, directions, texture, np.concatenate(faces).astype(np.int32))
+
+
+def shape_mesh(shape: Shape) -> Mesh:
+    """The mesh of a shape in its body's frame."""
+    if shape.kind == "box":
+        mesh = box(shape.size)
+    elif shape.kind == "cylinder":
+        mesh = cylinder(shape.size[0], shape.size[2])
+    else:
+        mesh = sphere(shape.size[0])
+    rotation = Rotation.from_quat(shape.quaternion).as_matrix()
+    vertices = mesh.vertices @ rotation.T + np.asarray(shape.position)
+    return Mesh(vertices.astype(np.float32), (mesh.normals @ rotation.T).astype(np.float32), mesh.uv, mesh.faces)
 
 
 def panda_visuals() -> list[PandaVisual]:

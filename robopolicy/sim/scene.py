@@ -1,29 +1,101 @@
-"""What a world is, in words every simulator understands: boxes on a table, a light, cameras. Pure data, SI, base frame."""
+"""What a world is, in words every simulator understands: bodies on a table, a light, cameras. Pure data, SI, base frame."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 BACKGROUND, TABLE, ROBOT, FIRST_BODY = 0, 1, 2, 3  # segmentation ids; body i of a scene has id FIRST_BODY + i
+SHAPES = ("box", "cylinder", "sphere")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convex piece of a body, rigidly fixed to it.
+
+    kind: "box" (size = half extents), "cylinder" (size = radius, radius, half height; axis z) or "sphere" (size = radius
+    three times), m. position (m) and quaternion (xyzw) in the body's frame. rgb in [0, 1]. texture: index into the texture
+    bank, -1 for plain colour.
+
+    Raises:
+        ValueError: another kind, a size that is not positive, or one that does not fit the kind.
+    """
+
+    kind: str
+    size: tuple[float, float, float]
+    position: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    quaternion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
+    rgb: tuple[float, float, float] = (0.85, 0.1, 0.1)
+    texture: int = -1
+
+    def __post_init__(self) -> None:
+        if self.kind not in SHAPES:
+            raise ValueError(f"shape kind={self.kind!r}; use one of {', '.join(SHAPES)}")
+        x, y, z = self.size
+        if min(self.size) <= 0:
+            raise ValueError(f"{self.kind} of size {self.size}: all three must be above 0 (m)")
+        if (self.kind == "cylinder" and x != y) or (self.kind == "sphere" and not x == y == z):
+            raise ValueError(
+                f"{self.kind} of size {self.size}: repeat its radius, as in {(x, x, z if self.kind == 'cylinder' else x)}"
+            )
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How a body moves relative to the world where it does not move freely.
+
+    kind: "slide" (along axis, m) or "hinge" (about axis through the body's origin, rad). axis: unit vector in the body's
+    frame. low, high: range; the joint starts at 0. damping: N s/m or N m s/rad. friction: dry, N or N m.
+    """
+
+    kind: str
+    axis: tuple[float, float, float]
+    low: float
+    high: float
+    damping: float = 2.0
+    friction: float = 1.0
 
 
 @dataclass(frozen=True)
 class Body:
-    """A box. half_extents (m), mass (kg, 0 = fixed), position (m) and quaternion (xyzw) in the base frame.
+    """A rigid body of one or more shapes. mass (kg), position (m) and quaternion (xyzw) in the base frame.
 
-    texture: index into the texture bank, -1 for plain colour. friction: lateral coefficient of the body itself.
+    joint: None = free where mass > 0, fixed where mass = 0. collides: False for markers, which are seen but not felt.
+    friction: lateral coefficient, multiplied with that of the other body in contact; spinning_friction and
+    rolling_friction (m) likewise add torsional resistance. restitution in [0, 1]. linear_damping, angular_damping: share of
+    the velocity that is lost per second.
     """
 
     name: str
-    half_extents: tuple[float, float, float]
+    shapes: tuple[Shape, ...]
     mass: float
     position: tuple[float, float, float]
     quaternion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
     friction: float = 1.0
-    rgb: tuple[float, float, float] = (0.85, 0.1, 0.1)
-    texture: int = -1
+    spinning_friction: float = 0.002
+    rolling_friction: float = 0.0
+    restitution: float = 0.0
+    linear_damping: float = 0.04
+    angular_damping: float = 0.04
+    joint: Joint | None = None
+    collides: bool = True
+
+    @classmethod
+    def box(
+        cls,
+        name: str,
+        half_extents: tuple[float, float, float],
+        mass: float,
+        position: tuple[float, float, float],
+        quaternion: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0),
+        rgb: tuple[float, float, float] = (0.85, 0.1, 0.1),
+        texture: int = -1,
+        **options: Any,
+    ) -> Body:
+        """A body that is one box."""
+        return cls(name, (Shape("box", half_extents, rgb=rgb, texture=texture),), mass, position, quaternion, **options)
 
 
 @dataclass(frozen=True)
@@ -42,6 +114,7 @@ class Light:
 class Camera:
     """A pinhole camera in the OpenCV convention (x right, y down, z forward), square pixels.
 
+    center: principal point as shares of width and height; (0.5, 0.5) is the middle of the image.
     T_base_cam: pose of the camera in the base frame, float64 [4, 4]. fov_deg: vertical field of view.
     T_base_cam_believed: the pose that calibration reports (None = exact); point clouds are computed with it.
     """
@@ -54,6 +127,7 @@ class Camera:
     near: float = 0.05
     far: float = 3.0
     T_base_cam_believed: np.ndarray | None = None
+    center: tuple[float, float] = (0.5, 0.5)
 
     @property
     def focal(self) -> float:
@@ -78,7 +152,8 @@ class Scene:
 
     table_height (m): top of the table, a square of half side table_half around (table_x, 0).
     finger_friction: lateral friction of the finger pads. arm_time_constant (s): lag of the joint position controller.
-    grip_force (N): most that a finger pushes.
+    grip_force (N): most that a finger pushes. joint_damping (N m s/rad): passive damping of the arm's joints beyond the
+    controller's. background_texture: what hangs around the scene, seen by direction alone; index into the bank, -1 = plain.
     """
 
     bodies: tuple[Body, ...]
@@ -94,6 +169,9 @@ class Scene:
     finger_friction: float = 1.0
     arm_time_constant: float = 0.04
     grip_force: float = 40.0
+    joint_damping: float = 0.0
+    table_restitution: float = 0.0
+    background_texture: int = -1
     light: Light = field(default_factory=Light)
 
 

@@ -82,7 +82,7 @@ class Lift:
         half[:2] = np.minimum(half[:2], 0.033)  # it must fit between the fingers
         position = (world.scalar("object.x"), world.scalar("object.y"), world.scalar("table.height") + half[2])
         return (
-            Body(
+            Body.box(
                 name="object",
                 half_extents=tuple(half.tolist()),
                 mass=world.scalar("object.mass"),
@@ -97,7 +97,7 @@ class Lift:
     def environment_state(self, engine: Engine, world: World) -> np.ndarray:
         """See Task.environment_state."""
         position, quaternion = engine.pose("object")
-        half = self.bodies(world)[0].half_extents
+        half = self.bodies(world)[0].shapes[0].size
         parts: list[Any] = [position, rotation_6d(pose(position, quaternion)), half, engine.velocity("object")]
         return np.concatenate(parts).astype(np.float32)
 

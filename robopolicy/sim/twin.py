@@ -121,7 +121,7 @@ def _add_body(spec: mujoco.MjSpec, body: Body) -> None:
     link = spec.worldbody.add_body(name=body.name, pos=body.position, quat=[w, x, y, z])
     if body.mass > 0:
         link.add_freejoint()
-    _add_geom(link, _SHAPE + body.name, type=mujoco.mjtGeom.mjGEOM_BOX, size=body.half_extents, mass=body.mass)
+    _add_geom(link, _SHAPE + body.name, type=mujoco.mjtGeom.mjGEOM_BOX, size=body.shapes[0].size, mass=body.mass)
 
 
 def _add_contacts(spec: mujoco.MjSpec, scene: Scene) -> None:
@@ -150,7 +150,7 @@ def _add_contacts(spec: mujoco.MjSpec, scene: Scene) -> None:
 def _check(scene: Scene) -> None:
     if len(scene.robot_joints) != NUM_JOINTS:
         raise ValueError(f"robot_joints has {len(scene.robot_joints)} entries, the arm has {NUM_JOINTS} joints")
-    for name, texture in [("the table", scene.table_texture), *((body.name, body.texture) for body in scene.bodies)]:
+    for name, texture in [("the table", scene.table_texture), *((body.name, body.shapes[0].texture) for body in scene.bodies)]:
         if not -1 <= texture < NUM_TEXTURES:
             raise ValueError(f"texture {texture} of {name} must lie in -1..{NUM_TEXTURES - 1}")
 
@@ -185,7 +185,7 @@ def _looks(model: mujoco.MjModel, scene: Scene) -> raycast.Looks:
     segmentation[table], rgb[table], texture[table] = TABLE, scene.table_rgb, scene.table_texture
     for i, body in enumerate(scene.bodies):
         geom = model.geom(_SHAPE + body.name).id
-        segmentation[geom], rgb[geom], texture[geom] = FIRST_BODY + i, body.rgb, body.texture
+        segmentation[geom], rgb[geom], texture[geom] = FIRST_BODY + i, body.shapes[0].rgb, body.shapes[0].texture
     segmentation[-1], rgb[-1] = BACKGROUND, scene.background_rgb
     return raycast.Looks(segmentation, rgb, texture, _textures(), table)
 

@@ -115,7 +115,7 @@ def distractors(world: World, seed: int) -> tuple[Body, ...]:
         z = world.scalar("table.height") + half[2]
         rgb = rng.uniform(0.05, 1.0, 3)
         name, texture = f"distractor_{i}", int(rng.integers(-1, 24))
-        bodies.append(Body(name, tuple(half), 0.2, (x, y, z), rgb=tuple(rgb), texture=texture))
+        bodies.append(Body.box(name, tuple(half), 0.2, (x, y, z), rgb=tuple(rgb), texture=texture))
     return tuple(bodies)
 
 
