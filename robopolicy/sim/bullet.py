@@ -92,7 +92,8 @@ class BulletEngine:
 
     time_step = TIME_STEP
 
-    def __init__(self) -> None:
+    def __init__(self, antialiasing: bool = False) -> None:
+        self._supersample = 2 if antialiasing else 1
         with _quiet():
             self._client: BulletClient | None = BulletClient(p.DIRECT)
 
@@ -112,6 +113,7 @@ class BulletEngine:
         self._add_table(scene)
         self._add_robot(scene)
         self._bodies = {body.name: self._add_body(body) for body in scene.bodies}
+        self._free_joints(scene)
         self._prepare_drawing(scene)
         self._moves: list[_Move] = []
         self.command(np.asarray(scene.robot_joints), MAX_OPENING)
@@ -190,12 +192,22 @@ class BulletEngine:
         c.setJointMotorControl2(uid, 0, p.VELOCITY_CONTROL, targetVelocity=0, force=joint.friction)  # dry friction
         return uid
 
+    def _free_joints(self, scene: Scene) -> None:
+        """Bodies on joints do not collide with what cannot move: the joint guides them."""
+        for body in scene.bodies:
+            for other in scene.bodies:
+                if body.joint is not None and other.joint is None and other.mass == 0:
+                    (uid, link), (fixed, _) = self._bodies[body.name], self._bodies[other.name]
+                    self._p.setCollisionFilterPair(uid, fixed, link, -1, 0)
+            if body.joint is not None:
+                self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
+
     def _prepare_drawing(self, scene: Scene) -> None:
         self._visuals = panda_visuals()
         shapes = [(i, body, shape) for i, body in enumerate(scene.bodies) for shape in body.shapes]
         self._mesh_body = [body.name for _, body, _ in shapes]
         meshes = [v.mesh for v in self._visuals] + [shape_mesh(shape) for _, _, shape in shapes]
-        self._raster = Rasterizer(meshes, [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i, _, _ in shapes])
+        self._raster = Rasterizer(meshes, [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i, _, _ in shapes], supersample=self._supersample)
         robot_rgb = [np.multiply(v.rgb, scene.robot_rgb) for v in self._visuals]
         self._mesh_rgb = np.array(robot_rgb + [shape.rgb for _, _, shape in shapes], np.float32)
         self._mesh_texture = np.array([-1] * len(self._visuals) + [shape.texture for _, _, shape in shapes], np.int32)

@@ -1,8 +1,8 @@
-"""The Franka Panda as a controller: an end-effector delta and a gripper opening in, joint targets out. No simulator in here."""
+"""The Franka Panda: an end-effector delta and a gripper opening in, joint targets out. No simulator in here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numba as nb
 import numpy as np
@@ -97,38 +97,42 @@ def inverse(q: np.ndarray, T_base_ee: np.ndarray, iterations: int = 6) -> np.nda
 
 
 @dataclass
-class ArmController:
-    """Integrates end-effector deltas into a commanded pose and turns it into joint targets; limits the gripper's speed.
+class Panda:
+    """The robot of every task: turns actions into joint targets, and joints into proprioception. It holds no simulator.
+
+    Action float32 [7], clipped to ACTION_LOW..ACTION_HIGH: end-effector translation (m) and rotation vector (rad), both in
+    the base frame, and the opening command in [0, 1].
 
     The commanded pose, not the measured one, is moved by an action, so a still arm does not drift; a leash keeps it
-    within LEASH of the measured pose, so a blocked arm does not wind up.
+    within LEASH of the measured pose, so a blocked arm does not wind up. period (s): of one control step; gain scales
+    commanded deltas, gripper_speed the speed of the fingers.
     """
 
+    period: float = 0.05
+    gain: float = 1.0
+    gripper_speed: float = 1.0
     T_base_target: np.ndarray = field(default_factory=lambda: forward(HOME))
     q_target: np.ndarray = field(default_factory=HOME.copy)
     opening: float = MAX_OPENING
-    period: float = 0.05
+    closing: bool = False
 
-    def reset(self, q: np.ndarray) -> None:
-        """Start from joint positions q [7] (rad)."""
+    def start(self, q: np.ndarray, gain: float = 1.0, gripper_speed: float = 1.0) -> None:
+        """Begin an episode at joint positions q [7] (rad), the gripper open."""
+        self.gain, self.gripper_speed = gain, gripper_speed
         self.q_target = np.asarray(q, np.float64).copy()
         self.T_base_target = forward(self.q_target)
-        self.opening = MAX_OPENING
+        self.opening, self.closing = MAX_OPENING, False
 
-    def copy(self) -> ArmController:
-        """An independent controller in the same state."""
-        return ArmController(self.T_base_target.copy(), self.q_target.copy(), self.opening, self.period)
+    def copy(self) -> Panda:
+        """An independent robot in the same state."""
+        return replace(self, T_base_target=self.T_base_target.copy(), q_target=self.q_target.copy())
 
-    def apply(self, action: np.ndarray, q: np.ndarray, gain: float = 1.0) -> tuple[np.ndarray, float]:
-        """Joint targets [7] (rad) and gripper opening (m) for an action [7] at measured joints q [7] (rad).
-
-        action: delta position (m), rotation vector (rad), both in the base frame, and opening command in [0, 1];
-        clipped to ACTION_LOW..ACTION_HIGH. gain scales the deltas.
-        """
+    def act(self, action: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, float]:
+        """Joint targets [7] (rad) and gripper opening (m) for an action [7] at measured joints q [7] (rad)."""
         a = np.clip(np.asarray(action, np.float64), ACTION_LOW, ACTION_HIGH)
         T = self.T_base_target.copy()
-        T[:3, 3] += gain * a[:3]
-        T[:3, :3] = rotvec_matrix(gain * a[3:6]) @ T[:3, :3]
+        T[:3, 3] += self.gain * a[:3]
+        T[:3, :3] = rotvec_matrix(self.gain * a[3:6]) @ T[:3, :3]
         ahead = T[:3, 3] - forward(q)[:3, 3]
         distance = np.linalg.norm(ahead)
         if distance > LEASH:
@@ -136,8 +140,9 @@ class ArmController:
         T[:3, 3] = np.clip(T[:3, 3], WORKSPACE_LOW, WORKSPACE_HIGH)
         self.T_base_target = T
         self.q_target = inverse(self.q_target, T)
-        step = GRIPPER_SPEED * self.period
+        step = self.gripper_speed * GRIPPER_SPEED * self.period
         self.opening += float(np.clip(a[6] * MAX_OPENING - self.opening, -step, step))
+        self.closing = bool(a[6] < 0.5)
         return self.q_target, self.opening
 
 
