@@ -13,9 +13,10 @@ import numpy as np
 from robopolicy import spec
 from robopolicy.sim import robot, world
 from robopolicy.sim.camera import noisy_depth, noisy_image, point_cloud
+from robopolicy.sim.distributions import Distribution
 from robopolicy.sim.engine import Engine, whole_steps
 from robopolicy.sim.experts import LiftExpert
-from robopolicy.sim.randomize import Distribution, World, draw, parse, preset, stream
+from robopolicy.sim.randomize import World, draw, nominal, parse, stream
 from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, STATE_NAMES, ArmController
 from robopolicy.sim.scene import Frame
 from robopolicy.sim.tasks import TASKS
@@ -109,15 +110,12 @@ class RobotEnv(gymnasium.Env):
     def _randomization(
         self, randomization: str | Mapping[str, Any], overrides: Mapping[str, Any], engine: str
     ) -> tuple[World, dict[str, Distribution]]:
-        nominal = World({**world.NOMINAL, **self.task.nominal})
-        if engine == "mujoco":
-            nominal.update({name: value for name, value in world.TWIN.items() if name in nominal})
-        for name in overrides:
-            if name not in nominal:
-                raise ValueError(f"nominal has {name!r}; {spec.did_you_mean(name, nominal)}")
-        nominal.update(overrides)
-        chosen = preset(randomization) if isinstance(randomization, str) else randomization
-        return nominal, {**parse(self.task.initial, nominal), **parse(chosen, nominal)}
+        parameters = {**world.PARAMETERS, **self.task.nominal}
+        twin = {name: value for name, value in world.TWIN.items() if engine == "mujoco" and name in parameters}
+        around = nominal(parameters, twin, overrides)
+        others = {name for task in TASKS.values() for name in task.nominal}
+        initial = parse(self.task.initial, parameters, around)
+        return around, {**initial, **parse(randomization, parameters, around, others)}
 
     def _features(self) -> spec.Features:
         size = self.image_size

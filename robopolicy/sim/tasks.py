@@ -10,8 +10,11 @@ import numpy as np
 
 from robopolicy.geometry import pose, rotation_6d, yaw_quaternion
 from robopolicy.sim.engine import Engine
-from robopolicy.sim.randomize import Value, World
+from robopolicy.sim.randomize import Parameter, World
 from robopolicy.sim.scene import Body
+from robopolicy.sim.textures import NUM_TEXTURES
+
+CONTACT = ("friction", "spinning_friction", "rolling_friction", "restitution", "linear_damping", "angular_damping")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Task(Protocol):
 
     name: str
     observation: tuple[str, ...]
-    nominal: Mapping[str, Value]
+    nominal: Mapping[str, Parameter]
     initial: Mapping[str, Any]
     environment_names: tuple[str, ...]
 
@@ -51,22 +54,27 @@ class Lift:
 
     name = "lift"
     observation = ("state", "images.front", "points")
-    nominal: Mapping[str, Value] = {
-        "object.size": [0.022, 0.022, 0.022],  # half extents, m
-        "object.mass": 0.08,  # kg
-        "object.friction": 1.0,
-        "object.rgb": [0.85, 0.1, 0.1],
-        "object.texture": -1.0,
-        "object.x": 0.5,  # m
-        "object.y": 0.0,
-        "object.yaw": 0.0,  # rad
+    nominal: Mapping[str, Parameter] = {
+        "object.size": Parameter([0.022, 0.022, 0.022], "m", 0.008, 0.033, "half extents; it must fit between the fingers"),
+        "object.mass": Parameter(0.08, "kg", 0.001, 3.0),
+        "object.friction": Parameter(1.0, low=0.0, high=5.0),
+        "object.spinning_friction": Parameter(0.002, "m", 0.0, 0.1),
+        "object.rolling_friction": Parameter(0.0, "m", 0.0, 0.1),
+        "object.restitution": Parameter(0.0, low=0.0, high=1.0),
+        "object.linear_damping": Parameter(0.04, low=0.0, high=1.0, about="share of the velocity lost per second"),
+        "object.angular_damping": Parameter(0.04, low=0.0, high=1.0, about="share of the velocity lost per second"),
+        "object.rgb": Parameter([0.85, 0.1, 0.1], low=0.0, high=1.0),
+        "object.texture": Parameter(-1.0, low=-1, high=NUM_TEXTURES - 1, whole=True),
+        "object.x": Parameter(0.5, "m", 0.25, 0.8),
+        "object.y": Parameter(0.0, "m", -0.45, 0.45),
+        "object.yaw": Parameter(0.0, "rad", -np.pi, np.pi),
     }
     # Where objects start is the task's own distribution, not domain randomisation: it varies under every preset.
     initial: Mapping[str, Any] = {
         "object": {
-            "x": {"uniform": [0.40, 0.60]},
-            "y": {"uniform": [-0.15, 0.15]},
-            "yaw": {"uniform": [-np.pi / 4, np.pi / 4]},
+            "x": {"uniform": [0.40, 0.60], "unit": "m"},
+            "y": {"uniform": [-0.15, 0.15], "unit": "m"},
+            "yaw": {"uniform": [-np.pi / 4, np.pi / 4], "unit": "rad"},
         }
     }
     environment_names = (
@@ -88,7 +96,7 @@ class Lift:
                 mass=world.scalar("object.mass"),
                 position=position,
                 quaternion=yaw_quaternion(world.scalar("object.yaw")),
-                friction=world.scalar("object.friction"),
+                **{key: world.scalar(f"object.{key}") for key in CONTACT},
                 rgb=world.colour("object.rgb"),
                 texture=int(world.scalar("object.texture")),
             ),
