@@ -12,9 +12,8 @@ from robopolicy.geometry import matrix_from_6d
 from robopolicy.sim import robot
 from robopolicy.sim.camera import deproject, height_over_table
 from robopolicy.sim.experts import LiftExpert
-from robopolicy.sim.randomize import RandomizationError, World, draw, parse, preset
 from robopolicy.sim.scene import Camera, look_at
-from robopolicy.sim.world import NOMINAL
+from robopolicy.sim.world import PARAMETERS
 
 IDS = ("robopolicy/Lift-v0", "robopolicy/LiftTwin-v0")
 EVERYTHING = ("state", "images.front", "images.wrist", "depth.front", "points", "environment_state")
@@ -57,7 +56,7 @@ def test_observations_fit_their_specs(env_id):
     for key, feature in env.features.items():
         feature.check(key, observation[key])
     assert env.observation_space.contains(observation)
-    assert set(info["randomization"]) >= set(NOMINAL)
+    assert set(info["randomization"]) >= set(PARAMETERS)
     assert 0 <= info["progress"] <= 1
     assert info["task"] == "lift"
 
@@ -177,31 +176,6 @@ def test_bad_actions_are_refused():
 def test_mistakes_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make(**kwargs)
-
-
-def test_randomisation_is_relative_to_the_nominal_world_and_does_not_compound():
-    nominal = World(NOMINAL)
-    distributions = parse(preset("wide"), {**NOMINAL, **make().task.nominal})
-    distributions = {name: d for name, d in distributions.items() if name in NOMINAL}
-    for seed in range(100):
-        world = draw(distributions, nominal, seed)
-        assert np.all(np.abs(world.vector("camera.position") - NOMINAL["camera.position"]) <= 0.1 + 1e-9)
-        assert 0.02 - 1e-9 <= world.scalar("robot.time_constant") <= 0.08 + 1e-9
-        untouched = set(NOMINAL) - set(distributions)
-        assert untouched
-        assert all(world[name] == NOMINAL[name] for name in untouched)
-    assert nominal == NOMINAL
-
-
-def test_a_further_parameter_does_not_shift_the_others():
-    few = parse({"light": {"ambient": {"uniform": [0, 1]}}}, NOMINAL)
-    more = parse({"light": {"ambient": {"uniform": [0, 1]}, "diffuse": {"uniform": [0, 1]}}}, NOMINAL)
-    assert draw(few, World(NOMINAL), 7)["light.ambient"] == draw(more, World(NOMINAL), 7)["light.ambient"]
-
-
-def test_unknown_nesting_is_explained():
-    with pytest.raises(RandomizationError, match=r"'light.ambient' is 0.3: give a mapping"):
-        parse({"light": {"ambient": 0.3, "diffuse": {"uniform": [0, 1]}}}, NOMINAL)
 
 
 def test_kinematics_agree_with_the_simulator():
