@@ -15,6 +15,7 @@ from robopolicy.sim.scene import BACKGROUND, Camera, Frame, Light
 
 VISIBLE_GROUP = 2  # geoms in this MuJoCo group are seen; collision geoms of other groups are not
 TABLE_TILE = 0.6  # m of table that one repetition of a texture covers
+BACKGROUND_TILES = 4  # times that a texture goes around the horizon; it is seen by direction alone
 LAMP_DISTANCE = 2.5  # m from the lamp to the middle of the table
 _GROUPS = np.eye(mujoco.mjNGROUP, dtype=np.uint8)[VISIBLE_GROUP]
 _SHADOW_BIAS = 2e-3  # of the way to the lamp
@@ -27,7 +28,7 @@ _SHININESS = 40.0
 class Looks:
     """What the G geoms look like, index = geom id; the last row is what a ray meets that hits nothing.
 
-    segmentation: uint8 [G + 1]. rgb: float [G + 1, 3] in [0, 1]. texture: int [G + 1], multiplies rgb, -1 = plain; boxes only.
+    segmentation: uint8 [G + 1]. rgb: float [G + 1, 3] in [0, 1]. texture: int [G + 1], multiplies rgb, -1 = plain; no meshes.
     bank: the textures, float [K, S, S, 3] in [0, 1]. table: geom id of the table, whose texture repeats every TABLE_TILE.
     """
 
@@ -52,8 +53,8 @@ def pixel_rays(camera: Camera, rows: np.ndarray, columns: np.ndarray) -> np.ndar
 
     Their component along the optical axis is 1, so a distance in lengths of the ray is a depth in metres.
     """
-    x = (columns - camera.width / 2) / camera.focal
-    y = (rows - camera.height / 2) / camera.focal
+    x = (columns - camera.width * camera.center[0]) / camera.focal
+    y = (rows - camera.height * camera.center[1]) / camera.focal
     return np.stack([x, y, np.ones_like(x)], axis=-1) @ camera.T_base_cam[:3, :3].T
 
 
@@ -92,15 +93,55 @@ def _bilinear(bank: np.ndarray, texture: np.ndarray, uv: np.ndarray) -> np.ndarr
     return upper * (1 - v1) + lower * v1
 
 
-def _box_uv(model: mujoco.MjModel, data: mujoco.MjData, geom: np.ndarray, points: np.ndarray, table: int) -> np.ndarray:
-    """Texture coordinates [N, 2] of points [N, 3] on boxes: a face of a body spans [0, 1], the table one unit a TABLE_TILE."""
-    rotation = data.geom_xmat[geom].reshape(-1, 3, 3)
-    local = np.einsum("nji,nj->ni", rotation, points - data.geom_xpos[geom])
-    size = model.geom_size[geom]
+def _uv(model: mujoco.MjModel, data: mujoco.MjData, geom: np.ndarray, points: np.ndarray, table: int) -> np.ndarray:
+    """Texture coordinates [N, 2] of points [N, 3] on the geoms [N].
+
+    A face of a box and an end of a cylinder span [0, 1]; the side of a cylinder and a sphere have one turn about z as u, from
+    bottom to top as v. The table has one unit a TABLE_TILE.
+    """
+    local = np.einsum("nji,nj->ni", data.geom_xmat[geom].reshape(-1, 3, 3), points - data.geom_xpos[geom])
+    size, kind, uv = model.geom_size[geom], model.geom_type[geom], np.zeros((len(geom), 2))
+    for type_, uv_of in _UV.items():
+        of = np.flatnonzero((kind == type_) & (geom != table))
+        if of.size:
+            uv[of] = uv_of(local[of], size[of])
+    on_table = geom == table
+    uv[on_table] = local[on_table, :2] / TABLE_TILE
+    return uv
+
+
+def _box_uv(local: np.ndarray, size: np.ndarray) -> np.ndarray:
     face = np.argmax(np.abs(local) / size, axis=1)
     axes = np.array([[1, 2], [0, 2], [0, 1]])[face]
-    flat, half = np.take_along_axis(local, axes, 1), np.take_along_axis(size, axes, 1)
-    return np.where((geom == table)[:, None], flat / TABLE_TILE, flat / (2 * half) + 0.5)
+    return np.take_along_axis(local, axes, 1) / (2 * np.take_along_axis(size, axes, 1)) + 0.5
+
+
+def _cylinder_uv(local: np.ndarray, size: np.ndarray) -> np.ndarray:
+    radius, half_height = size[:, :1], size[:, 1]
+    side = np.stack([_turn(local), local[:, 2] / (2 * half_height) + 0.5], axis=1)
+    on_end = np.abs(local[:, 2]) / half_height > np.linalg.norm(local[:, :2], axis=1) / radius[:, 0]
+    return np.where(on_end[:, None], local[:, :2] / (2 * radius) + 0.5, side)
+
+
+def _sphere_uv(local: np.ndarray, size: np.ndarray) -> np.ndarray:
+    return np.stack([_turn(local), _latitude(local)], axis=1)
+
+
+def _turn(vectors: np.ndarray) -> np.ndarray:
+    """Angle about z from x, in turns."""
+    return np.arctan2(vectors[:, 1], vectors[:, 0]) / (2 * np.pi)
+
+
+def _latitude(vectors: np.ndarray) -> np.ndarray:
+    """0 straight down to 1 straight up."""
+    return np.arctan2(vectors[:, 2], np.hypot(vectors[:, 0], vectors[:, 1])) / np.pi + 0.5
+
+
+_UV = {
+    mujoco.mjtGeom.mjGEOM_BOX: _box_uv,
+    mujoco.mjtGeom.mjGEOM_CYLINDER: _cylinder_uv,
+    mujoco.mjtGeom.mjGEOM_SPHERE: _sphere_uv,
+}
 
 
 def _albedo(model: mujoco.MjModel, data: mujoco.MjData, looks: Looks, geom: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -108,9 +149,17 @@ def _albedo(model: mujoco.MjModel, data: mujoco.MjData, looks: Looks, geom: np.n
     textured = np.flatnonzero(looks.texture[geom] >= 0)
     if textured.size:
         on = geom[textured]
-        uv = _box_uv(model, data, on, points[textured], looks.table)
+        uv = _uv(model, data, on, points[textured], looks.table)
         rgb[textured] *= _bilinear(looks.bank, looks.texture[on], uv)
     return rgb
+
+
+def _background(looks: Looks, rays: np.ndarray) -> np.ndarray:
+    """Colours [N, 3] of what N rays see that hit nothing: its texture goes BACKGROUND_TILES times around the horizon."""
+    if looks.texture[-1] < 0:
+        return np.repeat(looks.rgb[-1:], len(rays), axis=0)
+    uv = np.stack([_turn(rays), _latitude(rays) / 2], axis=1) * BACKGROUND_TILES
+    return looks.rgb[-1] * _bilinear(looks.bank, np.full(len(rays), looks.texture[-1]), uv)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -130,8 +179,9 @@ def _shade(
 
     Lambert and Blinn-Phong reflection of the lamp, its shadows, and ambient light that is stronger from above.
     """
-    colours, received = np.repeat(looks.rgb[-1:], len(rays), axis=0), np.zeros(len(rays))
-    on = np.flatnonzero(hits.geom >= 0)
+    colours, received = np.empty((len(rays), 3)), np.zeros(len(rays))
+    off, on = np.flatnonzero(hits.geom < 0), np.flatnonzero(hits.geom >= 0)
+    colours[off] = _background(looks, rays[off])
     geom, normal, ray = hits.geom[on], hits.normal[on], rays[on]
     points = origin + hits.distance[on, None] * ray
     normal = np.where(np.einsum("ni,ni->n", normal, ray)[:, None] > 0, -normal, normal)
