@@ -14,8 +14,8 @@ from robopolicy import spec
 from robopolicy.sim import robot, world
 from robopolicy.sim.engine import Engine, whole_steps
 from robopolicy.sim.experts import Expert
-from robopolicy.sim.randomize import nominal as nominal_world
 from robopolicy.sim.randomize import Distribution, World, draw, parse, stream
+from robopolicy.sim.randomize import nominal as nominal_world
 from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, Panda
 from robopolicy.sim.sensors import Sensors
 from robopolicy.sim.tasks import Task, make_task, parameter_names
@@ -116,11 +116,15 @@ class RobotEnv(gymnasium.Env):
         self.action_spec = spec.FeatureSpec((len(ACTION_NAMES),), "float32", "m, rad, 0..1", "base", ACTION_NAMES)
         self.engine, self.robot = make_engine(engine, antialiasing), Panda(period=self.period)
         whole_steps(self.period, self.engine.time_step)
+        self._ee_of: np.ndarray | None = None
 
     @property
     def T_base_ee(self) -> np.ndarray:
         """End-effector pose [4, 4], without noise or delay."""
-        return robot.forward(self.engine.joints()[0])
+        q, _ = self.engine.joints()
+        if q is not self._ee_of:  # an engine gives the same array until something moves
+            self._ee_of, self._T_base_ee = q, robot.forward(q)
+        return self._T_base_ee
 
     @property
     def gripper_opening(self) -> float:
@@ -185,7 +189,7 @@ class RobotEnv(gymnasium.Env):
         action = np.asarray(action, np.float64)
         if action.shape != ACTION_LOW.shape or not np.isfinite(action).all():
             raise ValueError(f"action {action.tolist()}: expected {len(ACTION_NAMES)} finite numbers {ACTION_NAMES}")
-        command = self.robot.act(self._disturbed(action), self.engine.joints()[0])
+        command = self.robot.act(self._disturbed(action), self.T_base_ee)
         self._pending.append((self._clock + self._delay, command))
         self._simulate()
         info = self._info()

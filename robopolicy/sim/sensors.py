@@ -41,9 +41,7 @@ class Sensors:
         ValueError: an unknown key; the message names what exists.
     """
 
-    def __init__(
-        self, selected: tuple[str, ...], environment_names: tuple[str, ...], image_size: int, num_points: int
-    ) -> None:
+    def __init__(self, selected: tuple[str, ...], environment_names: tuple[str, ...], image_size: int, num_points: int) -> None:
         self.selected, self.image_size, self.num_points = selected, image_size, num_points
         known = _known_features(environment_names, image_size, num_points)
         for short in selected:

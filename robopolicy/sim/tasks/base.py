@@ -46,6 +46,7 @@ class Task(ABC):
     tracked: ClassVar[tuple[str, ...]]
     further_names: ClassVar[tuple[str, ...]] = ()
     expert_class: ClassVar[type[Expert]]
+    _layout: tuple[World, dict[str, Body]] | None = None
 
     @abstractmethod
     def bodies(self, world: World) -> tuple[Body, ...]:
@@ -74,16 +75,25 @@ class Task(ABC):
 
         For each tracked body: position (m), 6-D rotation, half extents (m) of its first shape, velocity (m/s).
         """
-        sizes = {body.name: body.shapes[0].size for body in self.bodies(world)}
         parts: list[Any] = []
         for name in self.tracked:
             position, quaternion = engine.pose(name)
-            parts += [position, rotation_6d(pose(position, quaternion)), sizes[name], engine.velocity(name)]
+            parts += [position, rotation_6d(pose(position, quaternion)), self.half(name, world), engine.velocity(name)]
         return np.concatenate([*parts, self.further_state(engine, world)]).astype(np.float32)
+
+    def layout(self, world: World) -> dict[str, Body]:
+        """bodies() by name; the last world's are remembered."""
+        if self._layout is None or self._layout[0] is not world:
+            self._layout = (world, {body.name: body for body in self.bodies(world)})
+        return self._layout[1]
 
     def start(self, name: str, world: World) -> np.ndarray:
         """Position [3] (m) in which the body `name` starts."""
-        return np.array(next(body.position for body in self.bodies(world) if body.name == name))
+        return np.array(self.layout(world)[name].position)
+
+    def half(self, name: str, world: World) -> tuple[float, float, float]:
+        """Half extents (m) of the first shape of the body `name`."""
+        return self.layout(world)[name].shapes[0].size
 
     def expert(self, rng: np.random.Generator | None = None) -> Expert:
         """The scripted expert, or with a generator one that misjudges where things are; about half of those fail."""

@@ -22,7 +22,7 @@ class PegInsertExpert(Expert):
     def act(self, env) -> np.ndarray:
         """See Expert.act."""
         task, world = env.task, env.world
-        half = task.bodies(world)[0].shapes[0].size
+        half = task.half("object", world)
         action = pick(self, env, "object", point=(0.0, 0.0, half[2] - 0.02))
         if action is not None:
             return action
@@ -61,7 +61,11 @@ class PegInsert(Task):
         "hole.yaw": Parameter(0.0, "rad", -np.pi, np.pi),
     }
     initial = {  # noqa: RUF012
-        "object": {"x": {"uniform": [0.42, 0.58]}, "y": {"uniform": [-0.16, 0.16]}, "yaw": {"uniform": [-np.pi / 4, np.pi / 4]}},
+        "object": {
+            "x": {"uniform": [0.42, 0.58]},
+            "y": {"uniform": [-0.16, 0.16]},
+            "yaw": {"uniform": [-np.pi / 4, np.pi / 4]},
+        },
         "hole": {"x": {"uniform": [0.44, 0.58]}, "y": {"uniform": [-0.14, 0.14]}, "yaw": {"uniform": [-0.5, 0.5]}},
     }
     tracked = ("object",)
@@ -104,7 +108,7 @@ class PegInsert(Task):
     def evaluate(self, engine: Engine, T_base_ee: np.ndarray, world: World) -> Outcome:
         """See Task.evaluate. Progress: 0.2 for reaching, 0.2 for holding, 0.3 for coming over the hole, 0.3 for depth."""
         position, quaternion = engine.pose("object")
-        half = self.bodies(world)[0].shapes[0].size
+        half = self.half("object", world)
         tip = position - pose(position, quaternion)[:3, 2] * half[2]
         error = tip - self.hole(world)
         inside = float(np.linalg.norm(error[:2])) < 2 * world.scalar("hole.play") + 0.002

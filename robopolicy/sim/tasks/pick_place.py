@@ -63,7 +63,7 @@ class PickPlace(Task):
 
     def place(self, world: World) -> np.ndarray:
         """Where the object's centre has to come to rest [3] (m)."""
-        return goal_position("goal", world) + [0.0, 0.0, self.bodies(world)[0].shapes[0].size[2]]
+        return goal_position("goal", world) + [0.0, 0.0, self.half("object", world)[2]]
 
     def further_state(self, engine: Engine, world: World) -> list[float]:
         """See Task.further_state."""

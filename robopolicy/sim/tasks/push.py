@@ -33,10 +33,12 @@ class PushExpert(Expert):
         """See Expert.act."""
         position, _ = env.engine.pose("object")
         position = position + self.grasp_offset
-        size = env.task.bodies(env.world)[0].shapes[0].size
+        size = env.task.half("object", env.world)
         to_goal = (goal_position("goal", env.world) + self.goal_offset - position)[:2]
         along = to_goal / max(float(np.linalg.norm(to_goal)), 1e-6)
-        contact = max(size[:2]) * (1.0 if env.task.bodies(env.world)[0].shapes[0].kind == "cylinder" else 1.2) + self.FINGER
+        contact = (
+            max(size[:2]) * (1.0 if env.task.layout(env.world)["object"].shapes[0].kind == "cylinder" else 1.2) + self.FINGER
+        )
         ee = env.T_base_ee[:3, 3]
         hand = ee[:2] - position[:2]
         behind, aside = -hand @ along, float(hand @ [-along[1], along[0]])

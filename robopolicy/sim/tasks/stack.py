@@ -58,7 +58,7 @@ class Stack(Task):
 
     def place(self, engine: Engine, world: World) -> np.ndarray:
         """Where the object's centre has to come to rest [3] (m): on the base, wherever that is now."""
-        upper, lower = (body.shapes[0].size[2] for body in self.bodies(world))
+        upper, lower = self.half("object", world)[2], self.half("base", world)[2]
         return engine.pose("base")[0] + [0.0, 0.0, lower + upper]
 
     def evaluate(self, engine: Engine, T_base_ee: np.ndarray, world: World) -> Outcome:
@@ -66,7 +66,7 @@ class Stack(Task):
         position, _ = engine.pose("object")
         error = position - self.place(engine, world)
         aside = float(np.linalg.norm(error[:2]))
-        on_top = aside < min(self.bodies(world)[1].shapes[0].size[:2]) and abs(error[2]) < 0.008
+        on_top = aside < min(self.half("base", world)[:2]) and abs(error[2]) < 0.008
         if on_top and resting(engine, "object"):
             return Outcome(True, 1.0)
         start = self.start("object", world)
