@@ -114,6 +114,7 @@ class BulletEngine:
         self._add_robot(scene)
         self._spread = {body.name: mass_properties(body) for body in scene.bodies}
         self._bodies = {body.name: self._add_body(body) for body in scene.bodies}
+        self._free_joints(scene)
         self._prepare_drawing(scene)
         self._moves: list[_Move] = []
         self.command(np.asarray(scene.robot_joints), MAX_OPENING)
@@ -197,6 +198,16 @@ class BulletEngine:
         c.changeDynamics(uid, 0, jointLowerLimit=joint.low, jointUpperLimit=joint.high, jointDamping=joint.damping)
         c.setJointMotorControl2(uid, 0, p.VELOCITY_CONTROL, targetVelocity=0, force=joint.friction)  # dry friction
         return uid
+
+    def _free_joints(self, scene: Scene) -> None:
+        """Bodies on joints do not collide with what cannot move: the joint guides them."""
+        for body in scene.bodies:
+            for other in scene.bodies:
+                if body.joint is not None and other.joint is None and other.mass == 0:
+                    (uid, link), (fixed, _) = self._bodies[body.name], self._bodies[other.name]
+                    self._p.setCollisionFilterPair(uid, fixed, link, -1, 0)
+            if body.joint is not None:
+                self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
 
     def _prepare_drawing(self, scene: Scene) -> None:
         self._visuals = panda_visuals()
