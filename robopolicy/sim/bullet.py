@@ -21,6 +21,7 @@ import numpy as np
 from robopolicy.geometry import poses
 from robopolicy.resources import cache_dir
 from robopolicy.sim.engine import whole_steps
+from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.meshes import panda_visuals, shape_mesh
 from robopolicy.sim.raster import Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
@@ -123,6 +124,7 @@ class BulletEngine:
         self._scene = scene
         self._add_table(scene)
         self._add_robot(scene)
+        self._spread = {body.name: mass_properties(body) for body in scene.bodies}
         self._bodies = {body.name: self._add_body(body) for body in scene.bodies}
         self._free_joints(scene)
         self._prepare_drawing(scene)
@@ -151,11 +153,15 @@ class BulletEngine:
         c.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
 
     def _add_body(self, body: Body) -> _Handle:
-        """A body without a joint is the base of its multi-body; one with a joint is the only link of a fixed base."""
-        c, joint = self._p, body.joint
+        """A body without a joint is the base of its multi-body; one with a joint is the only link of a fixed base.
+
+        Bullet by itself would put the centre of mass into the origin and take the inertia of the bounding box.
+        """
+        c, joint, spread = self._p, body.joint, self._spread[body.name]
         shape = self._collision_shape(body) if body.collides else -1
         if joint is None:
-            uid, link = c.createMultiBody(body.mass, shape, -1, body.position, body.quaternion), -1
+            frames = body.position, body.quaternion, spread.position.tolist(), spread.quaternion.tolist()
+            uid, link = c.createMultiBody(body.mass, shape, -1, *frames), -1
         else:
             uid, link = self._add_jointed(body, joint, shape), 0
         c.changeDynamics(
@@ -168,6 +174,8 @@ class BulletEngine:
             linearDamping=body.linear_damping,
             angularDamping=body.angular_damping,
         )
+        if body.mass > 0:
+            c.changeDynamics(uid, link, localInertiaDiagonal=spread.inertia.tolist())
         return _Handle(uid, link)
 
     def _collision_shape(self, body: Body) -> int:
@@ -182,7 +190,7 @@ class BulletEngine:
         )
 
     def _add_jointed(self, body: Body, joint: Joint, shape: int) -> int:
-        c = self._p
+        c, spread = self._p, self._spread[body.name]
         uid = c.createMultiBody(
             0,
             -1,
@@ -194,8 +202,8 @@ class BulletEngine:
             linkVisualShapeIndices=[-1],
             linkPositions=[[0, 0, 0]],
             linkOrientations=[[0, 0, 0, 1]],
-            linkInertialFramePositions=[[0, 0, 0]],
-            linkInertialFrameOrientations=[[0, 0, 0, 1]],
+            linkInertialFramePositions=[spread.position.tolist()],
+            linkInertialFrameOrientations=[spread.quaternion.tolist()],
             linkParentIndices=[0],
             linkJointTypes=[p.JOINT_PRISMATIC if joint.kind == "slide" else p.JOINT_REVOLUTE],
             linkJointAxis=[joint.axis],
@@ -271,7 +279,13 @@ class BulletEngine:
 
     def _where(self, name: str) -> tuple[Any, Any]:
         uid, link = self._handle(name)
-        return self._p.getBasePositionAndOrientation(uid) if link < 0 else self._p.getLinkState(uid, link, 0, 1)[4:6]
+        if link >= 0:
+            return self._p.getLinkState(uid, link, 0, 1)[4:6]
+        found = self._p.getBasePositionAndOrientation(uid)  # of the principal frame
+        spread = self._spread[name]
+        if not spread.position.any() and spread.quaternion[3] == 1.0:
+            return found
+        return self._p.multiplyTransforms(*found, *self._p.invertTransform(spread.position.tolist(), spread.quaternion.tolist()))
 
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """See Engine.pose."""
@@ -281,7 +295,12 @@ class BulletEngine:
     def velocity(self, name: str) -> np.ndarray:
         """See Engine.velocity."""
         uid, link = self._handle(name)
-        return np.array(self._p.getBaseVelocity(uid)[0] if link < 0 else self._p.getLinkState(uid, link, 1)[6])
+        if link < 0:
+            centre, (linear, angular) = self._p.getBasePositionAndOrientation(uid)[0], self._p.getBaseVelocity(uid)
+        else:
+            state = self._p.getLinkState(uid, link, 1, 1)
+            centre, linear, angular = state[0], state[6], state[7]
+        return np.array(linear) + np.cross(angular, self.pose(name)[0] - centre)
 
     def joint_position(self, name: str) -> float:
         """See Engine.joint_position."""

@@ -183,6 +183,7 @@ def _add_joint(link: mujoco.MjsBody, name: str, joint: Joint) -> None:
         axis=joint.axis,
         range=[joint.low, joint.high],
         limited=True,
+        solref_limit=[contacts.TIME_CONSTANT, 1.0],
         damping=[joint.damping, 0.0, 0.0],
         frictionloss=joint.friction,
     )
