@@ -12,10 +12,11 @@ import numpy as np
 
 from robopolicy import spec
 from robopolicy.sim import robot, world
-from robopolicy.sim.camera import noisy_depth, noisy_image, point_cloud
+from robopolicy.sim.camera import noisy_depth, point_cloud
 from robopolicy.sim.distributions import Distribution
 from robopolicy.sim.engine import Engine, whole_steps
 from robopolicy.sim.experts import LiftExpert
+from robopolicy.sim.photometry import noisy_image
 from robopolicy.sim.randomize import World, draw, nominal, parse, stream
 from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, STATE_NAMES, ArmController
 from robopolicy.sim.scene import Frame
