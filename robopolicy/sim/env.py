@@ -12,9 +12,10 @@ import numpy as np
 
 from robopolicy import spec
 from robopolicy.sim import robot, world
+from robopolicy.sim.distributions import Distribution
 from robopolicy.sim.engine import Engine, whole_steps
 from robopolicy.sim.experts import Expert
-from robopolicy.sim.randomize import Distribution, World, draw, parse, stream
+from robopolicy.sim.randomize import World, draw, parse, stream
 from robopolicy.sim.randomize import nominal as nominal_world
 from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, Panda
 from robopolicy.sim.sensors import Sensors

@@ -54,7 +54,7 @@ class World(dict[str, Value]):
 
     def scalar(self, name: str) -> float:
         """A parameter that is one number."""
-        return float(np.asarray(self[name]))
+        return float(self[name])  # type: ignore[arg-type]
 
     def vector(self, name: str) -> np.ndarray:
         """A parameter that is several numbers, float64 [n]."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from robopolicy import spec
 from robopolicy.sim import robot, world
-from robopolicy.sim.camera import noisy_depth, noisy_image, point_cloud
+from robopolicy.sim.camera import noisy_depth, point_cloud
 from robopolicy.sim.engine import Engine
+from robopolicy.sim.photometry import noisy_image
 from robopolicy.sim.randomize import World, stream
 from robopolicy.sim.scene import Camera, Frame
 
