@@ -285,7 +285,8 @@ class BulletEngine:
         spread = self._spread[name]
         if not spread.position.any() and spread.quaternion[3] == 1.0:
             return found
-        return self._p.multiplyTransforms(*found, *self._p.invertTransform(spread.position.tolist(), spread.quaternion.tolist()))
+        own = self._p.invertTransform(spread.position.tolist(), spread.quaternion.tolist())
+        return self._p.multiplyTransforms(*found, *own)
 
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """See Engine.pose."""
