@@ -56,8 +56,16 @@ def _actor(behaviour: str, checkpoint: str) -> Actor:
 
 
 def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
-    """The gymnasium id and keyword arguments of a task's environment, or of its twin."""
-    return task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
+    """The gymnasium id and keyword arguments of a task's environment, or of its twin.
+
+    Raises:
+        ValueError: settings that cannot work, before any work starts.
+    """
+    from robopolicy.sim.env import check_settings
+
+    env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
+    check_settings(env_id, env_kwargs)
+    return env_id, env_kwargs
 
 
 def select_episodes(store: EpisodeStore, where: Mapping[str, Sequence[Any]]) -> list[int]:

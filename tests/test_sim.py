@@ -1,5 +1,7 @@
 """Properties of the environments, in both simulators."""
 
+import shutil
+
 import gymnasium
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from robopolicy.data.collect import play
 from robopolicy.geometry import matrix_from_6d
 from robopolicy.sim import robot
 from robopolicy.sim.camera import deproject, height_over_table
+from robopolicy.sim.description import checked_urdf, panda_urdf
 from robopolicy.sim.parameters import PARAMETERS
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Camera, look_at
 
@@ -347,3 +350,32 @@ def test_package_registers_ids_without_torch():
     code = "import sys, robopolicy, gymnasium; gymnasium.spec('robopolicy/Lift-v0'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert callable(robopolicy.expert)
+
+
+def test_settings_are_checked_without_a_simulator():
+    import subprocess
+    import sys
+
+    code = """
+import sys, robopolicy
+from robopolicy.sim.env import check_settings
+check_settings("robopolicy/DrawerTwin-v0", {"randomization": "wide"})
+try:
+    check_settings("robopolicy/Lift-v0", {"randomization": {"object": {"mas": {"uniform": [1, 2]}}}})
+except ValueError as error:
+    assert "object.mass" in str(error)
+else:
+    raise AssertionError
+assert not {"pybullet", "mujoco"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_robot_description_that_is_not_whole_is_named(tmp_path):
+    folder = tmp_path / "franka_panda"
+    shutil.copytree(panda_urdf().parent, folder)
+    (folder / "meshes" / "collision" / "link3.obj").unlink()
+    with pytest.raises(FileNotFoundError, match=r"link3\.obj, which is missing: reinstall"):
+        checked_urdf(folder / "panda.urdf")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.urdf is missing"):
+        checked_urdf(folder / "nowhere.urdf")

@@ -20,6 +20,7 @@ import numpy as np
 
 from robopolicy.geometry import poses
 from robopolicy.resources import cache_dir
+from robopolicy.sim.description import panda_urdf
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.meshes import panda_visuals, shape_mesh
@@ -48,7 +49,6 @@ def _quiet() -> Iterator[None]:
 
 with _quiet():
     import pybullet as p
-    import pybullet_data
 
 TIME_STEP = 1 / 120
 SOLVER_ITERATIONS = 50
@@ -60,9 +60,9 @@ _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
 @cache
 def _collision_urdf() -> str:
     """Path of the Panda's URDF without visuals (the rasteriser has its own), its meshes where pybullet_data keeps them."""
-    source = Path(pybullet_data.getDataPath()) / "franka_panda"
-    text = re.sub(r"<visual>.*?</visual>", "", (source / "panda.urdf").read_text(), flags=re.S)
-    text = text.replace("package://", f"{source}/")
+    source = panda_urdf()
+    text = re.sub(r"<visual>.*?</visual>", "", source.read_text(), flags=re.S)
+    text = text.replace("package://", f"{source.parent}/")
     path = cache_dir() / "panda-collision.urdf"
     if not path.exists() or path.read_text() != text:
         part = path.with_suffix(f".{np.random.default_rng().integers(2**62)}.tmp")

@@ -12,6 +12,7 @@ import numpy as np
 
 from robopolicy import spec
 from robopolicy.sim import robot, world
+from robopolicy.sim.description import panda_urdf
 from robopolicy.sim.distributions import Distribution
 from robopolicy.sim.engine import Engine, whole_steps
 from robopolicy.sim.experts import Expert
@@ -280,6 +281,19 @@ def randomized(
     shifts = {name: value for name, value in world.TWIN.items() if name in parameters} if engine == "mujoco" else {}
     around = nominal_world(parameters, shifts, overrides)
     return around, {**parse(task.initial, parameters), **parse(randomization, parameters, around, parameter_names())}
+
+
+def check_settings(env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+    """Whether gymnasium.make(env_id, **env_kwargs) will work, found out in milliseconds: it starts no simulator.
+
+    Raises:
+        ValueError: as RobotEnv. FileNotFoundError: the robot's description is not whole.
+    """
+    given = {**gymnasium.spec(env_id).kwargs, **env_kwargs}
+    task = make_task(given["task"])
+    randomized(task, given.get("randomization", "none"), given.get("nominal") or {}, given["engine"])
+    Sensors(tuple(given.get("observation") or task.observation), task.environment_names, 8, 8)
+    panda_urdf()
 
 
 def _space(feature: spec.FeatureSpec) -> gymnasium.spaces.Box:
