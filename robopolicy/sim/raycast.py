@@ -1,4 +1,5 @@
-"""Pictures of a MuJoCo world without OpenGL: one ray a pixel by MuJoCo's own ray caster, shading by numpy.
+"""Pictures of a MuJoCo world without OpenGL: one ray a pixel by MuJoCo's own ray caster, shading by numpy, shadows by
+sim.shadows.
 
 Unlike the rasteriser of the training simulator: facets are flat, the light is a lamp at a finite distance with hard shadows,
 ambient light comes from above, textures are sampled bilinearly, and edges of things and shadows are anti-aliased.
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from robopolicy.sim import shadows
 from robopolicy.sim.scene import BACKGROUND, Camera, Frame, Light
 
 VISIBLE_GROUP = 2  # geoms in this MuJoCo group are seen; collision geoms of other groups are not
@@ -30,6 +32,7 @@ class Looks:
 
     segmentation: uint8 [G + 1]. rgb: float [G + 1, 3] in [0, 1]. texture: int [G + 1], multiplies rgb, -1 = plain; no meshes.
     bank: the textures, float [K, S, S, 3] in [0, 1]. table: geom id of the table, whose texture repeats every TABLE_TILE.
+    casters: what shadows come from.
     """
 
     segmentation: np.ndarray
@@ -37,6 +40,7 @@ class Looks:
     texture: np.ndarray
     bank: np.ndarray
     table: int
+    casters: shadows.Casters
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,9 @@ def _latitude(vectors: np.ndarray) -> np.ndarray:
 
 
 _UV = {
-    mujoco.mjtGeom.mjGEOM_BOX: _box_uv,
-    mujoco.mjtGeom.mjGEOM_CYLINDER: _cylinder_uv,
-    mujoco.mjtGeom.mjGEOM_SPHERE: _sphere_uv,
+    int(mujoco.mjtGeom.mjGEOM_BOX): _box_uv,
+    int(mujoco.mjtGeom.mjGEOM_CYLINDER): _cylinder_uv,
+    int(mujoco.mjtGeom.mjGEOM_SPHERE): _sphere_uv,
 }
 
 
@@ -155,10 +159,13 @@ def _albedo(model: mujoco.MjModel, data: mujoco.MjData, looks: Looks, geom: np.n
 
 
 def _background(looks: Looks, rays: np.ndarray) -> np.ndarray:
-    """Colours [N, 3] of what N rays see that hit nothing: its texture goes BACKGROUND_TILES times around the horizon."""
+    """Colours [N, 3] of what N rays see that hit nothing.
+
+    Its texture goes BACKGROUND_TILES times around the horizon, by azimuth and height (Lambert's cylindrical projection).
+    """
     if looks.texture[-1] < 0:
         return np.repeat(looks.rgb[-1:], len(rays), axis=0)
-    uv = np.stack([_turn(rays), _latitude(rays) / 2], axis=1) * BACKGROUND_TILES
+    uv = np.stack([_turn(rays), -rays[:, 2] / (2 * np.pi * np.linalg.norm(rays, axis=1))], axis=1) * BACKGROUND_TILES
     return looks.rgb[-1] * _bilinear(looks.bank, np.full(len(rays), looks.texture[-1]), uv)
 
 
@@ -191,7 +198,7 @@ def _shade(
     to_lamp = -_unit(from_lamp)
     lambert = np.maximum(np.einsum("ni,ni->n", normal, to_lamp), 0.0)
     facing = np.flatnonzero(lambert > 0)
-    blocked = cast(model, data, lamp, from_lamp[facing]).distance < 1.0 - _SHADOW_BIAS
+    blocked = shadows.hidden(looks.casters, data, lamp, points[facing], 1.0 - _SHADOW_BIAS)
     direct = (lambert > 0).astype(np.float64)
     direct[facing] -= light.shadow * blocked
     half = _unit(to_lamp - _unit(ray))
