@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from robopolicy.geometry import pose
 from robopolicy.sim.bullet import BulletEngine
 from robopolicy.sim.camera import deproject
 from robopolicy.sim.robot import HOME, MAX_OPENING, forward, inverse
@@ -74,9 +75,7 @@ def pull(engine, handle, way):
 
 
 def rotation(quaternion):
-    x, y, z, w = quaternion
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
+    return pose(np.zeros(3), quaternion)[:3, :3]
 
 
 TEE = (

@@ -15,6 +15,8 @@ import numpy as np
 TIME_CONSTANT = 0.005  # s; MuJoCo's own 0.02 s lets a grasp sink millimetres into a box
 IMPEDANCE = (0.95, 0.99, 0.001, 0.5, 2.0)
 FIXED, JOINTED, MOBILE = "fixed", "jointed", "mobile"
+_ANGLE = np.linspace(1e-6, np.pi / 2, 200)
+_LEFT = np.exp(-2 * _ANGLE / np.tan(_ANGLE))  # of the speed, for a damping ratio of cos(angle)
 _NEVER_TOUCH = ({FIXED}, {FIXED, JOINTED})  # a drawer is guided by its joint, not by contact with its cabinet
 
 
@@ -59,8 +61,7 @@ def damping_ratio(restitution: float) -> float:
     A spring and damper that only push let go where the force is back at zero, after which exp(-2 t / tan t) of the speed is
     left for a damping ratio of cos t. Critical damping leaves exp(-2) = 0.14: below, it is 1. Measured, less is left.
     """
-    angle = np.linspace(1e-6, np.pi / 2, 200)
-    return float(np.interp(restitution, np.exp(-2 * angle / np.tan(angle)), np.cos(angle)))
+    return float(np.interp(restitution, _LEFT, np.cos(_ANGLE)))
 
 
 def add_contacts(spec: mujoco.MjSpec, things: Sequence[Thing]) -> None:

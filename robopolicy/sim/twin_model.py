@@ -22,6 +22,7 @@ from robopolicy.sim.inertia import mass_properties, shape_masses
 from robopolicy.sim.meshes import panda_visuals
 from robopolicy.sim.robot import NUM_JOINTS
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Joint, Scene, Shape
+from robopolicy.sim.shadows import casters
 from robopolicy.sim.textures import NUM_TEXTURES, texture_bank
 
 TIME_STEP = 0.002  # s
@@ -253,11 +254,6 @@ def _add_damping(model: mujoco.MjModel, body: Body) -> None:
         model.dof_damping[start : start + num] += rate * model.dof_M0[start : start + num]
 
 
-@cache
-def _textures() -> np.ndarray:
-    return texture_bank() / 255.0
-
-
 def looks(model: mujoco.MjModel, scene: Scene) -> raycast.Looks:
     """Colours, textures and segmentation ids of the geoms of compile_scene(scene)."""
     segmentation = np.zeros(model.ngeom + 1, np.uint8)
@@ -273,7 +269,7 @@ def looks(model: mujoco.MjModel, scene: Scene) -> raycast.Looks:
             geom = model.geom(shape_geom(body.name, k)).id
             segmentation[geom], rgb[geom], texture[geom] = FIRST_BODY + i, shape.rgb, shape.texture
     segmentation[-1], rgb[-1], texture[-1] = BACKGROUND, scene.background_rgb, scene.background_texture
-    return raycast.Looks(segmentation, rgb, texture, _textures(), table)
+    return raycast.Looks(segmentation, rgb, texture, texture_bank(), table, casters(model, raycast.VISIBLE_GROUP))
 
 
 def finger_geoms(model: mujoco.MjModel) -> list[int]:
