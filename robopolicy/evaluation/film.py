@@ -30,6 +30,7 @@ class _Filming:
     def __init__(self, actor: PolicyActor, size: int, every: int) -> None:
         self.actor, self.size, self.every = actor, size, every
         self.frames: list[Array] = []
+        self.facts = actor.facts
 
     @property
     def wants_observation(self) -> bool:

@@ -62,10 +62,11 @@ class Suite:
 
 
 class PolicyActor:
-    """data.collect.Actor for a policy: history, chunk execution, one seed per episode."""
+    """data.actors.Actor for a policy: history, chunk execution, one seed per episode."""
 
     def __init__(self, policy: Policy) -> None:
         self.executor = ChunkExecutor(policy)
+        self.facts: Mapping[str, Any] = {}
 
     @property
     def wants_observation(self) -> bool:
