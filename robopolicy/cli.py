@@ -110,6 +110,19 @@ def data(cfg: dict[str, Any]) -> None:
     print("\n".join(describe_dataset(cfg["path"])))
 
 
+def view(cfg: dict[str, Any]) -> None:
+    """Show randomised worlds, or the episodes of a dataset: a contact sheet, a video and a page.
+
+    robopolicy view randomization=wide out=runs/view
+    robopolicy view randomization=wide kinds=[rgb,depth,segmentation] worlds=6 episode=true
+    robopolicy view checkpoint=runs/wide randomization=held_out twin=true
+    robopolicy view path=runs/data/wide episode=3
+    """
+    from robopolicy.pipeline import view_run
+
+    print(f"Page: {view_run(cfg)}")
+
+
 def demo(cfg: dict[str, Any]) -> None:
     """The whole pipeline on a laptop: collect, train, steer, rank, check in the held-out simulator, report.
 
@@ -122,7 +135,7 @@ def demo(cfg: dict[str, Any]) -> None:
     print("\n".join(run_demo(cfg)))
 
 
-_VERBS = (collect, train, evaluate, rank, deploy, data, demo)
+_VERBS = (collect, train, evaluate, rank, deploy, data, view, demo)
 VERBS: dict[str, Callable[[dict[str, Any]], None]] = {verb.__name__: verb for verb in _VERBS}
 
 

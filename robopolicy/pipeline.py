@@ -17,7 +17,17 @@ from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.collect import collect
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.evaluation.features import dataset_features
-from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, exploring_actor, success_by_arm, write_table
+from robopolicy.evaluation.rollout import (
+    Arm,
+    PolicyActor,
+    Suite,
+    arm_policy,
+    evaluate,
+    exploring_actor,
+    observing,
+    success_by_arm,
+    write_table,
+)
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_policy
@@ -315,6 +325,25 @@ def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     keys = ("detector", "combiner", "seed", "num_bootstrap")
     ranking = rank_run(table, features, out, outcomes=outcomes, **{key: settings[key] for key in keys})
     return [*verdict(ranking), f"Report: {(out / 'report.html').resolve()}"]
+
+
+def view_run(settings: Mapping[str, Any]) -> Path:
+    """The verb view: a page that shows worlds of a task, or the episodes of a dataset; its file."""
+    from robopolicy.evaluation.view import view_dataset, view_worlds
+
+    out, episode, seen = Path(settings["out"]), settings["episode"], settings["checkpoint"]
+    if settings["path"]:
+        if isinstance(episode, bool):
+            raise ValueError(f"episode={str(episode).lower()} with path=: give the number of a recorded episode")
+        return view_dataset(out, settings["path"], count=settings["worlds"], episode=episode).resolve()
+    env_id, env_kwargs = task_env(settings["task"], settings["randomization"], settings["twin"])
+    actor: Actor | None = scripted_actor("expert") if episode else None
+    if seen:
+        policy = arm_policy(find_checkpoints(seen)[-1])
+        actor, env_kwargs = PolicyActor(policy), observing(env_kwargs, policy)
+    keys = ("seed", "cameras", "kinds", "size")
+    options = {key: settings[key] for key in keys}
+    return view_worlds(out, env_id, env_kwargs, count=settings["worlds"], actor=actor, **options).resolve()
 
 
 def deploy_policy(settings: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ class NoisyExpertActor:
 
     wants_observation = False
 
-    def __init__(self, max_epsilon: float = 0.5, max_std: float = 0.6) -> None:
+    def __init__(self, max_epsilon: float = 0.25, max_std: float = 0.3) -> None:
         self.max_epsilon, self.max_std = max_epsilon, max_std
         self.facts: Mapping[str, Any] = {}
 

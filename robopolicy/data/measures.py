@@ -24,7 +24,7 @@ from scipy.special import gammaln
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.spec import ACTION, REWARD, STATE, SUCCESS, Array
 
-NUM_BINS = 5
+NUM_BINS = 5  # odd, so that values around the middle of a range, such as resting, share a cell
 RANDOM, EXPERT, ALL = "random", "expert", "all"
 
 
