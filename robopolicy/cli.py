@@ -21,23 +21,26 @@ from robopolicy.config import compose, explain, keys_of, to_plain
 from robopolicy.resources import conf_dir
 from robopolicy.spec import did_you_mean
 
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED = 2, 130
 
 logger = logging.getLogger("robopolicy")
 
 
 def collect(cfg: dict[str, Any]) -> None:
-    """Collect episodes of a task with its scripted expert, in parallel processes.
+    """Collect episodes of a task: of its expert, flawed and noisy copies, random actions or a policy.
 
     robopolicy collect path=runs/data/wide randomization=wide
-    robopolicy collect path=runs/data/mixed randomization=wide episodes.expert=100 episodes.imperfect=200 seed=1
+    robopolicy collect path=runs/data/mixed episodes.expert=100 episodes.noisy=200 episodes.random=50 seed=1
     robopolicy collect path=runs/data/target twin=true randomization=none episodes.expert=20 disturbance=0
+    robopolicy collect path=runs/data/tried episodes.expert=0 episodes.rollout=100 policy=runs/wide levels=[0,1]
     """
+    from robopolicy.data.measures import measures, table
     from robopolicy.pipeline import collect_run
 
-    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "policy")
-    store = collect_run(**{key: cfg[key] for key in keys})
+    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "policy", "levels")
+    store = collect_run(**{key: cfg[key] for key in (*keys, "executor")})
     print(f"{len(store)} episodes, {int(store.lengths.sum())} steps, in {cfg['path']}")
+    print("\n".join(table(measures(store))))
 
 
 def train(cfg: dict[str, Any]) -> None:
@@ -107,6 +110,19 @@ def data(cfg: dict[str, Any]) -> None:
     print("\n".join(describe_dataset(cfg["path"])))
 
 
+def view(cfg: dict[str, Any]) -> None:
+    """Show randomised worlds, or the episodes of a dataset: a contact sheet, a video and a page.
+
+    robopolicy view randomization=wide out=runs/view
+    robopolicy view randomization=wide kinds=[rgb,depth,segmentation] worlds=6 episode=true
+    robopolicy view checkpoint=runs/wide randomization=held_out twin=true
+    robopolicy view path=runs/data/wide episode=3
+    """
+    from robopolicy.pipeline import view_run
+
+    print(f"Page: {view_run(cfg)}")
+
+
 def demo(cfg: dict[str, Any]) -> None:
     """The whole pipeline on a laptop: collect, train, steer, rank, check in the held-out simulator, report.
 
@@ -119,7 +135,7 @@ def demo(cfg: dict[str, Any]) -> None:
     print("\n".join(run_demo(cfg)))
 
 
-_VERBS = (collect, train, evaluate, rank, deploy, data, demo)
+_VERBS = (collect, train, evaluate, rank, deploy, data, view, demo)
 VERBS: dict[str, Callable[[dict[str, Any]], None]] = {verb.__name__: verb for verb in _VERBS}
 
 
@@ -178,8 +194,9 @@ def main() -> None:
             print(_verb_help(name))
             return
         _run(name, arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt}" if str(interrupt) else "\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)

@@ -13,11 +13,22 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from robopolicy import checkpoint, config
-from robopolicy.data.collect import Actor, collect, expert_actor
+from robopolicy.data.actors import Actor, scripted_actor
+from robopolicy.data.collect import collect
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.evaluation.features import dataset_features
-from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, exploring_actor, success_by_arm, write_table
-from robopolicy.executor import map_units
+from robopolicy.evaluation.rollout import (
+    Arm,
+    PolicyActor,
+    Suite,
+    arm_policy,
+    evaluate,
+    exploring_actor,
+    observing,
+    success_by_arm,
+    write_table,
+)
+from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_policy
 from robopolicy.spec import did_you_mean
@@ -40,19 +51,31 @@ def collect_run(
     num_workers: int | None = None,
     title: str = "collect",
     policy: str | Path | None = None,
+    levels: Sequence[float] | None = None,
+    executor: Mapping[str, Any] | None = None,
 ) -> EpisodeStore:
     """Collect episodes of a task (conf/task) under a randomisation (preset name or mapping) into the dataset at `path`.
 
-    policy: a checkpoint whose sampled actions make the episodes of behaviour "rollout".
+    policy: a checkpoint whose sampled actions make the episodes of behaviour "rollout". executor: a node of conf/executor.
     """
-    make_actor = partial(_actor, checkpoint=str(find_checkpoints(policy)[-1].checkpoint)) if policy else expert_actor
     env_id, env_kwargs = task_env(task, randomization, twin)
-    env_kwargs["nominal"] = {"robot.disturbance": float(disturbance)}
-    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, make_actor)
+    env_kwargs["nominal"] = {**env_kwargs.get("nominal", {}), "robot.disturbance": float(disturbance)}
+    options: dict[str, Any] = {"levels": levels, "executor": make_executor(executor)}
+    if policy:
+        found = str(find_checkpoints(policy)[-1].checkpoint)
+        options |= {"make_actor": partial(_actor, checkpoint=found), "actor_id": checkpoint.sha256(found)}
+    elif episodes.get(ROLLOUT):
+        raise ValueError(f"episodes.{ROLLOUT}={episodes[ROLLOUT]} needs a policy: give policy=CHECKPOINT")
+    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, **options)
+
+
+def make_executor(node: Mapping[str, Any] | None) -> Executor | None:
+    """The executor that a node of conf/executor describes; None = the default one."""
+    return config.build(node, within="robopolicy.executor") if node else None
 
 
 def _actor(behaviour: str, checkpoint: str) -> Actor:
-    return exploring_actor(checkpoint) if behaviour == ROLLOUT else expert_actor(behaviour)
+    return exploring_actor(checkpoint) if behaviour == ROLLOUT else scripted_actor(behaviour)
 
 
 def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
@@ -310,6 +333,25 @@ def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     keys = ("detector", "combiner", "seed", "num_bootstrap")
     ranking = rank_run(table, features, out, outcomes=outcomes, **{key: settings[key] for key in keys})
     return [*verdict(ranking), f"Report: {(out / 'report.html').resolve()}"]
+
+
+def view_run(settings: Mapping[str, Any]) -> Path:
+    """The verb view: a page that shows worlds of a task, or the episodes of a dataset; its file."""
+    from robopolicy.evaluation.view import view_dataset, view_worlds
+
+    out, episode, seen = Path(settings["out"]), settings["episode"], settings["checkpoint"]
+    if settings["path"]:
+        if isinstance(episode, bool):
+            raise ValueError(f"episode={str(episode).lower()} with path=: give the number of a recorded episode")
+        return view_dataset(out, settings["path"], count=settings["worlds"], episode=episode).resolve()
+    env_id, env_kwargs = task_env(settings["task"], settings["randomization"], settings["twin"])
+    actor: Actor | None = scripted_actor("expert") if episode else None
+    if seen:
+        policy = arm_policy(find_checkpoints(seen)[-1])
+        actor, env_kwargs = PolicyActor(policy), observing(env_kwargs, policy)
+    keys = ("seed", "cameras", "kinds", "size")
+    options = {key: settings[key] for key in keys}
+    return view_worlds(out, env_id, env_kwargs, count=settings["worlds"], actor=actor, **options).resolve()
 
 
 def deploy_policy(settings: Mapping[str, Any]) -> None:
