@@ -195,7 +195,7 @@ def _zstd() -> pyarrow.Codec:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, allow_nan=False).encode()
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def _zip(members: Mapping[str, bytes]) -> bytes:

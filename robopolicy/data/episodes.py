@@ -15,8 +15,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robopolicy.data.episode_file import SUFFIX, DatasetError, damaged, describe, label, pack, unpack
-from robopolicy.data.seal import BLANK, is_intact, seal
+from robopolicy.data.info_file import INFO, NAME, check_spec, infer_spec, info_content, read_spec, spec_difference
 from robopolicy.data.table import OWN_COLUMNS, read_table
 from robopolicy.files import atomic_write, locked, plain
 from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, FeatureSpec, SpecError, did_you_mean
@@ -32,10 +30,7 @@ from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, FeatureSpec, SpecE
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT, VERSION = "robopolicy-dataset", 1
-INFO, TABLE, LOCK, EPISODES = "info.json", "episodes.parquet", ".lock", "episodes"
-_DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+TABLE, LOCK, EPISODES = "episodes.parquet", ".lock", "episodes"
 
 
 class EpisodeWriter:
@@ -87,7 +82,7 @@ class EpisodeWriter:
             OSError: the disk is full, say; no part of the episode is left, and the dataset is as it was.
         """
         title = f"episode {name or '(unnamed)'}"
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not NAME.fullmatch(name):
             raise SpecError(f"{title}: a name holds letters, digits, '_', '-' and '.' and starts with neither '-' nor '.'")
         attributes = plain(info or {}, where=f"{title}: info", error=SpecError, nonfinite="refuse")
         for column in OWN_COLUMNS:
@@ -144,8 +139,10 @@ class EpisodeStore:
         content = [check_spec(self.spec), self.table["file"].to_pylist(), self.table["checksum"].to_pylist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def read(self, index: int, keys: Iterable[str] | None = None) -> dict[str, Array]:
+    def read(self, index: int, keys: Iterable[str] | None = None, start: int = 0, stop: int | None = None) -> dict[str, Array]:
         """Arrays {key: [T, ...]} of one episode, all keys or only `keys`, verified against their checksums.
+
+        start, stop: the steps wanted, as of a slice; only the chunks they lie in are read.
 
         Raises:
             SpecError: the dataset has no such key.
@@ -155,13 +152,7 @@ class EpisodeStore:
         for key in chosen:
             if key not in self.spec.features:
                 raise SpecError(f"{self.path} has no key {key!r}; {did_you_mean(key, self.spec.features)}")
-        file = self.files[index]
-        arrays = unpack(file, chosen)
-        for key, array in arrays.items():
-            feature, length = self.spec.features[key], int(self.lengths[index])
-            if array.shape != (length, *feature.shape) or array.dtype != feature.dtype:
-                raise damaged(file, f"{key!r} is {array.dtype} {list(array.shape)}, expected {feature.dtype} of {length} steps")
-        return arrays
+        return read_file(self.files[index], self.spec, int(self.lengths[index]), chosen, start, stop)
 
     def info(self, index: int) -> dict[str, Any]:
         """What describes one episode: task, success, seed, randomization, source, ..."""
@@ -211,37 +202,22 @@ def write_episodes(
     return files
 
 
-def infer_spec(arrays: Mapping[str, Array], fps: float) -> DatasetSpec:
-    """Spec of {key: array [T, ...]}: per-step shapes, dtypes kept but float64, which becomes float32."""
-    features = {}
+def read_file(
+    file: Path,
+    spec: DatasetSpec,
+    length: int,
+    keys: Iterable[str] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> dict[str, Array]:
+    """Arrays of an episode file of `length` steps that fit `spec`, see EpisodeStore.read. Raises DatasetError otherwise."""
+    arrays = unpack(file, spec.features if keys is None else keys, start, stop)
+    steps = len(range(*slice(start, stop).indices(length)))
     for key, array in arrays.items():
-        if array.dtype.name not in _DTYPES:
-            raise SpecError(f"{key!r} has dtype {array.dtype}; give numbers of equal shape at every step")
-        dtype = "float32" if array.dtype == np.float64 else array.dtype.name
-        features[key] = FeatureSpec(shape=array.shape[1:], dtype=dtype)
-    return DatasetSpec(features=features, fps=float(fps))
-
-
-def check_spec(spec: DatasetSpec) -> dict[str, Any]:
-    """JSON form of a spec that a dataset can have.
-
-    Raises:
-        SpecError: no action, no observation, a rate, key or dtype that cannot be stored.
-    """
-    if ACTION not in spec.features:
-        raise SpecError(f"no {ACTION!r} among the keys {sorted(spec.features)}")
-    if not spec.observation:
-        raise SpecError(f"no key that starts with 'observation.' among {sorted(spec.features)}")
-    if not (math.isfinite(spec.fps) and spec.fps > 0):
-        raise SpecError(f"fps={spec.fps} must be a positive rate in Hz")
-    for key, feature in spec.features.items():
-        if not _NAME.fullmatch(key):
-            raise SpecError(f"key {key!r} holds a character that a key cannot; use letters, digits, '.', '_' and '-'")
-        if np.dtype(feature.dtype).name not in _DTYPES:
-            raise SpecError(
-                f"{key!r} holds {feature.dtype} values; give numbers of equal shape per step ({', '.join(_DTYPES)})"
-            )
-    return plain(spec.to_dict(), where="spec", error=SpecError, nonfinite="refuse")
+        feature = spec.features[key]
+        if array.shape != (steps, *feature.shape) or array.dtype != feature.dtype:
+            raise damaged(file, f"{key!r} is {array.dtype} {list(array.shape)}, expected {feature.dtype} of {steps} steps")
+    return arrays
 
 
 def check_episode(arrays: Mapping[str, Array], spec: DatasetSpec, label: str) -> dict[str, Array]:
@@ -269,65 +245,6 @@ def check_episode(arrays: Mapping[str, Array], spec: DatasetSpec, label: str) ->
     return checked
 
 
-def read_spec(path: str | Path) -> DatasetSpec:
-    """Spec of an existing dataset.
-
-    Raises:
-        DatasetError: no such folder, not a dataset, or one of a newer version.
-    """
-    return DatasetSpec.from_dict(read_info(path)["spec"])
-
-
-def read_info(path: str | Path) -> dict[str, Any]:
-    """Content of a dataset's info.json: format, version, spec and, of merged and split datasets, sources.
-
-    Raises:
-        DatasetError: as `read_spec`.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise DatasetError(f"no dataset at {path}: the folder does not exist")
-    try:
-        data = (path / INFO).read_bytes()
-        if is_intact(data) is False:
-            raise ValueError("its checksum differs; where you changed it on purpose, remove the line 'seal'")
-        content = json.loads(data)
-        kind, version = content["format"], int(content["version"])
-        if kind == FORMAT and version > VERSION:
-            raise DatasetError(f"{path} has version {version}, this robopolicy reads up to {VERSION}: update robopolicy")
-        if kind == FORMAT:
-            DatasetSpec.from_dict(content["spec"])
-            return content
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is not a dataset: it holds no {INFO}") from error
-    except DatasetError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path / INFO} is damaged ({error}); restore it from a copy, the episodes are intact") from error
-    raise DatasetError(f"{path} is a {kind!r}, expected a {FORMAT!r}")
-
-
-def info_content(spec: Mapping[str, Any], **further: Any) -> bytes:
-    """Content of an info.json: the JSON form of a spec and further JSON values, sealed."""
-    content = {"format": FORMAT, "version": VERSION, "spec": spec, **further, "seal": BLANK}
-    return seal(json.dumps(content, indent=2).encode())
-
-
-def verify_info(path: Path) -> None:
-    """Check every byte of a dataset's info.json. Raises DatasetError when it is not what was written."""
-    content, data = read_info(path), (path / INFO).read_bytes()
-    if is_intact(data) is None and (
-        set(content) != {"format", "version", "spec"} or json.dumps(content, indent=2).encode() != data
-    ):
-        raise DatasetError(f"{path / INFO} is damaged (no writer makes such a file); restore it from a copy")
-
-
-def spec_difference(given: DatasetSpec, found: DatasetSpec) -> str:
-    """The first difference between two specs, in words; "" where they are equal."""
-    a, b = check_spec(given), check_spec(found)
-    return "" if a == b else _difference(a, b)
-
-
 def _split(episode: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
     """Arrays with a time axis, and what describes the episode as a whole."""
     arrays: dict[str, Array] = {}
@@ -347,15 +264,3 @@ def _adopt(array: Array, feature: FeatureSpec | None) -> Array:
         return array
     with np.errstate(over="ignore"):  # an overflow becomes inf, which the check refuses by name
         return array.astype(feature.dtype, copy=False)
-
-
-def _difference(given: Any, found: Any, where: str = "") -> str:
-    """The first place where two JSON values differ, in words."""
-    if isinstance(given, dict) and isinstance(found, dict):
-        for key in [*given, *(key for key in found if key not in given)]:
-            name = f"{where}.{key}" if where else key
-            if key not in found or key not in given:
-                return f"{name} is only in the {'one given' if key in given else 'dataset'}"
-            if given[key] != found[key]:
-                return _difference(given[key], found[key], name)
-    return f"{where} is {given!r} in the one given and {found!r} in the dataset"
