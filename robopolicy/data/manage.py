@@ -59,7 +59,8 @@ def _range(values: Sequence[Any]) -> str:
         ends = [numbers.min(axis=0), numbers.max(axis=0)]
     except (TypeError, ValueError):
         return f"{len({str(value) for value in found})} values"
-    low, high = (np.array2string(end, precision=4, suppress_small=True, separator=", ") for end in ends)
+    low, high = (" ".join(f"{x:.4g}" for x in np.atleast_1d(end)) for end in ends)
+    low, high = (f"[{end}]" if numbers.ndim > 1 else end for end in (low, high))
     return f"{low} to {high}" if low != high else low
 
 
@@ -153,7 +154,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, duplicates: str = "skip"
             names.add(name)
             copies.append(_Copy(file, name, checksum))
         kept = len(store) - skipped
-        sources.append({"path": str(store.path), "hash": store.hash, "episodes": kept, "duplicates": skipped})
+        sources.append({"path": str(store.path.resolve()), "hash": store.hash, "episodes": kept, "duplicates": skipped})
         details = [f"{skipped} duplicates left out" * bool(skipped), f"{renamed} renamed" * bool(renamed)]
         lines.append(f"  {store.path}: " + ", ".join(filter(None, [f"{kept} episodes", *details])))
     with _building(Path(out)) as folder:
@@ -200,7 +201,12 @@ def split(
             shutil.rmtree(folder / stray)
         for name, rows in parts.items():
             copies = [_Copy(store.files[i], store.files[i].name.removesuffix(SUFFIX), digests[i]) for i in rows]
-            source = {"path": str(store.path), "hash": store.hash, "episodes": len(rows), "split": {**chosen_by, "part": name}}
+            source = {
+                "path": str(store.path.resolve()),
+                "hash": store.hash,
+                "episodes": len(rows),
+                "split": {**chosen_by, "part": name},
+            }
             _fill(folder / name, store.spec, copies, [source])
     return [f"{Path(out) / name}: {len(rows)} episodes" for name, rows in parts.items()]
 

@@ -91,7 +91,8 @@ def _load(file: Path) -> tuple[pyarrow.Table | None, str]:
         intact = is_intact(data)
         if intact is False:
             return None, "its checksum differs"
-        table = pq.read_table(io.BytesIO(data), partitioning=None)
+        # pyarrow's reader threads sometimes abort the interpreter when it ends: none are started here
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
         found = (table.schema.metadata or {}).get(_FORMAT)
     except FileNotFoundError:
         return None, ""
