@@ -18,11 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robopolicy.geometry import pose
 from robopolicy.resources import cache_dir
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.meshes import panda_visuals, shape_mesh
-from robopolicy.sim.raster import Rasterizer
+from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
 from robopolicy.spec import did_you_mean
@@ -52,6 +51,7 @@ with _quiet():
 
 TIME_STEP = 1 / 120
 SOLVER_ITERATIONS = 50
+_BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: position, quaternion
 _ARM = list(range(NUM_JOINTS))
 _FINGERS = [9, 10]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
@@ -191,14 +191,16 @@ class BulletEngine:
         return uid
 
     def _prepare_drawing(self, scene: Scene) -> None:
-        self._visuals = panda_visuals()
-        shapes = [(i, body, shape) for i, body in enumerate(scene.bodies) for shape in body.shapes]
-        self._mesh_body = [body.name for _, body, _ in shapes]
-        meshes = [v.mesh for v in self._visuals] + [shape_mesh(shape) for _, _, shape in shapes]
-        self._raster = Rasterizer(meshes, [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i, _, _ in shapes])
-        robot_rgb = [np.multiply(v.rgb, scene.robot_rgb) for v in self._visuals]
-        self._mesh_rgb = np.array(robot_rgb + [shape.rgb for _, _, shape in shapes], np.float32)
-        self._mesh_texture = np.array([-1] * len(self._visuals) + [shape.texture for _, _, shape in shapes], np.int32)
+        visuals = panda_visuals()
+        self._links = sorted({v.link for v in visuals} - {-1})
+        frame = {link: i for i, link in enumerate([-1, *self._links])}
+        arm = [Part(v.mesh, frame[v.link], ROBOT, np.multiply(v.rgb, scene.robot_rgb).tolist()) for v in visuals]
+        bodies = [
+            Part(shape_mesh(shape), len(frame) + i, FIRST_BODY + i, shape.rgb, shape.texture)
+            for i, body in enumerate(scene.bodies)
+            for shape in body.shapes
+        ]
+        self._raster = Rasterizer(arm + bodies, scene)
 
     def joints(self) -> tuple[np.ndarray, float]:
         """See Engine.joints."""
@@ -236,13 +238,14 @@ class BulletEngine:
             raise ValueError(f"no body {name!r}; {did_you_mean(name, self._bodies)}")
         return self._bodies[name]
 
+    def _pose(self, handle: _Handle) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if handle.link < 0:
+            return self._p.getBasePositionAndOrientation(handle.uid)
+        return self._p.getLinkState(handle.uid, handle.link, 0, 1)[4:6]
+
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """See Engine.pose."""
-        uid, link = self._handle(name)
-        if link < 0:
-            position, quaternion = self._p.getBasePositionAndOrientation(uid)
-        else:
-            position, quaternion = self._p.getLinkState(uid, link, 0, 1)[4:6]
+        position, quaternion = self._pose(self._handle(name))
         return np.array(position), np.array(quaternion)
 
     def velocity(self, name: str) -> np.ndarray:
@@ -263,24 +266,15 @@ class BulletEngine:
         contacts = [self._p.getContactPoints(bodyA=self._robot, linkIndexA=finger) for finger in _FINGERS]
         return np.array([sum(c[9] for c in points if c[2] != self._robot) for points in contacts])
 
-    def _mesh_poses(self) -> np.ndarray:
-        links = [v.link for v in self._visuals]
-        states = dict(
-            zip(_links := sorted({k for k in links if k >= 0}), self._p.getLinkStates(self._robot, _links, 0, 1), strict=True)
-        )
-        base = np.eye(4)
-        poses = [pose(states[k][4], states[k][5]) if k >= 0 else base for k in links]
-        of_body = {name: pose(*self.pose(name)) for name in dict.fromkeys(self._mesh_body)}
-        return np.stack(poses + [of_body[name] for name in self._mesh_body])
-
     def snapshot(self) -> np.ndarray:
-        """See Engine.snapshot."""
-        return self._mesh_poses()
+        """See Engine.snapshot. Position and quaternion of the arm's base, its visible links and the bodies, [n, 7]."""
+        links = [state[4] + state[5] for state in self._p.getLinkStates(self._robot, self._links, 0, 1)]
+        bodies = [position + quaternion for position, quaternion in map(self._pose, self._bodies.values())]
+        return np.array([_BASE, *links, *bodies])
 
     def render(self, camera: Camera, rgb: bool = True, snapshot: np.ndarray | None = None) -> Frame:
         """See Engine.render."""
-        poses = self._mesh_poses() if snapshot is None else snapshot
-        return self._raster.render(poses, self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
+        return self._raster.render(self.snapshot() if snapshot is None else snapshot, camera, rgb)
 
     def save_state(self) -> tuple[_Move, ...]:
         """See Engine.save_state."""
