@@ -163,7 +163,7 @@ def _outside(x, y, z, radius, focal, centre_x, centre_y, width, height, near, fa
 
 @_inline
 def _choose(geometry, k, x, y, z, w, chosen):
-    """List the faces of mesh k that look towards (x, y, z, w): a point where w = 1, a direction where w = 0. How many are they?"""
+    """List the faces of mesh k that look towards (x, y, z, w), a point (w = 1) or a direction (w = 0). Returns how many."""
     planes, count = geometry.planes, 0
     for f in range(geometry.face_start[k], geometry.face_start[k + 1]):
         chosen[count] = f

@@ -77,7 +77,7 @@ class Rasterizer:
         )
         has_shadows = shadow_size and scene.light.shadow > 0 and num
         self._shadow_map = np.empty((shadow_size if has_shadows else 0,) * 2, np.float32)
-        self._from_cam = np.empty((3, 4), np.float32)
+        self._from_cam, self._forms = np.empty((3, 4), np.float32), np.empty((7, 4), np.float32)
 
     def render(self, poses: np.ndarray, camera: Camera, rgb: bool = True) -> Frame:
         """What `camera` sees.
@@ -111,7 +111,7 @@ class Rasterizer:
                 height,
                 least,
                 self._lamp.axes,
-                _texel(camera, self._table.height),
+                _texel(view, self._table.height),
                 MAX_TEXELS_PER_PIXEL * height * width,
                 self._shadow_map,
                 self._from_cam,
@@ -119,8 +119,26 @@ class Rasterizer:
         shadows = shading.Shadows(self._shadow_map, self._from_cam, columns, rows, texel)
         if self.supersample == 2:
             nearness, face = self._samples(poses, camera)
-        picture = np.empty((height, width, 3), np.uint8)
-        shading.shade(geometry, scratch.in_cam, view, self._table, self._looks, self._lamp, shadows, nearness, face, picture)
+        picture, line, places = (
+            np.empty((height, width, 3), np.uint8),
+            np.empty((5, width), np.float32),
+            np.empty((2, width), np.int32),
+        )
+        shading.shade(
+            geometry,
+            scratch.in_cam,
+            view,
+            self._table,
+            self._looks,
+            self._lamp,
+            shadows,
+            nearness,
+            face,
+            line,
+            places,
+            self._forms,
+            picture,
+        )
         return Frame(picture, depth, segmentation)
 
     def _samples(self, poses: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
@@ -179,11 +197,12 @@ def _pyramid() -> np.ndarray:
 
 
 def _view(camera: Camera, supersample: int) -> kernels.View:
+    height, width = supersample * camera.height, supersample * camera.width
     return kernels.View(
         T_base_cam=np.ascontiguousarray(camera.T_base_cam, np.float64),
-        focal=supersample * float(camera.focal),
-        centre_x=supersample * camera.width * camera.center[0],
-        centre_y=supersample * camera.height * camera.center[1],
+        focal=height / 2 / math.tan(math.radians(camera.fov_deg) / 2),
+        centre_x=width * camera.center[0],
+        centre_y=height * camera.center[1],
         near=camera.near,
         far=camera.far,
     )
@@ -233,11 +252,11 @@ def _lamp(light: Light) -> shading.Lamp:
     )
 
 
-def _texel(camera: Camera, table_height: float) -> float:
+def _texel(view: kernels.View, table_height: float) -> float:
     """Side of a shadow texel (m): a fraction of a pixel's where the camera looks at the table, in steps of the square root of 2
     so that a moving camera seldom changes it.
     """
-    above, down = camera.T_base_cam[2, 3] - table_height, -camera.T_base_cam[2, 2]
-    distance = above / down if above * down > 0 else camera.far
-    texel = min(distance, camera.far) / float(camera.focal) / TEXELS_PER_PIXEL
-    return 2 ** (round(2 * math.log2(min(max(texel, FINEST_TEXEL), COARSEST_TEXEL))) / 2)
+    above, down = view.T_base_cam.item(2, 3) - table_height, -view.T_base_cam.item(2, 2)
+    distance = min(above / down, view.far) if above * down > 0 else view.far
+    texel = min(max(distance / view.focal / TEXELS_PER_PIXEL, FINEST_TEXEL), COARSEST_TEXEL)
+    return 2 ** (round(2 * math.log2(texel)) / 2)

@@ -8,9 +8,12 @@ import numba
 import numpy as np
 
 from robopolicy.sim.kernels import HALF, NO_FACE, ONE, OPTIONS, TABLE_FACE, ZERO
+from robopolicy.sim.textures import TEXTURE_SIZE
 
 QUARTER, TWO, LARGEST, TINY = np.float32(0.25), np.float32(2), np.float32(255), np.float32(1e-12)
 CHANNEL, FRACTION = 21, 12  # bits of a colour channel in a texel of the pyramid, and of the weights a texel is multiplied with
+UNIT = 1 << FRACTION  # a texel, in the fixed-point numbers that textures are sampled at
+UNITS = np.float32(TEXTURE_SIZE << FRACTION)
 FULL = np.float32(1 / (255 << FRACTION))
 SAME_SURFACE = np.float32(0.9)  # cosine between two faces of a mesh from which on a pixel does not tell them apart
 DULL = np.float32(0.6)  # cosine below which there is no highlight: 0.6 ** 24 < 1e-5
@@ -56,9 +59,9 @@ class Shadows(NamedTuple):
 
 
 def texture_pyramid(bank: np.ndarray) -> np.ndarray:
-    """Textures uint8 [K, S, S, 3] with their halvings, red | green << CHANNEL | blue << 2 CHANNEL, int64 [K, 2 S, S].
+    """Textures uint8 [K, S, S, 3] with their halvings, red | green << CHANNEL | blue << 2 CHANNEL, int64 [K, 2 S S].
 
-    Level l is in the rows from 2 S - (2 S >> l) on. One multiplication then weighs all three channels.
+    As rows of S texels; level l is in those from 2 S - (2 S >> l) on. One multiplication then weighs all three channels.
     """
     num, size = bank.shape[:2]
     pyramid = np.zeros((num, 2 * size, size), np.int64)
@@ -68,42 +71,40 @@ def texture_pyramid(bank: np.ndarray) -> np.ndarray:
         red, green, blue = np.moveaxis(np.round(level).astype(np.int64), -1, 0)
         pyramid[:, start : start + side, :side] = red | green << CHANNEL | blue << 2 * CHANNEL
         if side == 1:
-            return pyramid
+            return pyramid.reshape(num, -1)
         start += side
         level = level.reshape(num, side // 2, 2, side // 2, 2, 3).mean(axis=(2, 4))
 
 
 @_inline
-def _texel(pyramid, texture, u, v, level):
-    """Bilinear sample of one mip level in units of FULL; u and v in texture units, wrapped around."""
-    size = pyramid.shape[2] >> level
-    start = pyramid.shape[1] - (pyramid.shape[1] >> level)
-    scale = np.float32(size << FRACTION)
-    x, y = int(np.floor(u * scale)) - (1 << FRACTION >> 1), int(np.floor(v * scale)) - (1 << FRACTION >> 1)
-    a, b = x & ((1 << FRACTION) - 1), y & ((1 << FRACTION) - 1)
+def _texel(texels, x, y, level):
+    """Bilinear sample of a level of a texture in units of FULL, at (x, y) in UNITs of the finest level, wrapped around."""
+    size = TEXTURE_SIZE >> level
+    x, y = (x >> level) - (UNIT >> 1), (y >> level) - (UNIT >> 1)
+    a, b = x & (UNIT - 1), y & (UNIT - 1)
     x0, y0 = x >> FRACTION & (size - 1), y >> FRACTION & (size - 1)
-    x1, y1 = (x0 + 1) & (size - 1), start + ((y0 + 1) & (size - 1))
-    y0 += start
+    x1, y1 = (x0 + 1) & (size - 1), (y0 + 1) & (size - 1)
+    start = 2 * TEXTURE_SIZE - (2 * TEXTURE_SIZE >> level)
+    y0, y1 = (start + y0) * TEXTURE_SIZE, (start + y1) * TEXTURE_SIZE
     w11 = a * b >> FRACTION
-    w01, w10, w00 = a - w11, b - w11, (1 << FRACTION) - a - b + w11
-    P = pyramid[texture]
-    total = P[y0, x0] * w00 + P[y0, x1] * w01 + P[y1, x0] * w10 + P[y1, x1] * w11
+    total = texels[y0 + x0] * (UNIT - a - b + w11) + texels[y0 + x1] * (a - w11)
+    total += texels[y1 + x0] * (b - w11) + texels[y1 + x1] * w11
     mask = (1 << CHANNEL) - 1
     return np.float32(total & mask), np.float32(total >> CHANNEL & mask), np.float32(total >> 2 * CHANNEL)
 
 
 @_inline
-def _textured(pyramid, texture, u, v, footprint):
-    """Sample in [0, 1], bilinear in two levels; footprint is the side of a pixel in texels of the finest level."""
-    level, last = 0, np.float32(pyramid.shape[2] >> 1)
-    footprint = min(max(footprint, ONE), last)
+def _textured(texels, x, y, footprint):
+    """Sample in [0, 1] at (x, y) in UNITs, bilinear in two levels; footprint: side of a pixel in texels of the finest."""
+    level = 0
+    footprint = min(max(footprint, ONE), np.float32(TEXTURE_SIZE >> 1))
     while footprint >= TWO:
         footprint *= HALF
         level += 1
-    r, g, b = _texel(pyramid, texture, u, v, level)
+    r, g, b = _texel(texels, x, y, level)
     blend = footprint - ONE
     if blend > ZERO:
-        r2, g2, b2 = _texel(pyramid, texture, u, v, level + 1)
+        r2, g2, b2 = _texel(texels, x, y, level + 1)
         r, g, b = r + blend * (r2 - r), g + blend * (g2 - g), b + blend * (b2 - b)
     return r * FULL, g * FULL, b * FULL
 
@@ -136,8 +137,9 @@ def _background(looks, x, y, z, pixel):
         length = np.sqrt(level * level + z * z)
         sky = np.float32(looks.sky)
         u, v = sky * _azimuth(x, y), -sky * z / length
-        footprint = pixel * sky * np.float32(looks.pyramid.shape[2]) * length / max(level, TINY)
-        r, g, b = _textured(looks.pyramid, looks.background_texture, u, v, footprint)
+        footprint = pixel * sky * np.float32(TEXTURE_SIZE) * length / max(level, TINY)
+        texels = looks.pyramid[looks.background_texture]
+        r, g, b = _textured(texels, int(np.floor(u * UNITS)), int(np.floor(v * UNITS)), footprint)
         red, green, blue = red * r, green * g, blue * b
     return red, green, blue
 
@@ -151,12 +153,12 @@ def _sunlight(shadows, column, row, nearness):
     a, b = column - np.float32(left + 1), row - np.float32(top + 1)
     total = ZERO
     for j in range(3):
-        line = ZERO
-        for i in range(3):
-            if nearness >= shadows.map[top + j, left + i]:
-                line += (ONE - a) if i == 0 else (a if i == 2 else ONE)
-        total += line * ((ONE - b) if j == 0 else (b if j == 2 else ONE))
-    return total / (TWO * TWO)
+        line = shadows.map[top + j]
+        first = ONE if nearness >= line[left] else ZERO
+        middle = ONE if nearness >= line[left + 1] else ZERO
+        last = ONE if nearness >= line[left + 2] else ZERO
+        total += (first + middle + a * (last - first)) * ((ONE - b) if j == 0 else (b if j == 2 else ONE))
+    return total * QUARTER
 
 
 @_inline
@@ -214,45 +216,103 @@ def _surface(geometry, in_cam, looks, f, x, y, z, pixel):
     red, green, blue = looks.rgb[k, 0], looks.rgb[k, 1], looks.rgb[k, 2]
     if looks.texture[k] >= 0:
         u, v = _dot(S[12:15], px, py, pz) + S[15], _dot(S[16:19], px, py, pz) + S[19]
-        footprint = pixel * S[20] * np.float32(looks.pyramid.shape[2])
-        r, g, b = _textured(looks.pyramid, looks.texture[k], u, v, footprint)
+        texels, footprint = looks.pyramid[looks.texture[k]], pixel * S[20] * np.float32(TEXTURE_SIZE)
+        r, g, b = _textured(texels, int(np.floor(u * UNITS)), int(np.floor(v * UNITS)), footprint)
         red, green, blue = red * r, green * g, blue * b
     return nx, ny, nz, red, green, blue
 
 
+@_inline
+def _start(form, u, v):
+    """A linear form of the ray (u, v, 1)."""
+    return form[0] * u + form[1] * v + form[2]
+
+
 @_kernel
-def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, rgb):
-    """Colour of every pixel into rgb, uint8 [H, W, 3].
+def _table_depth(forms, u, v, step, above, side, towards, specular, depth, gloss):
+    """Depth (m) and highlight of the table along a row of pixels, as if all of them showed it.
+
+    These three loops have no branches and few arrays, so that the compiler turns them into vector instructions. forms [7, 4]:
+    the ray (u, v, 1) in the base frame (3 rows), in the shadow map (3 rows) and towards the light; u, v: ray of the first
+    pixel. Highlight (Blinn 1977): the half vector is that between the light and the way back to the eye.
+    """
+    down, light, down_step, light_step = _start(forms[2], u, v), _start(forms[6], u, v), forms[2, 0] * step, forms[6, 0] * step
+    rest = v * v + ONE
+    for i in range(depth.shape[0]):
+        c = np.float32(i)
+        fall, x = down + down_step * c, u + step * c
+        length = ONE / np.sqrt(x * x + rest)
+        cosine = (towards - side * fall * length) / np.sqrt(max(TWO - TWO * (light + light_step * c) * length, TINY))
+        power_2 = max(cosine, ZERO) * max(cosine, ZERO)
+        power_8 = power_2 * power_2 * power_2 * power_2
+        depth[i] = above / fall
+        gloss[i] = specular * power_8 * power_8 * power_8
+
+
+@_kernel
+def _table_texture(forms, u, v, step, scale, shift_x, shift_y, depth, texture_x, texture_y):
+    """Texture coordinates (UNIT) of the table along a row of pixels."""
+    x, y, x_step, y_step = _start(forms[0], u, v), _start(forms[1], u, v), forms[0, 0] * step, forms[1, 0] * step
+    for i in range(depth.shape[0]):
+        c, z = np.float32(i), depth[i]
+        texture_x[i] = np.int32(np.floor(((x + x_step * c) * z + shift_x) * scale))
+        texture_y[i] = np.int32(np.floor(((y + y_step * c) * z + shift_y) * scale))
+
+
+@_kernel
+def _table_shadow(forms, u, v, step, depth, column, row, nearness):
+    """Where along a row of pixels the table is in the shadow map."""
+    x, y, z = _start(forms[3], u, v), _start(forms[4], u, v), _start(forms[5], u, v)
+    x_step, y_step, z_step = forms[3, 0] * step, forms[4, 0] * step, forms[5, 0] * step
+    x_shift, y_shift, z_shift = forms[3, 3], forms[4, 3], forms[5, 3]
+    for i in range(depth.shape[0]):
+        c, d = np.float32(i), depth[i]
+        column[i] = (x + x_step * c) * d + x_shift
+        row[i] = (y + y_step * c) * d + y_shift
+        nearness[i] = (z + z_step * c) * d + z_shift
+
+
+@_inline
+def _forms(view, lamp, shadows, forms):
+    """Fill in the `forms` of _table_depth()."""
+    E, A = view.T_base_cam, lamp.axes
+    for j in range(4):
+        for i in range(3):
+            forms[i, j] = E[i, j]
+            forms[3 + i, j] = shadows.from_cam[i, j]
+        forms[6, j] = A[2, 0] * E[0, j] + A[2, 1] * E[1, j] + A[2, 2] * E[2, j]
+
+
+@_kernel
+def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, line, places, forms, rgb):
+    """Colour of every pixel into rgb, uint8 [H, W, 3]; line float32 [5, W], places int32 [2, W], forms [7, 4] are scratch.
 
     nearness and face may be twice as large: then a pixel is the mean of 2 x 2 samples, and a surface that several of them show
-    is shaded once, at their middle (multisampling).
+    is shaded once, at their middle (multisampling); the table and the background always at the middle of the pixel.
 
     Ambient light is a little stronger opposite the lamp, mirrored at the vertical, so that unlit faces keep their shape. The
     shadow of a mesh is looked up a little off its surface: a texel along the normal, more where light grazes it.
     """
-    E = view.T_base_cam
     height, width = rgb.shape[:2]
     fine = face.shape[0] // height
-    step = np.float32(1 / view.focal)
-    centre_x, centre_y = np.float32(view.centre_x), np.float32(view.centre_y)
-    # The base frame's axes, the light and the shadow map as seen by the camera, in registers.
-    R = (
-        (np.float32(E[0, 0]), np.float32(E[0, 1]), np.float32(E[0, 2])),
-        (np.float32(E[1, 0]), np.float32(E[1, 1]), np.float32(E[1, 2])),
-        (np.float32(E[2, 0]), np.float32(E[2, 1]), np.float32(E[2, 2])),
-    )
-    A = lamp.axes
-    lx = np.float32(A[2, 0] * E[0, 0] + A[2, 1] * E[1, 0] + A[2, 2] * E[2, 0])
-    ly = np.float32(A[2, 0] * E[0, 1] + A[2, 1] * E[1, 1] + A[2, 2] * E[2, 1])
-    lz = np.float32(A[2, 0] * E[0, 2] + A[2, 1] * E[1, 2] + A[2, 2] * E[2, 2])
-    rise = np.float32(A[2, 2])
-    M = shadows.from_cam
+    _forms(view, lamp, shadows, forms)
+    E, M, L, up = view.T_base_cam, shadows.from_cam, forms[6], forms[2]
+    step, centre_x, centre_y = np.float32(1 / view.focal), np.float32(view.centre_x), np.float32(view.centre_y)
     ambient, diffuse, specular = np.float32(lamp.ambient), np.float32(lamp.diffuse), np.float32(lamp.specular)
-    darkness, texel = np.float32(lamp.shadow), np.float32(shadows.texel)
-    side = ONE if E[2, 3] > table.height else -ONE  # of the table that shows
-    table_u, table_v = np.float32(E[0, 3] - table.x), np.float32(E[1, 3])
-    repeats, size = np.float32(table.repeats), np.float32(looks.pyramid.shape[2])
+    rise, darkness, texel = np.float32(lamp.axes[2, 2]), np.float32(lamp.shadow), np.float32(shadows.texel)
+    above, side = np.float32(table.height - E[2, 3]), ONE if E[2, 3] > table.height else -ONE  # the side that shows
+    repeats, shift_x, shift_y = np.float32(table.repeats), np.float32(E[0, 3] - table.x), np.float32(E[1, 3])
+    table_towards, table_footprint = side * rise, step * repeats * np.float32(TEXTURE_SIZE)
+    table_ambient = ambient * (np.float32(0.75) + np.float32(0.35) * (TWO * side * rise - table_towards))
+    table_texels, has_texture = looks.pyramid[max(table.texture, 0)], table.texture >= 0
+    depth, gloss, shadow_x, shadow_y, shadow_z = line[0], line[1], line[2], line[3], line[4]
     for row in range(height):
+        u, v = (HALF - centre_x) * step, (np.float32(row) + HALF - centre_y) * step
+        _table_depth(forms, u, v, step, above, side, table_towards, specular, depth, gloss)
+        if has_texture:
+            _table_texture(forms, u, v, step, repeats * UNITS, shift_x, shift_y, depth, places[0], places[1])
+        if texel > ZERO:
+            _table_shadow(forms, u, v, step, depth, shadow_x, shadow_y, shadow_z)
         for column in range(width):
             red, green, blue = ZERO, ZERO, ZERO
             pending = 1 if fine == 1 else 15  # bit i: sample i has no colour yet
@@ -261,44 +321,48 @@ def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, r
                     pending, f, n, u, v, weight = 0, face[row, column], nearness[row, column], HALF, HALF, ONE
                 else:
                     pending, f, n, u, v, weight = _group(geometry, nearness, face, 2 * row, 2 * column, pending)
-                u, v = (np.float32(column) + u - centre_x) * step, (np.float32(row) + v - centre_y) * step
-                if f == NO_FACE:
-                    dx, dy, dz = _dot(R[0], u, v, ONE), _dot(R[1], u, v, ONE), _dot(R[2], u, v, ONE)
-                    r, g, b = _background(looks, dx, dy, dz, step)
+                sunlight = ONE
+                if f == TABLE_FACE:
+                    r, g, b = table.rgb[0], table.rgb[1], table.rgb[2]
+                    if has_texture:
+                        footprint = depth[column] * table_footprint
+                        tr, tg, tb = _textured(table_texels, places[0, column], places[1, column], footprint)
+                        r, g, b = r * tr, g * tg, b * tb
+                    brightness, highlight = table_ambient, ZERO
+                    if table_towards > ZERO:
+                        if texel > ZERO:  # the table casts no shadow itself, so there is no offset
+                            lit = _sunlight(shadows, shadow_x[column], shadow_y[column], shadow_z[column])
+                            sunlight -= darkness * (ONE - lit)
+                        brightness += diffuse * table_towards * sunlight
+                        highlight = gloss[column]
+                elif f == NO_FACE:
+                    u, v = (np.float32(column) + HALF - centre_x) * step, (np.float32(row) + HALF - centre_y) * step
+                    r, g, b = _background(looks, _start(forms[0], u, v), _start(forms[1], u, v), _start(up, u, v), step)
                     red, green, blue = red + weight * r, green + weight * g, blue + weight * b
                     continue
-                z = ONE / n
-                x, y = u * z, v * z
-                if f == TABLE_FACE:
-                    nx, ny, nz, push = side * R[2][0], side * R[2][1], side * R[2][2], ZERO  # casts no shadow: no offset
-                    r, g, b = table.rgb[0], table.rgb[1], table.rgb[2]
-                    if table.texture >= 0:
-                        tu, tv = (_dot(R[0], x, y, z) + table_u) * repeats, (_dot(R[1], x, y, z) + table_v) * repeats
-                        tr, tg, tb = _textured(looks.pyramid, table.texture, tu, tv, z * step * repeats * size)
-                        r, g, b = r * tr, g * tg, b * tb
                 else:
+                    u, v = (np.float32(column) + u - centre_x) * step, (np.float32(row) + v - centre_y) * step
+                    z = ONE / n
+                    x, y = u * z, v * z
                     nx, ny, nz, r, g, b = _surface(geometry, in_cam, looks, f, x, y, z, z * step)
-                    push = texel
-                towards = nx * lx + ny * ly + nz * lz
-                up = R[2][0] * nx + R[2][1] * ny + R[2][2] * nz
-                brightness = ambient * (np.float32(0.75) + np.float32(0.35) * (TWO * up * rise - towards))
-                highlight = ZERO
-                if towards > ZERO:
-                    sunlight = ONE
-                    if texel > ZERO:
-                        push *= HALF + TWO * np.sqrt(max(ONE - towards * towards, ZERO))
-                        x, y, z = x + push * nx, y + push * ny, z + push * nz
-                        at, down, near = _dot(M[0], x, y, z), _dot(M[1], x, y, z), _dot(M[2], x, y, z)
-                        lit = _sunlight(shadows, at + M[0, 3], down + M[1, 3], near + M[2, 3])
-                        sunlight -= darkness * (ONE - lit)
-                    brightness += diffuse * towards * sunlight
-                    # Highlight (Blinn 1977): the half vector is that between the light and the way back to the eye.
-                    length = ONE / np.sqrt(u * u + v * v + ONE)
-                    away, ahead = (nx * u + ny * v + nz) * length, (lx * u + ly * v + lz) * length
-                    cosine = (towards - away) / np.sqrt(max(TWO - TWO * ahead, TINY))
-                    if cosine > DULL:
-                        power_8 = cosine**8
-                        highlight = specular * sunlight * power_8 * power_8 * power_8
+                    towards = _dot(L, nx, ny, nz)
+                    brightness = ambient * (np.float32(0.75) + np.float32(0.35) * (TWO * _dot(up, nx, ny, nz) * rise - towards))
+                    highlight = ZERO
+                    if towards > ZERO:
+                        if texel > ZERO:
+                            push = texel * (HALF + TWO * np.sqrt(max(ONE - towards * towards, ZERO)))
+                            x, y, z = x + push * nx, y + push * ny, z + push * nz
+                            at, down, near = _dot(M[0], x, y, z), _dot(M[1], x, y, z), _dot(M[2], x, y, z)
+                            lit = _sunlight(shadows, at + M[0, 3], down + M[1, 3], near + M[2, 3])
+                            sunlight -= darkness * (ONE - lit)
+                        brightness += diffuse * towards * sunlight
+                        length = ONE / np.sqrt(u * u + v * v + ONE)
+                        away, ahead = (nx * u + ny * v + nz) * length, _start(L, u, v) * length
+                        cosine = (towards - away) / np.sqrt(max(TWO - TWO * ahead, TINY))
+                        if cosine > DULL:
+                            power_8 = cosine**8
+                            highlight = specular * power_8 * power_8 * power_8
+                highlight *= sunlight
                 red += weight * (r * brightness + highlight) * lamp.rgb[0]
                 green += weight * (g * brightness + highlight) * lamp.rgb[1]
                 blue += weight * (b * brightness + highlight) * lamp.rgb[2]
