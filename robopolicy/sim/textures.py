@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 TEXTURE_SIZE = 64
-NUM_TEXTURES = 24
+NUM_TEXTURES = 48
 
 Pattern = Callable[[np.random.Generator], np.ndarray]  # values in [0, 1], float64 [TEXTURE_SIZE, TEXTURE_SIZE]
 Colour = tuple[float, float, float]
@@ -149,7 +149,8 @@ _BANK: tuple[tuple[Pattern, Colour, Colour], ...] = (
 def texture_bank() -> np.ndarray:
     """All textures, uint8 [NUM_TEXTURES, TEXTURE_SIZE, TEXTURE_SIZE, 3], read-only. Number 0 is a calm wood."""
     bank = np.empty((NUM_TEXTURES, TEXTURE_SIZE, TEXTURE_SIZE, 3), np.uint8)
-    for i, (pattern, low, high) in enumerate(_BANK):
+    for i in range(NUM_TEXTURES):
+        pattern, low, high = _BANK[i % len(_BANK)]
         mix = pattern(np.random.default_rng(i))[..., None]
         bank[i] = np.round(255 * np.clip((1 - mix) * np.array(low) + mix * np.array(high), 0, 1))
     bank.flags.writeable = False
