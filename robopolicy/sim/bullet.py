@@ -297,7 +297,8 @@ class BulletEngine:
         else:
             state = self._p.getLinkState(uid, link, 1, 1)
             centre, linear, angular = state[0], state[6], state[7]
-        return np.array(linear) + np.cross(angular, self.pose(name)[0] - centre)
+        (x, y, z), (a, b, c) = self.pose(name)[0] - centre, angular
+        return np.array(linear) + [b * z - c * y, c * x - a * z, a * y - b * x]
 
     def joint_position(self, name: str) -> float:
         """See Engine.joint_position."""
