@@ -157,7 +157,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, duplicates: str = "skip"
         sources.append({"path": str(store.path.resolve()), "hash": store.hash, "episodes": kept, "duplicates": skipped})
         details = [f"{skipped} duplicates left out" * bool(skipped), f"{renamed} renamed" * bool(renamed)]
         lines.append(f"  {store.path}: " + ", ".join(filter(None, [f"{kept} episodes", *details])))
-    with _building(Path(out)) as folder:
+    with building(Path(out), resume=True) as folder:
         _fill(folder, stores[0].spec, copies, sources)
     return [f"{out}: {len(copies)} episodes", *lines]
 
@@ -196,7 +196,7 @@ def split(
         parts = _shares(chosen, groups, dict(fractions or {}), seed)
     digests = store.table["checksum"].to_pylist()
     chosen_by = {"fractions": fractions, "by": by, "stratify": stratify, "where": where, "seed": seed}
-    with _building(Path(out)) as folder:
+    with building(Path(out), resume=True) as folder:
         for stray in set(os.listdir(folder)) - set(parts):  # of an interrupted call with other arguments
             shutil.rmtree(folder / stray)
         for name, rows in parts.items():
@@ -207,7 +207,7 @@ def split(
                 "episodes": len(rows),
                 "split": {**chosen_by, "part": name},
             }
-            _fill(folder / name, store.spec, copies, [source])
+            _fill(folder / name, store.spec, copies, [{**source, "split": {**chosen_by, "part": name}}])
     return [f"{Path(out) / name}: {len(rows)} episodes" for name, rows in parts.items()]
 
 
@@ -257,15 +257,17 @@ def _shares(chosen: Sequence[int], groups: Sequence[str], fractions: Mapping[str
 
 
 @contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` on success; when interrupted it stays and is gone on with."""
+def building(out: Path, resume: bool) -> Iterator[Path]:
+    """A hidden folder beside `out` that becomes `out` on success. An interrupted one stays; resume=False begins anew."""
     if out.exists():
         raise DatasetError(f"{out} exists already; give a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.part")
-    building.mkdir(exist_ok=True)
-    yield building
-    building.rename(out)
+    folder = out.with_name(f".{out.name}.part")
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    yield folder
+    folder.rename(out)
     sync_folder(out.parent)
 
 
