@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import Counter
@@ -26,6 +27,7 @@ from robopolicy.spec import DatasetSpec, SpecError, did_you_mean
 
 _COUNTED = ("task", "source", "success")
 _DRAWN = "randomization."
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHOW_PROGRESS = 1000  # episodes
 _CHECK_BLOCK = 64  # files that one work unit verifies
 
@@ -258,7 +260,7 @@ def _shares(chosen: Sequence[int], groups: Sequence[str], fractions: Mapping[str
 
 @contextmanager
 def building(out: Path, resume: bool) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` on success. An interrupted one stays; resume=False begins anew."""
+    """A hidden folder beside `out` that becomes `out` on success; else it stays, to be gone on with, if `resume`."""
     if out.exists():
         raise DatasetError(f"{out} exists already; give a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +268,15 @@ def building(out: Path, resume: bool) -> Iterator[Path]:
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    yield folder
+    try:
+        yield folder
+    except BaseException as error:
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            text = f"{error.strerror}: there is no {out} yet; make room and give the same command again"
+            raise OSError(error.errno, text, str(out)) from error
+        raise
     folder.rename(out)
     sync_folder(out.parent)
 
