@@ -8,9 +8,10 @@ from PIL import Image
 
 from robopolicy import spec
 from robopolicy.data.actors import scripted_actor
-from robopolicy.data.collect import collect, episode_seed
+from robopolicy.data.collect import environment, episode_seed, play
 from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.evaluation.pictures import colour_depth, contact_sheet, write_video
+from robopolicy.evaluation.rollout import Suite
 from robopolicy.evaluation.view import view_dataset, view_worlds
 
 LIFT = "robopolicy/Lift-v0"
@@ -36,11 +37,12 @@ def test_worlds_are_shown_with_what_was_drawn_for_them(env_id, tmp_path):
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 50
 
 
-def test_the_film_of_an_episode_is_that_of_the_collection(tmp_path):
+def test_the_film_is_of_the_episode_that_an_evaluation_would_see(tmp_path):
     page = view_worlds(tmp_path, LIFT, KWARGS, count=1, seed=2, size=16, actor=scripted_actor("expert"))
-    store = collect(tmp_path / "data", LIFT, KWARGS, {"expert": 1}, seed=2, num_workers=0, title="")
-    outcome = "success" if store.table["success"][0].as_py() else "failure"
-    assert f"{outcome} after {store.lengths[0]} steps" in page.read_text()
+    [seed] = Suite.draw("any", LIFT, KWARGS, 1, seed=2, split="select").seeds
+    row = play(environment(LIFT, KWARGS), scripted_actor("expert"), seed).row
+    outcome = "success" if row["success"] else "failure"
+    assert f"seed {seed}: {outcome} after {row['length']} steps" in page.read_text()
     assert not missing_links(page)
 
 

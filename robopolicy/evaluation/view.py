@@ -48,7 +48,7 @@ def view_worlds(
     actor: Actor | None = None,
     title: str = "",
 ) -> Path:
-    """Show `count` worlds of an environment as it draws them in a collection with `seed`; the page.
+    """Show the first `count` worlds of an evaluation of an environment with `seed` (Suite.draw); the page.
 
     cameras: some of world.CAMERAS; None = all. kinds: some of KINDS. size: px of each picture. actor: whose episode in the
     first of the worlds becomes a video.
