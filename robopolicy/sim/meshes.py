@@ -1,4 +1,4 @@
-"""Triangle meshes that the rasteriser draws: boxes, cylinders, spheres, and the Panda's visuals thinned out to about 500 faces a link.
+"""Triangle meshes that the rasteriser draws: simple shapes, and the Panda's visuals thinned out to about 500 faces a link.
 
 The Panda's meshes come with pybullet_data. They are built once into the user's cache folder, never shipped.
 """
