@@ -8,6 +8,7 @@ from robopolicy.sim.camera import deproject, noisy_depth
 from robopolicy.sim.photometry import noisy_image, normals
 from robopolicy.sim.randomize import draw, nominal, parse
 from robopolicy.sim.scene import Camera
+from robopolicy.sim.tasks import parameter_names
 from robopolicy.sim.world import PARAMETERS
 
 
@@ -28,19 +29,13 @@ def test_a_perfect_camera_changes_nothing():
 
 def test_an_image_follows_from_world_and_generator():
     rgb = np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8)
-    wide = parse("wide", PARAMETERS, None, {f"object.{key}" for key in _object_keys()})
+    wide = parse("wide", PARAMETERS, None, parameter_names())
     world = draw(wide, nominal(PARAMETERS), 3)
     a, b, c = (noisy_image(rgb, world, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert a.dtype == np.uint8
     assert a.shape == rgb.shape
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
-
-
-def _object_keys():
-    from robopolicy.sim.tasks import TASKS
-
-    return {name.removeprefix("object.") for task in TASKS.values() for name in task.nominal}
 
 
 def test_exposure_scales_the_light_and_saturates():

@@ -12,12 +12,12 @@ from robopolicy.sim.clutter import CLEARANCE, distractors
 from robopolicy.sim.coverage import coverage
 from robopolicy.sim.randomize import Parameter, RandomizationError, World, draw, nominal, parse, preset
 from robopolicy.sim.scene import FIRST_BODY, Body
-from robopolicy.sim.tasks import TASKS
+from robopolicy.sim.tasks import make_task, parameter_names, task_names
 from robopolicy.sim.world import PARAMETERS, TWIN, camera, scene
 
 PRESETS = ("narrow", "wide", "held_out", "twin")
-LIFT = {**PARAMETERS, **TASKS["lift"].nominal}
-OTHERS = {name for task in TASKS.values() for name in task.nominal}
+LIFT = {**PARAMETERS, **make_task("lift").parameters}
+OTHERS = parameter_names()
 TOY = {
     "mass": Parameter(0.1, "kg", 0.01, 1.0),
     "colour": Parameter([0.5, 0.5, 0.5], low=0.0, high=1.0),
@@ -212,7 +212,7 @@ def test_the_two_sides_of_a_parameter_have_levels_of_their_own_and_edges():
             {"object": {"rgb": {"uniform": [-0.3, 0.3], "op": "add"}}},
             r"draws -0.2 .. 1.15, which leaves its bounds 0 .. 1; .*clip",
         ),
-        ({"object": {"mass": {"normal": [9, 1]}}}, r"leaves its bounds 0.001 .. 3 kg"),
+        ({"object": {"mass": {"normal": [9, 1]}}}, r"leaves its bounds 0.005 .. 5 kg"),
         ({"object": {"mass": {"uniform": [1, 2], "op": "times"}}}, r"op='times'; use one of add, scale, set"),
         ({"object": {"mass": {"uniform": [1, 2], "shared": "yes"}}}, r"shared='yes'; give true or false"),
         ({"light": {"ambient": 0.3, "diffuse": {"uniform": [0, 1]}}}, r"'light.ambient' is 0.3: give a mapping"),
@@ -253,15 +253,19 @@ def test_levels_are_checked(levels):
 
 
 def test_a_range_is_checked_around_the_world_it_is_used_in():
-    node = {"object": {"size": {"uniform": [0.7, 1.3], "op": "scale"}}}
-    parse(node, LIFT)
-    with pytest.raises(RandomizationError, match=r"around \[0.03, 0.03, 0.03\] draws 0.021 .. 0.039"):
-        parse(node, LIFT, nominal(LIFT, {"object.size": [0.03, 0.03, 0.03]}))
+    node = {"mass": {"uniform": [0.5, 2.0], "op": "scale"}}
+    parse(node, TOY)
+    with pytest.raises(RandomizationError, match=r"around 0.6 draws 0.3 .. 1.2, which leaves its bounds 0.01 .. 1 kg"):
+        parse(node, TOY, nominal(TOY, {"mass": 0.6}))
+    clipped = parse({"mass": {**node["mass"], "clip": True}}, TOY, nominal(TOY, {"mass": 0.6}))
+    assert max(world["mass"] for world in drawn(clipped, nominal(TOY, {"mass": 0.6}), 100)) == 1.0
 
 
 def test_presets_skip_what_a_task_lacks_and_users_are_told():
     found = parse("wide", PARAMETERS, None, OTHERS)
-    assert set(parse("wide", LIFT, None, OTHERS)) - set(found) == {name for name in OTHERS if name in parse("wide", LIFT)}
+    assert set(parse("wide", LIFT, None, OTHERS)) - set(found) == {
+        name for name in OTHERS if name in parse("wide", LIFT, None, OTHERS)
+    }
     with pytest.raises(RandomizationError, match=r"this task has none; leave it out, or write optional: true"):
         parse({"object": {"mass": {"uniform": [0.1, 0.2]}}}, PARAMETERS, None, OTHERS)
     with pytest.raises(RandomizationError, match=r"no such parameter"):  # what no task has is a mistake in a preset too
@@ -272,9 +276,11 @@ def test_presets_skip_what_a_task_lacks_and_users_are_told():
 
 
 def test_presets_say_the_unit_of_every_number_that_has_one():
+    parameters = {name: parameter for task in task_names() for name, parameter in make_task(task).parameters.items()}
+    parameters |= PARAMETERS
     for name in PRESETS:
         for parameter, node in _entries(preset(name)):
-            unit = LIFT[parameter].unit
+            unit = parameters[parameter].unit
             assert node.get("op") == "scale" or node.get("unit", "") == unit, (name, parameter)
 
 
@@ -286,10 +292,10 @@ def _entries(node, prefix=""):
             yield f"{prefix}{key}", value
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", task_names())
 @pytest.mark.parametrize("twin", [False, True])
 def test_every_preset_suits_every_task_in_both_simulators(task, twin):
-    parameters = {**PARAMETERS, **TASKS[task].nominal}
+    parameters = {**PARAMETERS, **make_task(task).parameters}
     around = nominal(parameters, {key: value for key, value in TWIN.items() if twin and key in parameters})
     for name in ("none", *PRESETS):
         parse(name, parameters, around, OTHERS)
@@ -297,12 +303,12 @@ def test_every_preset_suits_every_task_in_both_simulators(task, twin):
 
 def test_wide_leaves_nothing_out_and_held_out_repeats_nothing():
     wide, held_out = preset("wide"), preset("held_out")
-    left = set(PARAMETERS) - set(parse("wide", LIFT))
-    assert left == {"robot.disturbance", "distractors.textures"}
+    left = {*PARAMETERS, *OTHERS} - {name for name, _ in _entries(wide)}
+    initial = {name for task in task_names() for name in parse(make_task(task).initial, make_task(task).parameters)}
+    assert left - initial == {"robot.disturbance", "distractors.textures"}
     same = [name for name, node in _entries(held_out) if node == dict(_entries(wide)).get(name)]
-    # the last is a normal of which both have the same std; the twin is apart from both by TWIN
     assert same == ["object.rgb", "distractors.count", "sensor.calibration_rotation", "sensor.image_motion_angle"]
-    worlds = drawn(parse("held_out", LIFT), nominal(LIFT), 50)
+    worlds = drawn(parse("held_out", LIFT, None, OTHERS), nominal(LIFT), 50)
     textures = [world[key] for world in worlds for key in ("background.texture", "object.texture", "distractors.textures")]
     assert min(np.min(texture) for texture in textures) >= 24
 

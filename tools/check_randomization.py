@@ -28,7 +28,7 @@ import robopolicy
 from robopolicy.data.collect import robot_env
 from robopolicy.sim.coverage import Coverage, Factor, columns, coverage
 from robopolicy.sim.randomize import nominal, parse
-from robopolicy.sim.tasks import TASKS
+from robopolicy.sim.tasks import parameter_names
 from robopolicy.sim.world import PARAMETERS, TWIN
 
 
@@ -45,11 +45,10 @@ def main() -> int:
     env = gymnasium.make(
         arguments.env, disable_env_checker=True, observation=("state",), image_size=16, randomization=arguments.preset
     )
-    parameters = {**PARAMETERS, **robot_env(env).task.nominal}
+    parameters = {**PARAMETERS, **robot_env(env).task.parameters}
     twin = env.spec is not None and env.spec.kwargs["engine"] == "mujoco"
     around = nominal(parameters, {name: value for name, value in TWIN.items() if twin and name in parameters})
-    others = {name for task in TASKS.values() for name in task.nominal}
-    distributions = parse(arguments.preset, parameters, around, others)
+    distributions = parse(arguments.preset, parameters, around, parameter_names())
     seeds = range(arguments.seed, arguments.seed + (100 if arguments.quick else arguments.resets))
     worlds = [env.reset(seed=seed)[1]["randomization"] for seed in tqdm(seeds, desc="reset")]
     env.close()
