@@ -17,7 +17,9 @@ def panda_urdf() -> Path:
     """
     found = importlib.util.find_spec("pybullet_data")
     if found is None or found.origin is None:
-        raise FileNotFoundError("the package pybullet_data, which holds the robot's description, is missing: reinstall pybullet")
+        raise FileNotFoundError(
+            "the package pybullet_data, which holds the robot's description, is missing: reinstall pybullet"
+        )
     return checked_urdf(Path(found.origin).parent / "franka_panda" / "panda.urdf")
 
 
