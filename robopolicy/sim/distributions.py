@@ -53,7 +53,7 @@ class Level:
     """How far a parameter is randomised, in [0, 1]: 0 is the nominal, 1 the whole distribution.
 
     below, above: the level of draws below and above the nominal. edge: "low" or "high" puts the parameter (one entry of a
-    vector, at random) at that end of its range, as the boundary sampling of adaptive.py needs it.
+    vector, at random) at that end of its shrunk range; a discrete parameter is then randomised for certain (adaptive.py).
     """
 
     below: float = 1.0
@@ -102,7 +102,7 @@ class Distribution:
         return out.tolist() if isinstance(nominal, list) else float(out[0])
 
     def _at_edge(self, nominal: Value, out: np.ndarray, rng: np.random.Generator, edge: str | None) -> np.ndarray:
-        if edge is None or self.family == "choice":  # options have no order
+        if edge is None or self.discrete:
             return out
         end = self.support(nominal)[0 if edge == "low" else 1]
         return end if self.shared else np.where(np.arange(out.size) == rng.integers(out.size), end, out)

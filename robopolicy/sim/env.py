@@ -156,22 +156,19 @@ class RobotEnv(gymnasium.Env):
         info = {**self._info(), "seed": self.episode_seed, "randomization": dict(self.world)}
         return self.observe(), {**info, "levels": levels} if levels else info
 
-    def _levels(self, options: Mapping[str, Any]) -> dict[str, float]:
+    def _levels(self, options: Mapping[str, Any]) -> dict[str, Any]:
         unknown = set(options) - {"level", "levels"}
         if unknown:
             raise ValueError(f"reset options {sorted(unknown)}; use level or levels")
         randomization = [name for name in self._distributions if name not in self._initial]
-        levels = dict.fromkeys(randomization, float(options["level"])) if "level" in options else {}
+        levels = dict.fromkeys(randomization, options["level"]) if "level" in options else {}
         for name, level in dict(options.get("levels", {})).items():
             if name not in randomization:
                 raise ValueError(f"levels has {name!r}; {spec.did_you_mean(name, randomization)}")
-            levels[name] = float(level)
-        for name, level in levels.items():
-            if not 0.0 <= level <= 1.0:
-                raise ValueError(f"level {level} of {name!r}: give a number from 0 (nominal) to 1 (all of the range)")
+            levels[name] = level
         return levels
 
-    def _draw(self, levels: Mapping[str, float]) -> World:
+    def _draw(self, levels: Mapping[str, Any]) -> World:
         for attempt in range(MAX_ATTEMPTS):
             drawn = draw(self._distributions, self._nominal, self.episode_seed, levels, dict.fromkeys(self._initial, attempt))
             if self.task.feasible(drawn):

@@ -276,7 +276,9 @@ def draw(
 def _level(name: str, given: Any) -> Level:
     level = Level(*given) if isinstance(given, list | tuple) and len(given) in (2, 3) else Level(given, given)
     if not _numbers((level.below, level.above)) or not (0 <= level.below <= 1 and 0 <= level.above <= 1):
-        raise RandomizationError(f"level of {name!r} is {given!r}: give a number in [0, 1], or two (below, above)")
+        raise RandomizationError(
+            f"level of {name!r} is {given!r}: give one from 0 (nominal) to 1 (whole range), or two, [below, above]"
+        )
     if level.edge not in (None, "low", "high"):
         raise RandomizationError(f"level of {name!r} has edge {level.edge!r}: give low or high")
     return level
