@@ -1,11 +1,13 @@
 """Properties of the environments, in both simulators."""
 
 import shutil
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from scipy.spatial import ConvexHull
 
 import robopolicy
 from robopolicy import spec
@@ -13,6 +15,7 @@ from robopolicy.data.collect import play
 from robopolicy.geometry import matrix_from_6d
 from robopolicy.sim import robot
 from robopolicy.sim.camera import deproject, height_over_table
+from robopolicy.sim.collision import collision_urdf
 from robopolicy.sim.description import checked_urdf, panda_urdf
 from robopolicy.sim.parameters import PARAMETERS
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Camera, look_at
@@ -379,3 +382,13 @@ def test_a_robot_description_that_is_not_whole_is_named(tmp_path):
         checked_urdf(folder / "panda.urdf")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.urdf is missing"):
         checked_urdf(folder / "nowhere.urdf")
+
+
+def test_collision_meshes_are_the_hulls_of_the_originals():
+    folder = Path(collision_urdf()).parent
+    for original in (panda_urdf().parent / "meshes" / "collision").glob("*.obj"):
+        volumes = []
+        for path in (original, folder / original.name):
+            rows = [line.split()[1:4] for line in path.read_text().splitlines() if line.startswith("v ")]
+            volumes.append(ConvexHull(np.array(rows, float)).volume)
+        assert volumes[0] == pytest.approx(volumes[1], rel=1e-6), original.name

@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from robopolicy.resources import cache_dir
-from robopolicy.sim.description import panda_urdf
+from robopolicy.sim.collision import collision_urdf
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.meshes import panda_visuals, shape_mesh
@@ -54,20 +52,6 @@ _BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: positio
 _ARM = list(range(NUM_JOINTS))
 _FINGERS = [9, 10]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
-
-
-@cache
-def _collision_urdf() -> str:
-    """Path of the Panda's URDF without visuals (the rasteriser has its own), its meshes where pybullet_data keeps them."""
-    source = panda_urdf()
-    text = re.sub(r"<visual>.*?</visual>", "", source.read_text(), flags=re.S)
-    text = text.replace("package://", f"{source.parent}/")
-    path = cache_dir() / "panda-collision.urdf"
-    if not path.exists() or path.read_text() != text:
-        part = path.with_suffix(f".{np.random.default_rng().integers(2**62)}.tmp")
-        part.write_text(text)
-        part.replace(path)
-    return str(path)
 
 
 class _Handle(NamedTuple):
@@ -140,7 +124,7 @@ class BulletEngine:
 
     def _add_robot(self, scene: Scene) -> None:
         c = self._p
-        self._robot = robot = c.loadURDF(_collision_urdf(), useFixedBase=True)
+        self._robot = robot = c.loadURDF(collision_urdf(), useFixedBase=True)
         c.setCollisionFilterPair(robot, self._table, -1, -1, 0)  # the base stands where the table would be
         for joint, q in zip([*_ARM, *_FINGERS], [*scene.robot_joints, 0.04, 0.04], strict=True):
             c.resetJointState(robot, joint, q)
