@@ -29,7 +29,7 @@ class PushExpert(Expert):
     FINGER = 0.012  # m from the end effector to the side of the closed fingers
     ALIGNED = 0.012  # m
 
-    goal_error = 0.02
+    goal_error = 0.012
 
     def act(self, env) -> np.ndarray:
         """See Expert.act."""
