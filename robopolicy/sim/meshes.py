@@ -99,7 +99,7 @@ def cylinder(radius: float, half_height: float, sides: int = 24) -> Mesh:
     return _mesh(vertices, normals, uv, faces)
 
 
-def sphere(radius: float, sides: int = 20) -> Mesh:
+def sphere(radius: float, sides: int = 24) -> Mesh:
     """A sphere: uv by longitude and latitude."""
     rows = sides // 2
     latitude, longitude = np.meshgrid(

@@ -77,7 +77,7 @@ class Rasterizer:
         )
         has_shadows = shadow_size and scene.light.shadow > 0 and num
         self._shadow_map = np.empty((shadow_size if has_shadows else 0,) * 2, np.float32)
-        self._from_cam, self._forms = np.empty((3, 4), np.float32), np.empty((7, 4), np.float32)
+        self._from_cam, self._forms = np.zeros((3, 4), np.float32), np.empty((7, 4), np.float32)
 
     def render(self, poses: np.ndarray, camera: Camera, rgb: bool = True) -> Frame:
         """What `camera` sees.
