@@ -12,7 +12,7 @@ import pytest
 from pybullet_utils.bullet_client import BulletClient
 from scipy.spatial.transform import Rotation
 
-from robopolicy.sim.meshes import box, panda_visuals, shape_mesh
+from robopolicy.sim.meshes import panda_visuals, shape_mesh
 from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Camera, Light, Scene, Shape, look_at
 from robopolicy.sim.textures import NUM_TEXTURES, texture_bank
@@ -174,7 +174,7 @@ def test_panda_meshes_are_sound():
 
 
 def test_box_faces_look_outwards():
-    mesh = box((0.1, 0.2, 0.3))
+    mesh = shape_mesh(Shape("box", (0.1, 0.2, 0.3)))
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
     normal = np.cross(b - a, c - a)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 TEXTURE_SIZE = 64
 NUM_TEXTURES = 48
+CHANNEL = 21  # bits of a colour channel in a texel of the pyramid
 
 Pattern = Callable[[np.random.Generator], np.ndarray]  # values in [0, 1], float64 [TEXTURE_SIZE, TEXTURE_SIZE]
 Colour = tuple[float, float, float]
@@ -250,3 +251,21 @@ def texture_bank() -> np.ndarray:
         bank[i] = np.round(255 * np.clip((1 - mix) * np.array(low) + mix * np.array(high), 0, 1))
     bank.flags.writeable = False
     return bank
+
+
+@lru_cache(maxsize=1)
+def texture_pyramid() -> np.ndarray:
+    """The bank with its halvings, red | green << CHANNEL | blue << 2 CHANNEL, int64 [NUM_TEXTURES, 2 S S], S = TEXTURE_SIZE.
+
+    As rows of S texels; level l is in those from 2 S - (2 S >> l) on. One multiplication then weighs all three channels.
+    """
+    pyramid = np.zeros((NUM_TEXTURES, 2 * TEXTURE_SIZE, TEXTURE_SIZE), np.int64)
+    level, start = texture_bank().astype(np.float32), 0
+    while True:
+        side = level.shape[1]
+        red, green, blue = np.moveaxis(np.round(level).astype(np.int64), -1, 0)
+        pyramid[:, start : start + side, :side] = red | green << CHANNEL | blue << 2 * CHANNEL
+        if side == 1:
+            return pyramid.reshape(NUM_TEXTURES, -1)
+        start += side
+        level = level.reshape(NUM_TEXTURES, side // 2, 2, side // 2, 2, 3).mean(axis=(2, 4))
