@@ -19,7 +19,6 @@ NO_FACE, TABLE_FACE = -1, -2  # what a pixel of the face buffer holds where it s
 EDGE = np.float32(-1e-5)  # barycentric slack: neighbouring faces leave no pinholes between them
 ZERO, HALF, ONE = (np.float32(x) for x in (0, 0.5, 1))
 SHADOW_FLOOR = 5.0  # m below the robot's base, along the light, where its nearness is zero
-SLIVER = 1e-5  # height over length of a face below which nothing is interpolated across it
 
 # _nrt=False: kernels allocate nothing, so arrays need no reference counts; counting them costs half the time of shading.
 OPTIONS: dict[str, Any] = {
@@ -30,26 +29,6 @@ OPTIONS: dict[str, Any] = {
 }
 _kernel = numba.njit(cache=True, **OPTIONS)
 _inline = numba.njit(forceinline=True, **OPTIONS)
-
-
-class Geometry(NamedTuple):
-    """All meshes, one after the other, each in its own frame.
-
-    points [3, V]; faces [F, 3]; planes [4, F]: outward unit normal n and n . p of a face's points; surface [F, 24]: see
-    prepare(); vertex_start, face_start [K + 1]; mesh_of_face [F]; spheres [K, 4]: centre and radius around a mesh;
-    frame [K]: which of the poses moves it; segmentation [K].
-    """
-
-    points: np.ndarray
-    faces: np.ndarray
-    planes: np.ndarray
-    surface: np.ndarray
-    vertex_start: np.ndarray
-    face_start: np.ndarray
-    mesh_of_face: np.ndarray
-    spheres: np.ndarray
-    frame: np.ndarray
-    segmentation: np.ndarray
 
 
 class View(NamedTuple):
@@ -84,37 +63,6 @@ class Scratch(NamedTuple):
     in_light: np.ndarray
     screen: np.ndarray
     chosen: np.ndarray
-
-
-@_kernel
-def prepare(points, normals, uv, faces, planes, surface):
-    """Constants of every face into planes [4, F] and surface [F, 24].
-
-    surface holds five rows of an affine map from a point of the face (in its mesh's frame) to normal x, y, z and texture
-    coordinates u, v: value = row[:3] . p + row[3]. Element 20 is the texture units per metre.
-    """
-    for f in range(faces.shape[0]):
-        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-        ox, oy, oz = float(points[0, i]), float(points[1, i]), float(points[2, i])
-        ax, ay, az = points[0, j] - ox, points[1, j] - oy, points[2, j] - oz
-        bx, by, bz = points[0, k] - ox, points[1, k] - oy, points[2, k] - oz
-        nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-        area = max(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-20)
-        planes[0, f], planes[1, f], planes[2, f] = nx / area, ny / area, nz / area
-        planes[3, f] = (nx * ox + ny * oy + nz * oz) / area
-        aa, ab, bb = ax * ax + ay * ay + az * az, ax * bx + ay * by + az * bz, bx * bx + by * by + bz * bz
-        scale = 1 / (area * area) if area > SLIVER * max(aa, bb) else 0.0
-        g1x, g1y, g1z = (bb * ax - ab * bx) * scale, (bb * ay - ab * by) * scale, (bb * az - ab * bz) * scale
-        g2x, g2y, g2z = (aa * bx - ab * ax) * scale, (aa * by - ab * ay) * scale, (aa * bz - ab * az) * scale
-        for row in range(5):
-            values = normals[row] if row < 3 else uv[row - 3]
-            first, d1, d2 = float(values[i]), values[j] - float(values[i]), values[k] - float(values[i])
-            x, y, z = d1 * g1x + d2 * g2x, d1 * g1y + d2 * g2y, d1 * g1z + d2 * g2z
-            surface[f, 4 * row], surface[f, 4 * row + 1], surface[f, 4 * row + 2] = x, y, z
-            middle = (d1 + d2) / 3 if scale == 0 else 0.0
-            surface[f, 4 * row + 3] = first + middle - (x * ox + y * oy + z * oz)
-        covered = abs((uv[0, j] - uv[0, i]) * (uv[1, k] - uv[1, i]) - (uv[1, j] - uv[1, i]) * (uv[0, k] - uv[0, i]))
-        surface[f, 20] = np.sqrt(covered / area)
 
 
 @_inline

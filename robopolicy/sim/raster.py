@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from robopolicy.sim import kernels, shading
+from robopolicy.sim.facets import build
 from robopolicy.sim.meshes import Mesh
 from robopolicy.sim.scene import BACKGROUND, TABLE, Camera, Frame, Light, Scene
-from robopolicy.sim.textures import NUM_TEXTURES, texture_bank
+from robopolicy.sim.textures import NUM_TEXTURES, texture_pyramid
 
 TABLE_TILE = 0.6  # m of table that one texture covers
 SKY_TILES = 4  # textures around the horizon
@@ -63,7 +63,8 @@ class Rasterizer:
             raise ValueError(f"frames {[part.frame for part in parts]} must not be negative")
         self.supersample = supersample
         self.num_frames = max((part.frame + 1 for part in parts), default=0)
-        self._geometry = _geometry(parts)
+        meshes, frames = [part.mesh for part in parts], [part.frame for part in parts]
+        self._geometry = build(meshes, frames, [part.segmentation for part in parts])
         self._table = _table(scene)
         self._looks = _looks(parts, scene)
         self._lamp = _lamp(scene.light)
@@ -77,7 +78,7 @@ class Rasterizer:
         )
         has_shadows = shadow_size and scene.light.shadow > 0 and num
         self._shadow_map = np.empty((shadow_size if has_shadows else 0,) * 2, np.float32)
-        self._from_cam, self._forms = np.empty((3, 4), np.float32), np.empty((7, 4), np.float32)
+        self._from_cam, self._forms = np.zeros((3, 4), np.float32), np.empty((7, 4), np.float32)
 
     def render(self, poses: np.ndarray, camera: Camera, rgb: bool = True) -> Frame:
         """What `camera` sees.
@@ -157,45 +158,6 @@ def _buffers(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(shape, np.float32), np.empty(shape, np.int32)
 
 
-def _geometry(parts: Sequence[Part]) -> kernels.Geometry:
-    meshes = [part.mesh for part in parts]
-    vertices, normals = (_stack([getattr(m, name) for m in meshes], np.float32, 3) for name in ("vertices", "normals"))
-    uv = _stack([m.uv for m in meshes], np.float32, 2)
-    vertex_start = np.cumsum([0, *(len(m.vertices) for m in meshes)])
-    face_start = np.cumsum([0, *(len(m.faces) for m in meshes)])
-    faces = _stack([m.faces + start for m, start in zip(meshes, vertex_start, strict=False)], np.int32, 3)
-    points = np.ascontiguousarray(vertices.T)
-    planes, surface = np.empty((4, len(faces)), np.float32), np.zeros((len(faces), 24), np.float32)
-    kernels.prepare(points, np.ascontiguousarray(normals.T), np.ascontiguousarray(uv.T), faces, planes, surface)
-    return kernels.Geometry(
-        points=points,
-        faces=faces,
-        planes=planes,
-        surface=surface,
-        vertex_start=vertex_start,
-        face_start=face_start,
-        mesh_of_face=np.repeat(np.arange(len(meshes), dtype=np.int32), np.diff(face_start)),
-        spheres=_stack([_sphere(m.vertices)[None] for m in meshes], np.float32, 4),
-        frame=np.array([part.frame for part in parts], np.int32),
-        segmentation=np.array([part.segmentation for part in parts], np.uint8),
-    )
-
-
-def _stack(parts: list[np.ndarray], dtype: type, columns: int) -> np.ndarray:
-    return np.concatenate([np.empty((0, columns), dtype), *parts]).astype(dtype, copy=False)
-
-
-def _sphere(points: np.ndarray) -> np.ndarray:
-    """Centre and radius [4] of a sphere around points [n, 3]."""
-    centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    return np.append(centre, 1e-6 + 1.00001 * np.sqrt(((points - centre) ** 2).sum(axis=1).max()))
-
-
-@lru_cache(maxsize=1)
-def _pyramid() -> np.ndarray:
-    return shading.texture_pyramid(texture_bank())
-
-
 def _view(camera: Camera, supersample: int) -> kernels.View:
     height, width = supersample * camera.height, supersample * camera.width
     return kernels.View(
@@ -232,7 +194,7 @@ def _looks(parts: Sequence[Part], scene: Scene) -> shading.Looks:
         background_rgb=np.array(scene.background_rgb, np.float32),
         background_texture=_checked("background_texture", scene.background_texture),
         sky=SKY_TILES / (2 * math.pi),
-        pyramid=_pyramid(),
+        pyramid=texture_pyramid(),
     )
 
 

@@ -8,10 +8,10 @@ import numba
 import numpy as np
 
 from robopolicy.sim.kernels import HALF, NO_FACE, ONE, OPTIONS, TABLE_FACE, ZERO
-from robopolicy.sim.textures import TEXTURE_SIZE
+from robopolicy.sim.textures import CHANNEL, TEXTURE_SIZE
 
 QUARTER, TWO, LARGEST, TINY = np.float32(0.25), np.float32(2), np.float32(255), np.float32(1e-12)
-CHANNEL, FRACTION = 21, 12  # bits of a colour channel in a texel of the pyramid, and of the weights a texel is multiplied with
+FRACTION = 12  # bits of the weights that texels are multiplied with: no more than CHANNEL - 8
 UNIT = 1 << FRACTION  # a texel, in the fixed-point numbers that textures are sampled at
 UNITS = np.float32(TEXTURE_SIZE << FRACTION)
 FULL = np.float32(1 / (255 << FRACTION))
@@ -24,7 +24,7 @@ _inline = numba.njit(forceinline=True, **OPTIONS)
 
 class Looks(NamedTuple):
     """Colour and texture (-1: none) of K meshes, rgb float32 [K, 3] and texture [K], and of the background; the textures as
-    a pyramid, see texture_pyramid(); sky: background textures per radian.
+    a pyramid, see textures.texture_pyramid(); sky: background textures per radian.
     """
 
     rgb: np.ndarray
@@ -56,24 +56,6 @@ class Shadows(NamedTuple):
     columns: int
     rows: int
     texel: float
-
-
-def texture_pyramid(bank: np.ndarray) -> np.ndarray:
-    """Textures uint8 [K, S, S, 3] with their halvings, red | green << CHANNEL | blue << 2 CHANNEL, int64 [K, 2 S S].
-
-    As rows of S texels; level l is in those from 2 S - (2 S >> l) on. One multiplication then weighs all three channels.
-    """
-    num, size = bank.shape[:2]
-    pyramid = np.zeros((num, 2 * size, size), np.int64)
-    level, start = bank.astype(np.float32), 0
-    while True:
-        side = level.shape[1]
-        red, green, blue = np.moveaxis(np.round(level).astype(np.int64), -1, 0)
-        pyramid[:, start : start + side, :side] = red | green << CHANNEL | blue << 2 * CHANNEL
-        if side == 1:
-            return pyramid.reshape(num, -1)
-        start += side
-        level = level.reshape(num, side // 2, 2, side // 2, 2, 3).mean(axis=(2, 4))
 
 
 @_inline
