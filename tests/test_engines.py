@@ -244,6 +244,45 @@ def test_round_things_roll_as_their_inertia_says_and_rolling_friction_holds_them
         assert moved == pytest.approx(expected, rel=0.08, abs=3e-3), rolling
 
 
+def test_what_stands_stays(engine):
+    """Upright cylinders, one on the other, and a body of three shapes."""
+    can = Shape("cylinder", (0.03, 0.03, 0.04))
+    table = Body(
+        "stool",
+        (
+            Shape("box", (0.06, 0.06, 0.01), position=(0.0, 0.0, 0.05)),
+            Shape("box", (0.01, 0.05, 0.02), position=(-0.04, 0.0, 0.02)),
+            Shape("box", (0.01, 0.05, 0.02), position=(0.04, 0.0, 0.02)),
+        ),
+        0.4,
+        (0.6, 0.2, 0.0),
+    )
+    bodies = Body("lower", (can,), 0.2, (0.45, 0.2, 0.04)), Body("upper", (can,), 0.2, (0.45, 0.2, 0.12)), table
+    engine.build(scene(*bodies))
+    engine.advance(1.0)
+    for body in bodies:
+        np.testing.assert_allclose(engine.pose(body.name)[0], body.position, atol=2e-3)
+        np.testing.assert_allclose(rotation(engine.pose(body.name)[1])[2, 2], 1.0, atol=1e-3)
+
+
+def test_a_peg_drops_into_a_hole_little_wider(engine):
+    hole, wall, height = 0.0115, 0.02, 0.03
+    sides = [
+        Shape("box", (half_x, half_y, height), position=(x, y, height))
+        for x, y, half_x, half_y in [
+            (hole + wall, 0.0, wall, hole + 2 * wall),
+            (-hole - wall, 0.0, wall, hole + 2 * wall),
+            (0.0, hole + wall, hole, wall),
+            (0.0, -hole - wall, hole, wall),
+        ]
+    ]
+    socket = Body("socket", tuple(sides), 0.0, (0.5, 0.2, 0.0))
+    for name, x in (("over", 0.5005), ("beside", 0.515)):
+        engine.build(scene(socket, Body.box("peg", (0.01, 0.01, 0.04), 0.1, (x, 0.2, 0.105))))
+        engine.advance(1.0)
+        assert (engine.pose("peg")[0][2] < 0.045) == (name == "over"), name
+
+
 @pytest.mark.parametrize("restitution", [0.4, 0.8])
 def test_a_ball_bounces_to_the_height_that_restitution_says(engine, restitution):
     radius, drop = 0.03, 0.3

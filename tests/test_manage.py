@@ -72,8 +72,7 @@ def harms(data: bytes, rng: np.random.Generator):
     yield from (data + garbage for garbage in (b"\0", b"\n", rng.bytes(50), data, data[-100:]))
 
 
-@pytest.mark.parametrize("make", [dataset, unsealed])
-@pytest.mark.parametrize("kind", ["episode", "info", "table"])
+@pytest.mark.parametrize(("make", "kind"), [(dataset, "episode"), (dataset, "info"), (dataset, "table"), (unsealed, "episode")])
 def test_any_change_of_any_byte_range_is_found(tmp_path, make, kind):
     path = make(tmp_path / "set")
     verifiers = {
@@ -81,10 +80,6 @@ def test_any_change_of_any_byte_range_is_found(tmp_path, make, kind):
         "info": (path / "info.json", lambda file: verify_info(file.parent)),
         "table": (path / "episodes.parquet", lambda file: _raise(check_table(file, path / "episodes"))),
     }
-    if (make, kind) == (unsealed, "table"):
-        pytest.skip("such a table is made anew when the dataset is opened")
-    if (make, kind) == (unsealed, "info"):
-        pytest.skip("without a checksum, a changed digit in a spec is just another spec")
     file, verifier = verifiers[kind]
     data = file.read_bytes()
     verifier(file)
@@ -155,7 +150,7 @@ def test_the_command_line_names_damage_and_exits_with_2(tmp_path, verb):
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, "3 episodes" in done.stdout) == (0, True), done.stderr
     file = path / "episodes" / "episode_000002.zarr.zip"
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[:500])
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert str(file) in done.stderr

@@ -12,8 +12,8 @@ import pytest
 from pybullet_utils.bullet_client import BulletClient
 from scipy.spatial.transform import Rotation
 
-from robopolicy.sim.meshes import box, panda_visuals
-from robopolicy.sim.raster import Rasterizer
+from robopolicy.sim.meshes import box, panda_visuals, shape_mesh
+from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Camera, Light, Scene, look_at
 from robopolicy.sim.textures import NUM_TEXTURES, texture_bank
 
@@ -35,14 +35,20 @@ def pose(position, quaternion=(0.0, 0.0, 0.0, 1.0)):
     return T
 
 
+def drawing(bodies, scene=SCENE, visuals=(), **options):
+    """A rasterizer of the robot's visuals, frame i of visual i, and then of the bodies."""
+    arm = [Part(v.mesh, i, ROBOT, v.rgb) for i, v in enumerate(visuals)]
+    shapes = [(len(arm) + i, FIRST_BODY + i, shape) for i, body in enumerate(bodies) for shape in body.shapes]
+    return Rasterizer(arm + [Part(shape_mesh(s), i, k, s.rgb, s.texture) for i, k, s in shapes], scene, **options)
+
+
+def at(*bodies):
+    """Poses [n, 7] of bodies."""
+    return np.array([[*body.position, *body.quaternion] for body in bodies]).reshape(-1, 7)
+
+
 def render_boxes(bodies, view, scene=SCENE, rgb=True, **options):
-    raster = Rasterizer([box(b.shapes[0].size) for b in bodies], [FIRST_BODY + i for i in range(len(bodies))], **options)
-    poses = np.array([pose(b.position, b.quaternion) for b in bodies]).reshape(-1, 4, 4)
-    colours, textures = (
-        np.array([b.shapes[0].rgb for b in bodies]).reshape(-1, 3),
-        np.array([b.shapes[0].texture for b in bodies], int),
-    )
-    return raster.render(poses, colours, textures, scene, view, rgb=rgb)
+    return drawing(bodies, scene, **options).render(at(*bodies), view, rgb=rgb)
 
 
 def points_on(body, frame, view):
@@ -75,7 +81,7 @@ def panda(bullet):
 
 def link_poses(bullet, arm, links):
     states = {link: bullet.getLinkState(arm, link, computeForwardKinematics=1) for link in links if link >= 0}
-    return [pose(states[link][4], states[link][5]) if link >= 0 else np.eye(4) for link in links]
+    return np.array([states[link][4] + states[link][5] if link >= 0 else (0, 0, 0, 0, 0, 0, 1) for link in links])
 
 
 def tiny_renderer(bullet, view):
@@ -93,16 +99,10 @@ def tiny_renderer(bullet, view):
     return segmentation, view.far * view.near / (view.far - (view.far - view.near) * z)
 
 
-def render_world(bullet, arm, view, **options):
+def render_world(bullet, arm, view, bodies=BODIES, **options):
     visuals = panda_visuals()
-    raster = Rasterizer(
-        [v.mesh for v in visuals] + [box(b.shapes[0].size) for b in BODIES],
-        [ROBOT] * len(visuals) + [FIRST_BODY + i for i in range(len(BODIES))],
-        **options,
-    )
-    T = link_poses(bullet, arm, [v.link for v in visuals]) + [pose(b.position, b.quaternion) for b in BODIES]
-    colours = [v.rgb for v in visuals] + [b.shapes[0].rgb for b in BODIES]
-    return raster.render(np.array(T), np.array(colours), np.full(len(T), -1), SCENE, view)
+    poses = np.concatenate([link_poses(bullet, arm, [v.link for v in visuals]), at(*bodies)])
+    return drawing(bodies, visuals=visuals, **options).render(poses, view)
 
 
 @pytest.mark.parametrize("eye", [(1.2, -0.7, 0.8), (1.05, 0.0, 0.65), (0.1, 0.9, 0.5)])
@@ -253,10 +253,11 @@ def test_same_call_same_bits(bullet, panda):
 
 
 def test_frames_outlive_the_next_render():
-    raster = Rasterizer([box((0.05, 0.05, 0.05))], [FIRST_BODY])
-    first = raster.render(pose((0.5, 0, 0.05))[None], np.ones((1, 3)), np.array([-1]), SCENE, camera(48))
+    body = Body.box("b", (0.05, 0.05, 0.05), 0, (0.5, 0, 0.05))
+    raster = drawing([body])
+    first = raster.render(at(body), camera(48))
     kept = first.rgb.copy(), first.depth.copy(), first.segmentation.copy()
-    raster.render(pose((0.3, 0.3, 0.3))[None], np.zeros((1, 3)), np.array([3]), SCENE, camera(48))
+    raster.render(at(replace(body, position=(0.3, 0.3, 0.3))), camera(48))
     for array, before in zip((first.rgb, first.depth, first.segmentation), kept, strict=True):
         np.testing.assert_array_equal(array, before)
 
@@ -273,13 +274,15 @@ def test_geometry_does_not_depend_on_colour_or_supersampling():
 
 
 def test_wrong_number_of_poses_or_unknown_texture_is_named():
-    raster = Rasterizer([box((0.1, 0.1, 0.1))], [FIRST_BODY])
-    with pytest.raises(ValueError, match=r"1 meshes"):
-        raster.render(np.zeros((2, 4, 4)), np.zeros((2, 3)), np.zeros(2), SCENE, camera(16))
+    body = Body.box("b", (0.1, 0.1, 0.1), 0, (0, 0, 0))
+    with pytest.raises(ValueError, match=r"poses \(2, 7\).*1 frames"):
+        drawing([body]).render(at(body, body), camera(16))
     with pytest.raises(ValueError, match=f"-1..{NUM_TEXTURES - 1}"):
-        raster.render(np.eye(4)[None], np.zeros((1, 3)), np.array([NUM_TEXTURES]), SCENE, camera(16))
+        drawing([Body.box("b", (0.1, 0.1, 0.1), 0, (0, 0, 0), texture=NUM_TEXTURES)])
     with pytest.raises(ValueError, match="supersample=3"):
-        Rasterizer([], [], supersample=3)
+        drawing([], supersample=3)
+    with pytest.raises(ValueError, match="shadow_size=100"):
+        drawing([], shadow_size=100)
 
 
 def test_textures_are_distinct_bright_and_tile():

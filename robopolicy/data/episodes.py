@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,10 @@ class EpisodeWriter:
             raise DatasetError(f"{self.path} is a file; give the path of a dataset folder or of one to create")
         (self.path / EPISODES).mkdir(parents=True, exist_ok=True)
         with locked(self.path / LOCK):
-            for leftover in self.path.rglob(".*.tmp"):  # of killed processes: the living write under the lock
-                leftover.unlink()
+            for folder in (self.path, self.path / EPISODES):
+                for name in os.listdir(folder):
+                    if name.startswith(".") and name.endswith(".tmp"):  # of a killed process: the living write under the lock
+                        (folder / name).unlink()
             if (self.path / INFO).exists():
                 if difference := spec_difference(spec, read_spec(self.path)):
                     raise SpecError(f"{self.path} has another spec: {difference}; write to a new folder")

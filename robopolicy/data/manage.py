@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import Counter
@@ -26,6 +27,7 @@ from robopolicy.spec import DatasetSpec, SpecError, did_you_mean
 
 _COUNTED = ("task", "source", "success")
 _DRAWN = "randomization."
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHOW_PROGRESS = 1000  # episodes
 _CHECK_BLOCK = 64  # files that one work unit verifies
 
@@ -157,7 +159,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, duplicates: str = "skip"
         sources.append({"path": str(store.path.resolve()), "hash": store.hash, "episodes": kept, "duplicates": skipped})
         details = [f"{skipped} duplicates left out" * bool(skipped), f"{renamed} renamed" * bool(renamed)]
         lines.append(f"  {store.path}: " + ", ".join(filter(None, [f"{kept} episodes", *details])))
-    with _building(Path(out)) as folder:
+    with building(Path(out), resume=True) as folder:
         _fill(folder, stores[0].spec, copies, sources)
     return [f"{out}: {len(copies)} episodes", *lines]
 
@@ -196,7 +198,7 @@ def split(
         parts = _shares(chosen, groups, dict(fractions or {}), seed)
     digests = store.table["checksum"].to_pylist()
     chosen_by = {"fractions": fractions, "by": by, "stratify": stratify, "where": where, "seed": seed}
-    with _building(Path(out)) as folder:
+    with building(Path(out), resume=True) as folder:
         for stray in set(os.listdir(folder)) - set(parts):  # of an interrupted call with other arguments
             shutil.rmtree(folder / stray)
         for name, rows in parts.items():
@@ -207,7 +209,7 @@ def split(
                 "episodes": len(rows),
                 "split": {**chosen_by, "part": name},
             }
-            _fill(folder / name, store.spec, copies, [source])
+            _fill(folder / name, store.spec, copies, [{**source, "split": {**chosen_by, "part": name}}])
     return [f"{Path(out) / name}: {len(rows)} episodes" for name, rows in parts.items()]
 
 
@@ -257,15 +259,25 @@ def _shares(chosen: Sequence[int], groups: Sequence[str], fractions: Mapping[str
 
 
 @contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` on success; when interrupted it stays and is gone on with."""
+def building(out: Path, resume: bool) -> Iterator[Path]:
+    """A hidden folder beside `out` that becomes `out` on success; else it stays, to be gone on with, if `resume`."""
     if out.exists():
         raise DatasetError(f"{out} exists already; give a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.part")
-    building.mkdir(exist_ok=True)
-    yield building
-    building.rename(out)
+    folder = out.with_name(f".{out.name}.part")
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    except BaseException as error:
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            text = f"{error.strerror}: there is no {out} yet; make room and give the same command again"
+            raise OSError(error.errno, text, str(out)) from error
+        raise
+    folder.rename(out)
     sync_folder(out.parent)
 
 

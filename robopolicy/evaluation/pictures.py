@@ -13,13 +13,17 @@ from robopolicy.files import atomic_write
 from robopolicy.sim.scene import BACKGROUND
 from robopolicy.spec import Array
 
-_CAPTION, _GAP, _INK = 16, 6, (30, 30, 30)  # px, px, colour
+_CAPTION, _GAP = 16, 6  # px
+_INK = (30, 30, 30)
 
 
-def contact_sheet(rows: Sequence[Sequence[Array]], captions: Sequence[str], columns: int) -> Array:
+def contact_sheet(
+    rows: Sequence[Sequence[Array]], captions: Sequence[str], columns: int, inks: Sequence[tuple[int, int, int]] = ()
+) -> Array:
     """One picture uint8 [H, W, 3] of groups of pictures: group i is rows[i] side by side, captions[i] above it.
 
     rows: pictures uint8 [h, w, 3] of equal height and width. columns: groups beside each other.
+    inks: colour of each caption.
     """
     groups = [np.concatenate([np.asarray(picture) for picture in row], axis=1) for row in rows]
     height, width = groups[0].shape[0] + _CAPTION + _GAP, max(group.shape[1] for group in groups) + _GAP
@@ -30,7 +34,7 @@ def contact_sheet(rows: Sequence[Sequence[Array]], captions: Sequence[str], colu
         x, y = _GAP + i % columns * width, _GAP + i // columns * height
         while len(caption) > 1 and draw.textlength(caption, font=font) > width - _GAP:
             caption = caption[:-2] + "…"
-        draw.text((x, y), caption, fill=_INK, font=font)
+        draw.text((x, y), caption, fill=inks[i] if inks else _INK, font=font)
         sheet.paste(Image.fromarray(group), (x, y + _CAPTION))
     return np.asarray(sheet)
 

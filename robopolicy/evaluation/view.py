@@ -20,6 +20,7 @@ from robopolicy.sim.world import CAMERAS
 from robopolicy.spec import Array, did_you_mean
 
 KINDS = ("rgb", "depth", "segmentation")
+_INKS = {"success": (23, 105, 47), "failure": (160, 32, 32), "": (30, 30, 30)}
 _Video = tuple[Array, float, str]  # frames uint8 [T, H, W, 3], frames per second, caption
 _DEPTH, _IMAGES = "observation.depth.", "observation.images."
 
@@ -47,7 +48,7 @@ def view_worlds(
     actor: Actor | None = None,
     title: str = "",
 ) -> Path:
-    """Show `count` worlds of an environment as it draws them in a collection with `seed`; the page.
+    """Show the first `count` worlds of an evaluation of an environment with `seed` (Suite.draw); the page.
 
     cameras: some of world.CAMERAS; None = all. kinds: some of KINDS. size: px of each picture. actor: whose episode in the
     first of the worlds becomes a video.
@@ -144,7 +145,8 @@ def _write(
 ) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     columns = columns or max(1, 6 // len(shown[0].pictures))
-    sheet = contact_sheet([item.pictures for item in shown], [item.caption for item in shown], columns)
+    inks = [_INKS[item.outcome] for item in shown]
+    sheet = contact_sheet([item.pictures for item in shown], [item.caption for item in shown], columns, inks)
     atomic_write(out / "sheet.png", png(sheet))
     for i, item in enumerate(shown):
         atomic_write(out / f"picture_{i:03d}.png", png(item.pictures[0]))

@@ -13,18 +13,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from robopolicy.geometry import poses
 from robopolicy.resources import cache_dir
 from robopolicy.sim.description import panda_urdf
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.meshes import panda_visuals, shape_mesh
-from robopolicy.sim.raster import Rasterizer
+from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
 from robopolicy.spec import did_you_mean
@@ -52,6 +50,7 @@ with _quiet():
 
 TIME_STEP = 1 / 120
 SOLVER_ITERATIONS = 50
+_BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: position, quaternion
 _ARM = list(range(NUM_JOINTS))
 _FINGERS = [9, 10]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
@@ -223,19 +222,16 @@ class BulletEngine:
                 self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
 
     def _prepare_drawing(self, scene: Scene) -> None:
-        self._visuals = panda_visuals()
-        shapes = [(i, body, shape) for i, body in enumerate(scene.bodies) for shape in body.shapes]
-        self._links = sorted({v.link for v in self._visuals} - {-1})
-        part_of_link = {link: 1 + i for i, link in enumerate(self._links)} | {-1: 0}
-        parts = [part_of_link[v.link] for v in self._visuals] + [1 + len(self._links) + i for i, _, _ in shapes]
-        self._mesh_part = np.array(parts)
-        meshes = [v.mesh for v in self._visuals] + [shape_mesh(shape) for _, _, shape in shapes]
-        self._raster = Rasterizer(
-            meshes, [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i, _, _ in shapes], supersample=self._supersample
-        )
-        robot_rgb = [np.multiply(v.rgb, scene.robot_rgb) for v in self._visuals]
-        self._mesh_rgb = np.array(robot_rgb + [shape.rgb for _, _, shape in shapes], np.float32)
-        self._mesh_texture = np.array([-1] * len(self._visuals) + [shape.texture for _, _, shape in shapes], np.int32)
+        visuals = panda_visuals()
+        self._links = sorted({v.link for v in visuals} - {-1})
+        frame = {link: i for i, link in enumerate([-1, *self._links])}
+        arm = [Part(v.mesh, frame[v.link], ROBOT, np.multiply(v.rgb, scene.robot_rgb).tolist()) for v in visuals]
+        bodies = [
+            Part(shape_mesh(shape), len(frame) + i, FIRST_BODY + i, shape.rgb, shape.texture)
+            for i, body in enumerate(scene.bodies)
+            for shape in body.shapes
+        ]
+        self._raster = Rasterizer(arm + bodies, scene, supersample=self._supersample)
 
     def joints(self) -> tuple[np.ndarray, float]:
         """See Engine.joints."""
@@ -301,7 +297,8 @@ class BulletEngine:
         else:
             state = self._p.getLinkState(uid, link, 1, 1)
             centre, linear, angular = state[0], state[6], state[7]
-        return np.array(linear) + np.cross(angular, self.pose(name)[0] - centre)
+        (x, y, z), (a, b, c) = self.pose(name)[0] - centre, angular
+        return np.array(linear) + [b * z - c * y, c * x - a * z, a * y - b * x]
 
     def joint_position(self, name: str) -> float:
         """See Engine.joint_position."""
@@ -316,21 +313,15 @@ class BulletEngine:
         contacts = [self._p.getContactPoints(bodyA=self._robot, linkIndexA=finger) for finger in _FINGERS]
         return np.array([sum(c[9] for c in points if c[2] != self._robot) for points in contacts])
 
-    def _mesh_poses(self) -> np.ndarray:
-        """Poses [K, 4, 4] of the meshes: the robot's links (its base does not move), then the bodies."""
-        states = [state[4:6] for state in self._p.getLinkStates(self._robot, self._links, 0, 1)]
-        found = [((0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)), *states, *(self._where(name) for name in self._bodies)]
-        positions, quaternions = zip(*found, strict=True)
-        return poses(np.array(positions), np.array(quaternions))[self._mesh_part]
-
     def snapshot(self) -> np.ndarray:
-        """See Engine.snapshot."""
-        return self._mesh_poses()
+        """See Engine.snapshot. Position and quaternion of the arm's base, its visible links and the bodies, [n, 7]."""
+        links = [state[4] + state[5] for state in self._p.getLinkStates(self._robot, self._links, 0, 1)]
+        bodies = [position + quaternion for position, quaternion in map(self._where, self._bodies)]
+        return np.array([_BASE, *links, *bodies])
 
     def render(self, camera: Camera, rgb: bool = True, snapshot: np.ndarray | None = None) -> Frame:
         """See Engine.render."""
-        poses = self._mesh_poses() if snapshot is None else snapshot
-        return self._raster.render(poses, self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
+        return self._raster.render(self.snapshot() if snapshot is None else snapshot, camera, rgb)
 
     def save_state(self) -> tuple[_Move, ...]:
         """See Engine.save_state."""

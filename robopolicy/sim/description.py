@@ -17,14 +17,12 @@ def panda_urdf() -> Path:
     """
     found = importlib.util.find_spec("pybullet_data")
     if found is None or found.origin is None:
-        raise FileNotFoundError(
-            "the package pybullet_data, which holds the robot's description, is missing: reinstall pybullet"
-        )
+        raise FileNotFoundError("pybullet_data, which holds the robot's description, is missing: reinstall pybullet")
     return checked_urdf(Path(found.origin).parent / "franka_panda" / "panda.urdf")
 
 
 def checked_urdf(path: Path) -> Path:
-    """`path`, once it and every mesh that it names are known to exist. Raises FileNotFoundError naming the first that does not."""
+    """`path`, once it and every mesh that it names are known to exist. Raises FileNotFoundError naming one that does not."""
     if not path.is_file():
         raise FileNotFoundError(f"the robot's description {path} is missing: reinstall pybullet")
     for mesh in ET.parse(path).getroot().iter("mesh"):

@@ -1,4 +1,4 @@
-"""Triangle meshes that the rasteriser draws: simple shapes, and the Panda's visuals thinned out to about 500 faces a link.
+"""Triangle meshes that the rasteriser draws: boxes, cylinders, spheres, and the Panda's visuals at about 500 faces a link.
 
 The Panda's meshes come with pybullet_data. They are built once into the user's cache folder, never shipped.
 """
@@ -258,7 +258,7 @@ def _seen_from_outside(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
     centre, radius = (vertices.max(axis=0) + vertices.min(axis=0)) / 2, np.linalg.norm(np.ptp(vertices, axis=0)) / 2
     points, triangles = ((vertices - centre) / radius).astype(np.float32), faces.astype(np.int32)
-    screen, seen = np.empty_like(points), np.zeros(len(faces), bool)
+    everything, seen = np.arange(len(faces), dtype=np.int32), np.zeros(len(faces), bool)
     nearness, face = np.empty((VIEW_SIZE, VIEW_SIZE), np.float32), np.empty((VIEW_SIZE, VIEW_SIZE), np.int32)
     for i in range(VIEWS):
         z = 1 - (2 * i + 1) / VIEWS  # points of a Fibonacci spiral on the sphere
@@ -266,9 +266,9 @@ def _seen_from_outside(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
         direction = np.array([np.sqrt(1 - z * z) * np.cos(azimuth), np.sqrt(1 - z * z) * np.sin(azimuth), z])
         axes = np.stack([right * VIEW_SIZE / 2, np.cross(right, direction) * VIEW_SIZE / 2, direction])
-        pose = np.column_stack([axes, [VIEW_SIZE / 2, VIEW_SIZE / 2, 2.0]]).astype(np.float32)
-        kernels.project_light(points, pose, screen)
-        kernels.rasterise(screen, triangles, nearness, face)
+        screen = (points @ axes.T + [VIEW_SIZE / 2, VIEW_SIZE / 2, 2.0]).astype(np.float32)
+        nearness[:], face[:] = 0.0, kernels.NO_FACE
+        kernels.rasterise(screen, triangles, everything, len(faces), VIEW_SIZE, nearness, face)
         seen[face[face >= 0]] = True
     for _ in range(2):
         touched = np.zeros(len(vertices), bool)

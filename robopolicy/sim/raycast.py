@@ -28,7 +28,7 @@ _SUBPIXELS = ((-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25))  # row
 class Looks:
     """What the G geoms look like, index = geom id; the last row is what a ray meets that hits nothing.
 
-    segmentation: uint8 [G + 1]. rgb: float64 [G + 1, 3] in [0, 1]. texture: int64 [G + 1], multiplies rgb, -1 = plain, as meshes are.
+    segmentation: uint8 [G + 1]. rgb: float64 [G + 1, 3] in [0, 1]. texture: int64 [G + 1], multiplies rgb, -1 = plain.
     bank: the textures, uint8 [K, S, S, 3]. table: geom id of the table. casters: what shadows come from.
     """
 

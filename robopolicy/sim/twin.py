@@ -15,7 +15,7 @@ from robopolicy.sim import raycast
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import Camera, Frame, Scene
-from robopolicy.sim.twin_model import TIME_STEP, BodyFrame, body_frame, compile_scene, finger_geoms, looks, xyzw
+from robopolicy.sim.twin_model import TIME_STEP, BodyFrame, compile_scene, finger_geoms, looks, xyzw
 from robopolicy.spec import did_you_mean
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -77,9 +77,8 @@ class MujocoEngine:
 
     def build(self, scene: Scene) -> None:
         """See Engine.build. Raises ValueError where compile_scene does."""
-        model = compile_scene(scene)
+        model, frames = compile_scene(scene)
         data, past = mujoco.MjData(model), mujoco.MjData(model)
-        frames = {body.name: body_frame(body) for body in scene.bodies}
         self._world = _World(scene, model, data, past, looks(model, scene), frames)
         self._grip_forces = np.zeros(2)
         data.qpos[: NUM_JOINTS + 2] = [*scene.robot_joints, MAX_OPENING / 2, MAX_OPENING / 2]

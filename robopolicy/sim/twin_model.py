@@ -145,7 +145,7 @@ class BodyFrame:
     quaternion: np.ndarray
 
 
-def body_frame(body: Body) -> BodyFrame:
+def _body_frame(body: Body) -> BodyFrame:
     """A free link lies in the principal axes of its body, so that damping acts on each degree of freedom alone."""
     if body.joint or body.mass == 0:
         return BodyFrame(np.zeros(3), wxyz((0.0, 0.0, 0.0, 1.0)))
@@ -154,8 +154,8 @@ def body_frame(body: Body) -> BodyFrame:
     return BodyFrame(-back.apply(principal.position), wxyz(back.as_quat()))
 
 
-def _add_body(spec: mujoco.MjSpec, body: Body) -> None:
-    own, pos, quat = body_frame(body), np.empty(3), np.empty(4)
+def _add_body(spec: mujoco.MjSpec, body: Body, own: BodyFrame) -> None:
+    pos, quat = np.empty(3), np.empty(4)
     mujoco.mju_negPose(pos, quat, own.position, own.quaternion)
     mujoco.mju_mulPose(pos, quat, np.array(body.position, np.float64), wxyz(body.quaternion), pos.copy(), quat.copy())
     link = spec.worldbody.add_body(name=body.name, pos=pos, quat=quat)
@@ -223,8 +223,10 @@ def _check(scene: Scene) -> None:
             raise ValueError(f"the joint of {body.name!r} starts at 0, outside of {body.joint.low}..{body.joint.high}")
 
 
-def compile_scene(scene: Scene) -> mujoco.MjModel:
-    """The MuJoCo model of `scene`. Bodies and joints keep their names; the joints of the arm come first in qpos.
+def compile_scene(scene: Scene) -> tuple[mujoco.MjModel, dict[str, BodyFrame]]:
+    """The MuJoCo model of `scene`, and where its bodies lie in their links.
+
+    Bodies and joints keep their names; the joints of the arm come first in qpos.
 
     Raises:
         ValueError: robot_joints without 7 entries, a texture that the bank does not have, a body without shapes, a joint that
@@ -236,13 +238,14 @@ def compile_scene(scene: Scene) -> mujoco.MjModel:
     size = [scene.table_half, scene.table_half, TABLE_THICKNESS / 2]
     position = [scene.table_x, 0.0, scene.table_height - TABLE_THICKNESS / 2]
     _add_geom(spec.worldbody, _TABLE, type=mujoco.mjtGeom.mjGEOM_BOX, size=size, pos=position)
+    frames = {body.name: _body_frame(body) for body in scene.bodies}
     for body in scene.bodies:
-        _add_body(spec, body)
+        _add_body(spec, body, frames[body.name])
     contacts.add_contacts(spec, list(_things(spec, scene)))
     model = spec.compile()
     for body in scene.bodies:
         _add_damping(model, body)
-    return model
+    return model, frames
 
 
 def _add_damping(model: mujoco.MjModel, body: Body) -> None:

@@ -100,7 +100,9 @@ class Task(ABC):
         return self.expert_class() if rng is None else self.expert_class.imperfect(rng)
 
 
-def movable_parameters(prefix: str, size: list[float], mass: float, rgb: list[float], shape: int = 0) -> dict[str, Parameter]:
+def movable_parameters(
+    prefix: str, size: list[float], mass: float, rgb: tuple[float, float, float], shape: int = 0
+) -> dict[str, Parameter]:
     """Parameters of an object that is handled, with nominal half extents `size` (m), mass (kg), colour and OBJECT_SHAPES."""
     return {
         f"{prefix}.shape": Parameter(float(shape), "", 0, len(OBJECT_SHAPES) - 1, "0 box, 1 cylinder", whole=True),
@@ -131,18 +133,24 @@ def movable(prefix: str, world: World, max_half: float = 0.033) -> Body:
     if kind == "cylinder":
         half[:2] = half[:2].min()
     size = (float(half[0]), float(half[1]), float(half[2]))
-    shape = Shape(kind, size, rgb=world.colour(f"{prefix}.rgb"), texture=int(world.scalar(f"{prefix}.texture")))
+    shape = Shape(kind, size, **looks(prefix, world))
     physics = ("mass", "friction", "spinning_friction", "rolling_friction", "restitution", "linear_damping", "angular_damping")
+    values: dict[str, Any] = {name: world.scalar(f"{prefix}.{name}") for name in physics}
     return Body(
         name=prefix,
         shapes=(shape,),
         position=(world.scalar(f"{prefix}.x"), world.scalar(f"{prefix}.y"), world.scalar("table.height") + size[2]),
         quaternion=yaw_quaternion(world.scalar(f"{prefix}.yaw")),
-        **{name: world.scalar(f"{prefix}.{name}") for name in physics},
+        **values,
     )
 
 
-def goal_parameters(prefix: str, radius: float, rgb: list[float]) -> dict[str, Parameter]:
+def looks(prefix: str, world: World) -> dict[str, Any]:
+    """Colour and texture of the shapes of `prefix`, as arguments of Shape."""
+    return {"rgb": world.colour(f"{prefix}.rgb"), "texture": int(world.scalar(f"{prefix}.texture"))}
+
+
+def goal_parameters(prefix: str, radius: float, rgb: tuple[float, float, float]) -> dict[str, Parameter]:
     """Parameters of a place on the table that is marked by a disc."""
     return {
         f"{prefix}.radius": Parameter(radius, "m", 0.01, 0.2),

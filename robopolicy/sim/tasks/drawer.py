@@ -10,7 +10,7 @@ from robopolicy.sim.experts import Expert, pick, step_towards
 from robopolicy.sim.parameters import rgb, texture
 from robopolicy.sim.randomize import Parameter, World
 from robopolicy.sim.scene import Body, Joint, Shape
-from robopolicy.sim.tasks.base import Outcome, Task, holding, reaching
+from robopolicy.sim.tasks.base import Outcome, Task, holding, looks, reaching
 
 DEPTH, WIDTH, HEIGHT, WALL = 0.15, 0.16, 0.09, 0.004  # m, of the cabinet; WALL is half a wall
 HANDLE = (0.058, 0.0, 0.062)  # m: middle of the bar from the middle of the drawer's front at the table
@@ -64,8 +64,7 @@ class Drawer(Task):
 
     def bodies(self, world: World) -> tuple[Body, ...]:
         """See Task.bodies. In the cabinet's frame the drawer opens along x and its closed front is at x = 0."""
-        wood = {"rgb": world.colour("cabinet.rgb"), "texture": int(world.scalar("cabinet.texture"))}
-        front = {"rgb": world.colour("drawer.rgb"), "texture": int(world.scalar("drawer.texture"))}
+        wood, front = looks("cabinet", world), looks("drawer", world)
         middle, side, top = -DEPTH / 2, WIDTH / 2 - WALL, HEIGHT - WALL
         panels = [((DEPTH / 2, WIDTH / 2, WALL), (middle, 0.0, z)) for z in (WALL, top)]
         panels += [((DEPTH / 2, WALL, HEIGHT / 2), (middle, y, HEIGHT / 2)) for y in (-side, side)]

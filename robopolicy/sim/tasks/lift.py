@@ -26,7 +26,7 @@ class Lift(Task):
     LIFT_HEIGHT = 0.10  # m
 
     name = "lift"
-    parameters = movable_parameters("object", [0.022, 0.022, 0.022], 0.08, [0.85, 0.1, 0.1])
+    parameters = movable_parameters("object", [0.022, 0.022, 0.022], 0.08, (0.85, 0.1, 0.1))
     initial = {"object": INITIAL}  # noqa: RUF012
     tracked = ("object",)
     expert_class = LiftExpert

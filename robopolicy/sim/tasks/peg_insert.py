@@ -10,7 +10,7 @@ from robopolicy.sim.experts import Expert, nearest_yaw, pick, place
 from robopolicy.sim.parameters import rgb, texture
 from robopolicy.sim.randomize import Parameter, World
 from robopolicy.sim.scene import Body, Shape
-from robopolicy.sim.tasks.base import Outcome, Task, holding, movable, movable_parameters, nearness, reaching
+from robopolicy.sim.tasks.base import Outcome, Task, holding, looks, movable, movable_parameters, nearness, reaching
 
 
 class PegInsertExpert(Expert):
@@ -29,7 +29,7 @@ class PegInsertExpert(Expert):
         position, quaternion = env.engine.pose("object")
         R_peg = pose(position, quaternion)[:3, :3]
         yaw = nearest_yaw(world.scalar("hole.yaw"), np.arctan2(R_peg[1, 0], R_peg[0, 0]), np.pi / 2)
-        upright = pose(np.zeros(3), yaw_quaternion(yaw))[:3, :3]
+        upright = pose(np.zeros(3), np.array(yaw_quaternion(yaw)))[:3, :3]
         goal = task.hole(world) + [0.0, 0.0, half[2]] + self.goal_offset
         return place(
             self,
@@ -50,7 +50,7 @@ class PegInsert(Task):
 
     name = "peg_insert"
     parameters = {  # noqa: RUF012
-        **movable_parameters("object", [0.012, 0.012, 0.05], 0.08, [0.85, 0.1, 0.1]),
+        **movable_parameters("object", [0.012, 0.012, 0.05], 0.08, (0.85, 0.1, 0.1)),
         "hole.play": Parameter(0.003, "m", 0.0005, 0.02, "gap on every side of the peg"),
         "hole.depth": Parameter(0.045, "m", 0.02, 0.08, "height of the block"),
         "hole.friction": Parameter(0.6, "", 0.0, 3.0),
@@ -78,10 +78,9 @@ class PegInsert(Task):
         inner = max(peg.shapes[0].size[:2]) + world.scalar("hole.play")
         wall, height = 0.014, world.scalar("hole.depth") / 2
         long, out = inner + 2 * wall, inner + wall
-        looks = {"rgb": world.colour("hole.rgb"), "texture": int(world.scalar("hole.texture"))}
         sides = [((wall, long, height), (sign * out, 0.0, 0.0)) for sign in (-1, 1)]
         sides += [((inner, wall, height), (0.0, sign * out, 0.0)) for sign in (-1, 1)]
-        shapes = tuple(Shape("box", size, position, **looks) for size, position in sides)
+        shapes = tuple(Shape("box", size, position, **looks("hole", world)) for size, position in sides)
         x, y, z = self.hole(world).tolist()
         friction = world.scalar("hole.friction")
         block = Body("block", shapes, 0.0, (x, y, z + height), yaw_quaternion(world.scalar("hole.yaw")), friction=friction)

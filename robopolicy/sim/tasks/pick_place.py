@@ -45,8 +45,8 @@ class PickPlace(Task):
 
     name = "pick_place"
     parameters = {  # noqa: RUF012
-        **movable_parameters("object", [0.022, 0.022, 0.022], 0.08, [0.85, 0.1, 0.1]),
-        **goal_parameters("goal", 0.04, [0.1, 0.55, 0.25]),
+        **movable_parameters("object", [0.022, 0.022, 0.022], 0.08, (0.85, 0.1, 0.1)),
+        **goal_parameters("goal", 0.04, (0.1, 0.55, 0.25)),
     }
     initial = {"object": INITIAL, "goal": {"x": {"uniform": [0.40, 0.60]}, "y": {"uniform": [-0.18, 0.18]}}}  # noqa: RUF012
     tracked = ("object",)

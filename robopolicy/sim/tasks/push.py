@@ -67,8 +67,8 @@ class Push(Task):
 
     name = "push"
     parameters = {  # noqa: RUF012
-        **movable_parameters("object", [0.045, 0.045, 0.02], 0.15, [0.85, 0.1, 0.1], shape=1),
-        **goal_parameters("goal", 0.05, [0.1, 0.55, 0.25]),
+        **movable_parameters("object", [0.045, 0.045, 0.02], 0.15, (0.85, 0.1, 0.1), shape=1),
+        **goal_parameters("goal", 0.05, (0.1, 0.55, 0.25)),
     }
     initial = {  # noqa: RUF012
         "object": {**INITIAL, "x": {"uniform": [0.42, 0.58]}},

@@ -41,8 +41,8 @@ class Stack(Task):
 
     name = "stack"
     parameters = {  # noqa: RUF012
-        **movable_parameters("object", [0.022, 0.022, 0.022], 0.08, [0.85, 0.1, 0.1]),
-        **movable_parameters("base", [0.028, 0.028, 0.025], 0.15, [0.1, 0.35, 0.75]),
+        **movable_parameters("object", [0.022, 0.022, 0.022], 0.08, (0.85, 0.1, 0.1)),
+        **movable_parameters("base", [0.028, 0.028, 0.025], 0.15, (0.1, 0.35, 0.75)),
     }
     initial = {"object": INITIAL, "base": INITIAL}  # noqa: RUF012
     tracked = ("object", "base")
