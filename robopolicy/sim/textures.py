@@ -117,6 +117,49 @@ def _speckle(share: float) -> Pattern:
     return pattern
 
 
+def _cells(count: int, edges: bool) -> Pattern:
+    """Voronoi cells of random points: tones of their own, or their edges."""
+
+    def pattern(rng: np.random.Generator) -> np.ndarray:
+        points = rng.random((count, 2))
+        apart = [np.abs(axis[..., None] - points[:, i]) for i, axis in enumerate((_U, _V))]
+        distance = np.hypot(*(np.minimum(d, 1 - d) for d in apart))
+        nearest = np.sort(distance, axis=-1)
+        if edges:
+            return np.clip((nearest[..., 1] - nearest[..., 0]) * np.sqrt(count) * 4, 0, 1)
+        return rng.permutation(np.linspace(0, 1, count))[distance.argmin(axis=-1)]
+
+    return pattern
+
+
+def _chevrons(columns: int, rows: int) -> Pattern:
+    return lambda rng: np.clip(0.5 + 4 * (_wave(rows * _V + np.abs(2 * ((_U * columns) % 1) - 1)) - 0.5), 0, 1)
+
+
+def _rings(cells: int, rings: int) -> Pattern:
+    """Circles about the middle of every cell."""
+    return lambda rng: _wave(rings * np.hypot((_U * cells) % 1 - 0.5, (_V * cells) % 1 - 0.5) * 2)
+
+
+def _plaid(u: tuple[int, ...], v: tuple[int, ...]) -> Pattern:
+    """Bands across each other, of several wavelengths."""
+    return lambda rng: _unit(sum(_wave(n * _U) > 0.6 for n in u) + sum(_wave(n * _V) > 0.6 for n in v) + 0.3 * _noise(rng, 20))
+
+
+def _grid(cells: int, width: float) -> Pattern:
+    def pattern(rng: np.random.Generator) -> np.ndarray:
+        u, v = ((axis * cells) % 1 for axis in (_U, _V))
+        line = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v)) < width / 2
+        return np.where(line, 1.0, 0.35 * _noise(rng, 4))
+
+    return pattern
+
+
+def _ripples(count: int) -> Pattern:
+    """Contour lines of a smooth landscape."""
+    return lambda rng: _wave(count * _noise(rng, 2.0, 2.5))
+
+
 _BANK: tuple[tuple[Pattern, Colour, Colour], ...] = (
     (_wood(3, 2.0, 0.55), (1.0, 0.93, 0.84), (0.80, 0.69, 0.57)),
     (_wood(5, 3.0, 0.4), (0.95, 0.80, 0.60), (0.62, 0.42, 0.26)),
@@ -142,15 +185,40 @@ _BANK: tuple[tuple[Pattern, Colour, Colour], ...] = (
     (_weave(10), (0.70, 0.62, 0.48), (1.0, 0.95, 0.82)),
     (_speckle(0.12), (0.95, 0.94, 0.90), (0.40, 0.38, 0.36)),
     (_wood(1, 0.5, 0.9), (0.98, 0.98, 1.0), (0.70, 0.72, 0.76)),
+    # From here on reserved for held_out: patterns that none of the first 24 has.
+    (_cells(14, edges=False), (0.95, 0.90, 0.80), (0.55, 0.45, 0.38)),
+    (_cells(30, edges=True), (0.35, 0.33, 0.32), (0.90, 0.88, 0.84)),
+    (_cells(60, edges=False), (0.60, 0.80, 0.95), (0.95, 0.98, 1.0)),
+    (_cells(9, edges=True), (1.0, 0.95, 0.90), (0.75, 0.45, 0.35)),
+    (_cells(120, edges=True), (0.45, 0.60, 0.40), (0.85, 0.95, 0.70)),
+    (_chevrons(2, 4), (0.95, 0.95, 0.98), (0.40, 0.50, 0.60)),
+    (_chevrons(4, 8), (1.0, 0.85, 0.55), (0.60, 0.35, 0.45)),
+    (_chevrons(1, 2), (0.70, 0.90, 0.85), (0.95, 0.75, 0.70)),
+    (_rings(1, 4), (1.0, 0.97, 0.90), (0.60, 0.50, 0.75)),
+    (_rings(2, 2), (0.90, 0.60, 0.55), (1.0, 0.95, 0.85)),
+    (_rings(4, 1), (0.55, 0.75, 0.70), (0.98, 1.0, 0.92)),
+    (_rings(3, 3), (0.35, 0.40, 0.55), (0.80, 0.85, 0.95)),
+    (_plaid((1, 3), (1, 3)), (0.98, 0.95, 0.90), (0.65, 0.25, 0.25)),
+    (_plaid((2, 5), (2, 5)), (0.90, 0.95, 0.90), (0.25, 0.45, 0.35)),
+    (_plaid((4,), (1, 8)), (0.95, 0.90, 0.70), (0.40, 0.40, 0.65)),
+    (_plaid((7, 9), (6, 8)), (0.80, 0.80, 0.82), (0.50, 0.48, 0.46)),
+    (_grid(4, 0.1), (0.92, 0.94, 0.96), (0.45, 0.48, 0.52)),
+    (_grid(8, 0.16), (0.70, 0.85, 0.95), (1.0, 1.0, 1.0)),
+    (_grid(2, 0.06), (0.90, 0.82, 0.72), (0.50, 0.40, 0.32)),
+    (_grid(12, 0.3), (0.55, 0.52, 0.50), (0.95, 0.92, 0.85)),
+    (_ripples(4), (0.95, 0.85, 0.70), (0.65, 0.50, 0.40)),
+    (_ripples(8), (0.75, 0.90, 0.95), (0.35, 0.50, 0.60)),
+    (_ripples(2), (0.90, 0.75, 0.90), (0.55, 0.70, 0.55)),
+    (_ripples(12), (1.0, 1.0, 0.97), (0.55, 0.55, 0.58)),
 )
 
 
 @lru_cache(maxsize=1)
 def texture_bank() -> np.ndarray:
-    """All textures, uint8 [NUM_TEXTURES, TEXTURE_SIZE, TEXTURE_SIZE, 3], read-only. Number 0 is a calm wood."""
+    """All textures, uint8 [NUM_TEXTURES, TEXTURE_SIZE, TEXTURE_SIZE, 3], read-only. Number 0 is a calm wood;
+    the second half looks like nothing in the first."""
     bank = np.empty((NUM_TEXTURES, TEXTURE_SIZE, TEXTURE_SIZE, 3), np.uint8)
-    for i in range(NUM_TEXTURES):
-        pattern, low, high = _BANK[i % len(_BANK)]
+    for i, (pattern, low, high) in enumerate(_BANK):
         mix = pattern(np.random.default_rng(i))[..., None]
         bank[i] = np.round(255 * np.clip((1 - mix) * np.array(low) + mix * np.array(high), 0, 1))
     bank.flags.writeable = False
