@@ -54,6 +54,7 @@ def test_a_thousand_worlds_cover_what_a_preset_declares(name):
         (lambda i, w: {"gain": 0.8 + 0.4 * w["colour"][1]}, "colour[1] and gain correlate"),
         (lambda i, w: {"mass": 1.3 * w["mass"]}, "mass: "),
         (lambda i, w: {"mass": 0.05 + (w["mass"] - 0.05) ** 2 / 0.15}, "mass is not distributed as log_uniform"),
+        (lambda i, w: {"mass": 0.1}, "mass never varies"),
         (lambda i, w: {"texture": 5.0 if w["texture"] == 6 else w["texture"]}, "texture is not distributed as integers"),
     ],
 )

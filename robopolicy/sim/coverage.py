@@ -38,8 +38,8 @@ class Factor:
 class Coverage:
     """What coverage() found. rank_correlation: Spearman's [F, F] of the factors, in their order.
 
-    problems: every factor out of range, every test that fails and every pair that correlates, in words; were all as declared,
-    the list would be empty with probability 1 - 3 alpha.
+    problems: in words, every factor out of range or that never varies, every test that fails, every pair that correlates;
+    were all as declared, the list would be empty with probability 1 - 3 alpha.
     """
 
     num_worlds: int
@@ -101,6 +101,8 @@ def coverage(
     for f in factors:
         if f.outside:
             problems.append(f"{f.name}: {f.outside} of {len(worlds)} draws leave {f.low:g} .. {f.high:g}")
+        if f.least == f.most and len(set(distributions[f.name.partition("[")[0]].arguments)) > 1:
+            problems.append(f"{f.name} never varies from {f.least:g}")
         if f.p_family is not None and f.p_family < alpha / len(factors):
             problems.append(f"{f.name} is not distributed as {f.family} (p = {f.p_family:.1e})")
         if f.p_drift < alpha / len(factors):

@@ -81,14 +81,16 @@ class Distribution:
         """Whether there is nothing between two draws."""
         return self.family in ("integers", "choice")
 
-    def support(self, nominal: Value) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest draw [n], [n] for a nominal of n entries, before they are clipped."""
+    def support(self, nominal: Value, level: Level | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest draw [n], [n] for a nominal of n entries, at a level, before they are clipped."""
         base = np.atleast_1d(np.asarray(nominal, float))
         ends = self.arguments
         if self.family == "normal":
             mean, std = self.arguments
             ends = (mean - TRUNCATION * std, mean + TRUNCATION * std)
         a, b = (OPERATIONS[self.operation](base, np.full(1, end)) for end in (min(ends), max(ends)))
+        if level is not None and not self.discrete:
+            a, b = self._moved(base, a, level), self._moved(base, b, level)
         return np.minimum(a, b), np.maximum(a, b)
 
     def draw(self, nominal: Value, rng: np.random.Generator, level: Level | None = None) -> Value:
@@ -97,22 +99,26 @@ class Distribution:
         sample = FAMILIES[self.family](rng, 1 if self.shared else base.size, *self.arguments)
         out = OPERATIONS[self.operation](base, sample)
         if level is not None:
-            out = self._shrunk(base, self._at_edge(nominal, out, rng, level.edge), rng, level)
+            out = self._randomized(base, out, rng, level) if self.discrete else self._edged(base, out, rng, level)
         out = np.minimum(np.maximum(out, self.low), self.high)
         return out.tolist() if isinstance(nominal, list) else float(out[0])
 
-    def _at_edge(self, nominal: Value, out: np.ndarray, rng: np.random.Generator, edge: str | None) -> np.ndarray:
-        if edge is None or self.discrete:
-            return out
-        end = self.support(nominal)[0 if edge == "low" else 1]
-        return end if self.shared else np.where(np.arange(out.size) == rng.integers(out.size), end, out)
-
-    def _shrunk(self, base: np.ndarray, out: np.ndarray, rng: np.random.Generator, level: Level) -> np.ndarray:
-        """Continuous draws are moved towards the nominal (ratios in log space), discrete ones kept with probability level."""
+    def _randomized(self, base: np.ndarray, out: np.ndarray, rng: np.random.Generator, level: Level) -> np.ndarray:
+        """Discrete draws, each kept with the probability that the level says, else nominal; all kept at an edge."""
+        coin = rng.random(1 if self.shared else base.size)
         share = np.where(out < base, level.below, level.above)
-        if self.discrete:
-            coin = rng.random(1 if self.shared else base.size)
-            return out if level.edge is not None else np.where(coin < share, out, base)
+        return out if level.edge is not None else np.where(coin < share, out, base)
+
+    def _edged(self, base: np.ndarray, out: np.ndarray, rng: np.random.Generator, level: Level) -> np.ndarray:
+        """Continuous draws moved towards the nominal; at an edge one entry lies at that end of its range."""
+        if level.edge is not None:
+            end = self.support(base.tolist())[0 if level.edge == "low" else 1]
+            out = end if self.shared else np.where(np.arange(out.size) == rng.integers(out.size), end, out)
+        return self._moved(base, out, level)
+
+    def _moved(self, base: np.ndarray, out: np.ndarray, level: Level) -> np.ndarray:
+        """The share of the way from the nominal to `out` that the level says; ratios move in log space."""
+        share = np.where(out < base, level.below, level.above)
         if (self.family == "log_uniform" or self.operation == "scale") and (base * out > 0).all():
             moved = base * (out / base) ** share
         else:
