@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from robopolicy import checkpoint, config
 from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.collect import collect
 from robopolicy.data.episodes import EpisodeStore
+from robopolicy.data.manage import select_episodes
 from robopolicy.evaluation.features import dataset_features
 from robopolicy.evaluation.rollout import (
     Arm,
@@ -31,7 +30,6 @@ from robopolicy.evaluation.rollout import (
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_policy
-from robopolicy.spec import did_you_mean
 
 if TYPE_CHECKING:
     from robopolicy.ranking.result import Ranking
@@ -79,28 +77,16 @@ def _actor(behaviour: str, checkpoint: str) -> Actor:
 
 
 def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
-    """The gymnasium id and keyword arguments of a task's environment, or of its twin."""
-    return task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
-
-
-def select_episodes(store: EpisodeStore, where: Mapping[str, Sequence[Any]]) -> list[int]:
-    """Episodes of a dataset whose table columns hold one of the values in `where`.
+    """The gymnasium id and keyword arguments of a task's environment, or of its twin.
 
     Raises:
-        ValueError: a column that the table lacks, or a selection without episodes.
+        ValueError: settings that cannot work, before any work starts.
     """
-    keep = np.ones(len(store), bool)
-    for column, allowed in where.items():
-        if column not in store.table.column_names:
-            raise ValueError(
-                f"data.where: no column {column!r} in {store.path}; {did_you_mean(column, store.table.column_names)}"
-            )
-        values = store.table[column].to_pylist()
-        keep &= np.array([value in allowed for value in values], bool)
-        if not keep.any():
-            found = sorted({str(value) for value in values})
-            raise ValueError(f"data.where: no episode has {column} in {list(allowed)}; it is {', '.join(found[:10])}")
-    return np.flatnonzero(keep).tolist()
+    from robopolicy.sim.env import check_settings
+
+    env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
+    check_settings(env_id, env_kwargs)
+    return env_id, env_kwargs
 
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
@@ -368,17 +354,3 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
     arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
     serve(arm_policy(arm), settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
-
-
-def describe_dataset(path: str | Path) -> list[str]:
-    """The verb data: what a dataset holds. Reads every episode, so damage raises DatasetError naming the file."""
-    store = EpisodeStore(path)
-    for index in tqdm(range(len(store)), desc="read"):
-        store.read(index)
-    lines = [f"{path}: {len(store)} episodes, {int(store.lengths.sum())} steps at {store.spec.fps:g} Hz, all readable"]
-    lines += [f"  {key}: {f.dtype} {list(f.shape)} {f.unit}".rstrip() for key, f in sorted(store.spec.features.items())]
-    for column in ("source", "task", "success"):
-        if column in store.table.column_names:
-            counts = Counter(map(str, store.table[column].to_pylist()))
-            lines.append(f"  {column}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
-    return lines
