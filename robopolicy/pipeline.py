@@ -193,11 +193,17 @@ def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[Any]]]:
 
 
 def pool_features(
-    arms: Sequence[Arm], target: str | Path, num_frames: int, seed: int, num_workers: int | None, folder: str | Path
+    arms: Sequence[Arm],
+    target: str | Path,
+    num_frames: int,
+    seed: int,
+    num_workers: int | None,
+    folder: str | Path,
+    executor: Executor | None = None,
 ) -> dict[str, Mapping[str, np.ndarray]]:
     """policy_features of every arm by name, in parallel, also written to `folder`."""
-    work = partial(policy_features, target=str(target), num_frames=num_frames, seed=seed)
-    found = map_units(work, arms, num_workers, "features")
+    work = partial(policy_features, target=str(Path(target).absolute()), num_frames=num_frames, seed=seed)
+    found = map_units(work, arms, num_workers, "features", executor=executor)
     features: dict[str, Mapping[str, np.ndarray]] = dict(zip([arm.name for arm in arms], found, strict=True))
     save_features(folder, features)
     return features
@@ -222,10 +228,15 @@ def save_features(folder: str | Path, features: Mapping[str, Mapping[str, np.nda
 
 
 def evaluate_arms(
-    arms: Sequence[Arm], suite: Suite, out: str | Path | None, num_workers: int | None, title: str = "evaluate"
+    arms: Sequence[Arm],
+    suite: Suite,
+    out: str | Path | None,
+    num_workers: int | None,
+    title: str = "evaluate",
+    executor: Executor | None = None,
 ) -> pa.Table:
     """The score table of `arms` on `suite`, written to `out` when given."""
-    table = evaluate(arms, suite, num_workers, title)
+    table = evaluate(arms, suite, num_workers, title, executor)
     if out is not None:
         write_table(out, table)
     return table
@@ -262,7 +273,8 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     arms = find_checkpoints(settings["checkpoint"])
     steer = settings["steer"]
     pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
-    table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], settings["num_workers"])
+    options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
+    table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
     lines = []
     for name, success in success_by_arm(table).items():
         low, high = wilson_interval(success.sum(), len(success))
@@ -293,11 +305,12 @@ def rank_pool(settings: Mapping[str, Any]) -> list[str]:
 
     out, pool = Path(settings["out"]), settings["pool"]
     arms: list[Arm] = []
+    where: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
     if isinstance(pool, str) and pool.endswith(".parquet"):
         table = load_episodes(pool)
     else:
         arms = find_checkpoints(pool)
-        table = evaluate_arms(arms, _suite(settings), out / "scores.parquet", settings["num_workers"])
+        table = evaluate_arms(arms, _suite(settings), out / "scores.parquet", **where)
     features: dict[str, Mapping[str, np.ndarray]] = {}
     if settings["features"]:
         names = dict.fromkeys(table["checkpoint"].to_pylist())
@@ -305,8 +318,8 @@ def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     elif settings["target"] and not arms:
         raise ValueError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER")
     elif settings["target"]:
-        options = {key: settings[key] for key in ("target", "num_frames", "seed", "num_workers")}
-        features = pool_features(arms, folder=out / "features", **options)
+        options = {key: settings[key] for key in ("target", "num_frames", "seed")}
+        features = pool_features(arms, folder=out / "features", **options, **where)
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
     keys = ("detector", "combiner", "seed", "num_bootstrap")
     ranking = rank_run(table, features, out, outcomes=outcomes, **{key: settings[key] for key in keys})

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import Episode, environment, episode_seed, play
-from robopolicy.executor import map_units
+from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import SteeredPolicy
@@ -125,11 +125,18 @@ def _row(episode: Episode, arm: Arm, suite: Suite) -> dict[str, Any]:
 _sha: Callable[[str], str] = lru_cache(maxsize=256)(sha256)
 
 
-def evaluate(arms: Sequence[Arm], suite: Suite, num_workers: int | None = None, title: str = "evaluate") -> pa.Table:
-    """The score table of all arms on all conditions of the suite. Independent of num_workers, but for `seconds`."""
+def evaluate(
+    arms: Sequence[Arm],
+    suite: Suite,
+    num_workers: int | None = None,
+    title: str = "evaluate",
+    executor: Executor | None = None,
+) -> pa.Table:
+    """The score table of all arms on all conditions of the suite. Independent of the processes, but for `seconds`."""
     blocks = [suite.seeds[i : i + BLOCK] for i in range(0, len(suite.seeds), BLOCK)]
     units = [(arm, Suite(suite.name, suite.env_id, suite.env_kwargs, seeds, suite.split)) for arm in arms for seeds in blocks]
-    results = map_units(_evaluate_unit, units, num_workers, title, weight=lambda unit: len(unit[1].seeds))
+    options: dict[str, Any] = {"executor": executor, "unit_name": "episode"}
+    results = map_units(_evaluate_unit, units, num_workers, title, weight=lambda unit: len(unit[1].seeds), **options)
     return pa.Table.from_pylist([row for rows in results for row in rows])
 
 
