@@ -120,12 +120,17 @@ class OpenGL:
             eye.frustum_bottom, eye.frustum_top = -half_height, half_height
             eye.frustum_near, eye.frustum_far = camera.near, camera.far
         to_light = np.asarray(light.direction) / np.linalg.norm(light.direction)
-        lamp = drawn.lights[0]
+        lamp, fill = drawn.lights[:2]
         drawn.nlight = 1
         lamp.type, lamp.headlight, lamp.castshadow, lamp.texid = 1, 0, 1, -1  # mjLIGHT_DIRECTIONAL
         lamp.pos, lamp.dir = [self._scene.table_x, 0.0, self._scene.table_height] + 2.0 * to_light, -to_light
         lamp.ambient, lamp.diffuse = [light.ambient] * 3, np.multiply(light.rgb, light.diffuse)
         lamp.specular = [light.specular] * 3
+        if light.shadow > 0:  # where a light is in shadow MuJoCo leaves out its ambient part too: it takes a second one
+            drawn.nlight = 2
+            fill.type, fill.headlight, fill.castshadow, fill.texid = 1, 0, 0, -1
+            fill.pos, fill.dir, fill.ambient, fill.diffuse, fill.specular = lamp.pos, lamp.dir, lamp.ambient, [0] * 3, [0] * 3
+            lamp.ambient = [0.0] * 3
 
     def close(self) -> None:
         """Free OpenGL's context."""
