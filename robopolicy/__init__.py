@@ -14,18 +14,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-MAX_EPISODE_STEPS = {"Lift": 120}  # of each task, unless gymnasium.make() is given another number
-
-
 def _register() -> None:
+    """One id for each task file in conf/task, and one for its twin."""
     try:
         from gymnasium import register
     except ImportError:  # ranking and deployment work without it
         return
-    for name, steps in MAX_EPISODE_STEPS.items():
-        for suffix, engine in (("", "bullet"), ("Twin", "mujoco")):
-            kwargs = {"task": name.lower(), "engine": engine}
-            register(f"robopolicy/{name}{suffix}-v0", "robopolicy.sim.env:RobotEnv", max_episode_steps=steps, kwargs=kwargs)
+    import yaml
+
+    from robopolicy.resources import conf_dir
+
+    for file in sorted((conf_dir() / "task").glob("*.yaml")):
+        task = yaml.safe_load(file.read_text())
+        for key, engine in (("env_id", "bullet"), ("twin_id", "mujoco")):
+            kwargs = {"task": file.stem, "engine": engine}
+            register(task[key], "robopolicy.sim.env:RobotEnv", max_episode_steps=task["max_episode_steps"], kwargs=kwargs)
 
 
 _register()

@@ -21,23 +21,26 @@ from robopolicy.config import compose, explain, keys_of, to_plain
 from robopolicy.resources import conf_dir
 from robopolicy.spec import did_you_mean
 
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED = 2, 130
 
 logger = logging.getLogger("robopolicy")
 
 
 def collect(cfg: dict[str, Any]) -> None:
-    """Collect episodes of a task with its scripted expert, in parallel processes.
+    """Collect episodes of a task: of its expert, flawed and noisy copies, random actions or a policy.
 
     robopolicy collect path=runs/data/wide randomization=wide
-    robopolicy collect path=runs/data/mixed randomization=wide episodes.expert=100 episodes.imperfect=200 seed=1
+    robopolicy collect path=runs/data/mixed episodes.expert=100 episodes.noisy=200 episodes.random=50 seed=1
     robopolicy collect path=runs/data/target twin=true randomization=none episodes.expert=20 disturbance=0
+    robopolicy collect path=runs/data/tried episodes.expert=0 episodes.rollout=100 policy=runs/wide levels=[0,1]
     """
+    from robopolicy.data.measures import measures, table
     from robopolicy.pipeline import collect_run
 
-    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "policy")
-    store = collect_run(**{key: cfg[key] for key in keys})
+    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "policy", "levels")
+    store = collect_run(**{key: cfg[key] for key in (*keys, "executor")})
     print(f"{len(store)} episodes, {int(store.lengths.sum())} steps, in {cfg['path']}")
+    print("\n".join(table(measures(store))))
 
 
 def train(cfg: dict[str, Any]) -> None:
@@ -97,14 +100,93 @@ def deploy(cfg: dict[str, Any]) -> None:
     deploy_policy(cfg)
 
 
-def data(cfg: dict[str, Any]) -> None:
-    """Describe a dataset and read all of it once, so that damage shows.
+def data_info(cfg: dict[str, Any]) -> None:
+    """What a dataset holds: keys, sizes, outcomes, ranges of the drawn parameters, where it comes from.
 
-    robopolicy data path=runs/data/wide
+    robopolicy data info path=runs/data/wide
     """
-    from robopolicy.pipeline import describe_dataset
+    from robopolicy.data.manage import describe
 
-    print("\n".join(describe_dataset(cfg["path"])))
+    print("\n".join(describe(cfg["path"])))
+
+
+def data_check(cfg: dict[str, Any]) -> None:
+    """Read every byte of a dataset and name all damaged, swapped and lost files; exit code 2 if there are any.
+
+    robopolicy data check path=runs/data/wide
+    """
+    from robopolicy.data.episode_file import DatasetError
+    from robopolicy.data.manage import check
+
+    problems, count = check(cfg["path"], cfg["num_workers"])
+    if problems:
+        raise DatasetError("\n  ".join([f"{cfg['path']} has {len(problems)} damaged or lost files or parts:", *problems]))
+    print(f"{cfg['path']}: every byte of {count} episodes is as it was written")
+
+
+def data_merge(cfg: dict[str, Any]) -> None:
+    """One dataset of several with equal specs; files are hard-linked where possible.
+
+    robopolicy data merge paths=[runs/data/wide,runs/data/more] out=runs/data/both
+    robopolicy data merge paths=[runs/data/wide,runs/data/more] out=runs/data/both duplicates=refuse
+    """
+    from robopolicy.data.manage import merge
+
+    print("\n".join(merge(**cfg)))
+
+
+def data_split(cfg: dict[str, Any]) -> None:
+    """Part a dataset by episode; no episode gets into two parts.
+
+    robopolicy data split path=runs/data/wide out=runs/data/parts fractions='{train: 0.8, test: 0.2}' seed=0
+    robopolicy data split path=runs/data/wide out=runs/data/parts fractions='{train: 0.5}' stratify=success
+    robopolicy data split path=runs/data/mixed out=runs/data/by_source by=source where='{success: [true]}'
+    """
+    from robopolicy.data.manage import split
+
+    print("\n".join(split(**cfg)))
+
+
+def data_export(cfg: dict[str, Any]) -> None:
+    """Write a dataset in another format: LeRobotDataset v3.0 (needs PyAV: pip install robopolicy[lerobot]).
+
+    robopolicy data export path=runs/data/wide out=runs/lerobot/wide format=lerobot
+    robopolicy data export path=runs/data/wide out=runs/lerobot/exact format=lerobot images=h264_lossless
+    robopolicy data export path=runs/data/wide out=runs/lerobot/good format=lerobot where='{success: [true]}'
+    """
+    from robopolicy.data.lerobot import export_dataset
+
+    _only_lerobot(cfg.pop("format"))
+    print("\n".join(export_dataset(**cfg)))
+
+
+def data_import(cfg: dict[str, Any]) -> None:
+    """Make a dataset of one in another format: LeRobotDataset v3.0 (needs PyAV: pip install robopolicy[lerobot]).
+
+    robopolicy data import path=runs/lerobot/wide out=runs/data/wide format=lerobot
+    """
+    from robopolicy.data.lerobot import import_dataset
+
+    _only_lerobot(cfg.pop("format"))
+    print("\n".join(import_dataset(**cfg)))
+
+
+def _only_lerobot(name: str) -> None:
+    if name != "lerobot":
+        raise ValueError(f"format={name!r} does not work; {did_you_mean(name, ['lerobot'])}")
+
+
+def view(cfg: dict[str, Any]) -> None:
+    """Show randomised worlds, or the episodes of a dataset: a contact sheet, a video and a page.
+
+    robopolicy view randomization=wide out=runs/view
+    robopolicy view randomization=wide kinds=[rgb,depth,segmentation] worlds=6 episode=true
+    robopolicy view checkpoint=runs/wide randomization=held_out twin=true
+    robopolicy view path=runs/data/wide episode=3
+    """
+    from robopolicy.pipeline import view_run
+
+    print(f"Page: {view_run(cfg)}")
 
 
 def demo(cfg: dict[str, Any]) -> None:
@@ -119,29 +201,52 @@ def demo(cfg: dict[str, Any]) -> None:
     print("\n".join(run_demo(cfg)))
 
 
-_VERBS = (collect, train, evaluate, rank, deploy, data, demo)
-VERBS: dict[str, Callable[[dict[str, Any]], None]] = {verb.__name__: verb for verb in _VERBS}
+_DATA = (data_info, data_check, data_merge, data_split, data_export, data_import)
+_VERBS = (collect, train, evaluate, rank, deploy, *_DATA, view, demo)
+VERBS: dict[str, Callable[[dict[str, Any]], None]] = {verb.__name__.replace("_", " "): verb for verb in _VERBS}
 
 
-def _usage() -> str:
-    verbs = [f"  {name:9}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+def _usage(group: str = "") -> str:
+    width = max(map(len, VERBS)) + 2
+    chosen = {name: verb for name, verb in VERBS.items() if name.startswith(group)}
+    verbs = [f"  {name:{width}}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in chosen.items()]
     last = "robopolicy <verb> --help shows examples and settings."
     return "\n".join(["usage: robopolicy <verb> key=value ...", "", *verbs, "", last])
 
 
+def _split_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb that a command line starts with, of one word or two, and its arguments."""
+    if " ".join(words[:2]) in VERBS:
+        return " ".join(words[:2]), words[2:]
+    if words[0] in VERBS:
+        return words[0], words[1:]
+    subs = [name.partition(" ")[2] for name in VERBS if name.startswith(f"{words[0]} ")]
+    if not subs:
+        raise ValueError(f"no verb {words[0]!r}; {did_you_mean(words[0], [name.split()[0] for name in VERBS])}")
+    given = [word for word in words[1:2] if "=" not in word]
+    hint = did_you_mean(given[0], subs) if given else f"available: {', '.join(subs)}"
+    raise ValueError(f"{words[0]!r} needs a second word{', not ' + repr(given[0]) if given else ''}; {hint}")
+
+
 def _verb_help(name: str) -> str:
+    path = conf_dir() / f"{_config_name(name)}.yaml"
     first, _, examples = (VERBS[name].__doc__ or "").partition("\n")
-    groups = sorted(f.name for f in conf_dir().iterdir() if f.is_dir())
+    used = {str(key).split()[-1] for entry in OmegaConf.load(path).defaults if isinstance(entry, DictConfig) for key in entry}
+    groups = sorted(f.name for f in conf_dir().iterdir() if f.is_dir() and f.name in used)
     options = [f"  {group}: {', '.join(sorted(p.stem for p in (conf_dir() / group).glob('*.yaml')))}" for group in groups]
-    settings = OmegaConf.to_yaml(compose(name), resolve=False)
+    settings = OmegaConf.to_yaml(compose(_config_name(name)), resolve=False)
     examples = "\n".join("  " + line.strip() for line in examples.strip().splitlines())
     parts = [
         first,
         "Examples:\n" + examples,
-        "Groups (group=option):\n" + "\n".join(options),
+        *(["Groups (group=option):\n" + "\n".join(options)] if options else []),
         "Settings (key=value):\n" + settings,
     ]
     return "\n\n".join(parts) + "\nAdd -m to sweep over comma-separated values; --cfg job shows the composed settings."
+
+
+def _config_name(verb: str) -> str:
+    return verb.replace(" ", "_")
 
 
 def _run(name: str, arguments: list[str]) -> None:
@@ -155,9 +260,9 @@ def _run(name: str, arguments: list[str]) -> None:
 
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if len(overrides) == len(arguments):
-        compose(name, overrides)  # a mistake in them is explained better here than by Hydra
+        compose(_config_name(name), overrides)  # a mistake in them is explained better here than by Hydra
     sys.argv = [f"robopolicy {name}", *arguments]
-    hydra.main(config_path=str(conf_dir()), config_name=name, version_base="1.3")(job)()
+    hydra.main(config_path=str(conf_dir()), config_name=_config_name(name), version_base="1.3")(job)()
     if failures:
         raise failures[0]
 
@@ -167,24 +272,25 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
-    name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(_usage())
+    words = sys.argv[1:] or ["--help"]
+    group = "" if words[0] in ("-h", "--help") else f"{words[0]} "
+    if not group or (words[1:] in (["-h"], ["--help"]) and any(name.startswith(group) for name in VERBS)):
+        print(_usage(group))
         return
     try:
-        if name not in VERBS:
-            raise ValueError(f"no verb {name!r}; {did_you_mean(name, VERBS)}")
+        name, arguments = _split_verb(words)
         if {"-h", "--help"} & set(arguments):
             print(_verb_help(name))
             return
         _run(name, arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt}" if str(interrupt) else "\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error, keys_of(compose(name)))}", file=sys.stderr)
+        print(f"error: {explain(error, keys_of(compose(_config_name(name))))}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except Exception:
         traceback.print_exc()

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from robopolicy import pipeline
 from robopolicy.checkpoint import git_commit
 from robopolicy.data.episodes import EpisodeStore
-from robopolicy.evaluation.film import film, gif, strip, worlds
+from robopolicy.evaluation.film import film, strip, worlds
+from robopolicy.evaluation.pictures import gif
 from robopolicy.evaluation.rollout import Arm, Suite, success_by_arm, write_table
 from robopolicy.executor import map_units
 from robopolicy.ranking.rank import compare

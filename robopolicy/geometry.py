@@ -10,10 +10,19 @@ from scipy.spatial.transform import Rotation
 
 
 def pose(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    """T [4, 4] from a position [3] (m) and a quaternion [4] (xyzw)."""
-    T = np.eye(4)
-    T[:3, :3] = Rotation.from_quat(quaternion).as_matrix()
-    T[:3, 3] = position
+    """T [4, 4] from a position [3] (m) and a unit quaternion [4] (xyzw)."""
+    return poses(np.asarray(position, float)[None], np.asarray(quaternion, float)[None])[0]
+
+
+def poses(positions: np.ndarray, quaternions: np.ndarray) -> np.ndarray:
+    """T [N, 4, 4] from positions [N, 3] (m) and unit quaternions [N, 4] (xyzw). Many times faster than Rotation on a few."""
+    x, y, z, w = quaternions.T
+    T = np.zeros((len(positions), 4, 4))
+    T[:, 0, 0], T[:, 0, 1], T[:, 0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)
+    T[:, 1, 0], T[:, 1, 1], T[:, 1, 2] = 2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)
+    T[:, 2, 0], T[:, 2, 1], T[:, 2, 2] = 2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)
+    T[:, :3, 3] = positions
+    T[:, 3, 3] = 1.0
     return T
 
 

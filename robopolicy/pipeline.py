@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,17 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from robopolicy import checkpoint, config
-from robopolicy.data.collect import Actor, collect, expert_actor
+from robopolicy.data.actors import Actor, scripted_actor
+from robopolicy.data.collect import collect
 from robopolicy.data.episodes import EpisodeStore
+from robopolicy.data.manage import select_episodes
 from robopolicy.evaluation.features import dataset_features
-from robopolicy.evaluation.rollout import Arm, Suite, arm_policy, evaluate, exploring_actor, success_by_arm, write_table
-from robopolicy.executor import map_units
+from robopolicy.evaluation.rollout import (
+    Arm,
+    PolicyActor,
+    Suite,
+    arm_policy,
+    evaluate,
+    exploring_actor,
+    observing,
+    success_by_arm,
+    write_table,
+)
+from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_policy
-from robopolicy.spec import did_you_mean
 
 if TYPE_CHECKING:
     from robopolicy.ranking.result import Ranking
@@ -40,44 +49,44 @@ def collect_run(
     num_workers: int | None = None,
     title: str = "collect",
     policy: str | Path | None = None,
+    levels: Sequence[float] | None = None,
+    executor: Mapping[str, Any] | None = None,
 ) -> EpisodeStore:
     """Collect episodes of a task (conf/task) under a randomisation (preset name or mapping) into the dataset at `path`.
 
-    policy: a checkpoint whose sampled actions make the episodes of behaviour "rollout".
+    policy: a checkpoint whose sampled actions make the episodes of behaviour "rollout". executor: a node of conf/executor.
     """
-    make_actor = partial(_actor, checkpoint=str(find_checkpoints(policy)[-1].checkpoint)) if policy else expert_actor
     env_id, env_kwargs = task_env(task, randomization, twin)
-    env_kwargs["nominal"] = {"robot.disturbance": float(disturbance)}
-    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, make_actor)
+    env_kwargs["nominal"] = {**env_kwargs.get("nominal", {}), "robot.disturbance": float(disturbance)}
+    options: dict[str, Any] = {"levels": levels, "executor": make_executor(executor)}
+    if policy:
+        found = str(find_checkpoints(policy)[-1].checkpoint)
+        options |= {"make_actor": partial(_actor, checkpoint=found), "actor_id": checkpoint.sha256(found)}
+    elif episodes.get(ROLLOUT):
+        raise ValueError(f"episodes.{ROLLOUT}={episodes[ROLLOUT]} needs a policy: give policy=CHECKPOINT")
+    return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, **options)
+
+
+def make_executor(node: Mapping[str, Any] | None) -> Executor | None:
+    """The executor that a node of conf/executor describes; None = the default one."""
+    return config.build(node, within="robopolicy.executor") if node else None
 
 
 def _actor(behaviour: str, checkpoint: str) -> Actor:
-    return exploring_actor(checkpoint) if behaviour == ROLLOUT else expert_actor(behaviour)
+    return exploring_actor(checkpoint) if behaviour == ROLLOUT else scripted_actor(behaviour)
 
 
 def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
-    """The gymnasium id and keyword arguments of a task's environment, or of its twin."""
-    return task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
-
-
-def select_episodes(store: EpisodeStore, where: Mapping[str, Sequence[Any]]) -> list[int]:
-    """Episodes of a dataset whose table columns hold one of the values in `where`.
+    """The gymnasium id and keyword arguments of a task's environment, or of its twin.
 
     Raises:
-        ValueError: a column that the table lacks, or a selection without episodes.
+        ValueError: settings that cannot work, before any work starts.
     """
-    keep = np.ones(len(store), bool)
-    for column, allowed in where.items():
-        if column not in store.table.column_names:
-            raise ValueError(
-                f"data.where: no column {column!r} in {store.path}; {did_you_mean(column, store.table.column_names)}"
-            )
-        values = store.table[column].to_pylist()
-        keep &= np.array([value in allowed for value in values], bool)
-        if not keep.any():
-            found = sorted({str(value) for value in values})
-            raise ValueError(f"data.where: no episode has {column} in {list(allowed)}; it is {', '.join(found[:10])}")
-    return np.flatnonzero(keep).tolist()
+    from robopolicy.sim.env import check_settings
+
+    env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
+    check_settings(env_id, env_kwargs)
+    return env_id, env_kwargs
 
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
@@ -304,6 +313,25 @@ def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     return [*verdict(ranking), f"Report: {(out / 'report.html').resolve()}"]
 
 
+def view_run(settings: Mapping[str, Any]) -> Path:
+    """The verb view: a page that shows worlds of a task, or the episodes of a dataset; its file."""
+    from robopolicy.evaluation.view import view_dataset, view_worlds
+
+    out, episode, seen = Path(settings["out"]), settings["episode"], settings["checkpoint"]
+    if settings["path"]:
+        if isinstance(episode, bool):
+            raise ValueError(f"episode={str(episode).lower()} with path=: give the number of a recorded episode")
+        return view_dataset(out, settings["path"], count=settings["worlds"], episode=episode).resolve()
+    env_id, env_kwargs = task_env(settings["task"], settings["randomization"], settings["twin"])
+    actor: Actor | None = scripted_actor("expert") if episode else None
+    if seen:
+        policy = arm_policy(find_checkpoints(seen)[-1])
+        actor, env_kwargs = PolicyActor(policy), observing(env_kwargs, policy)
+    keys = ("seed", "cameras", "kinds", "size")
+    options = {key: settings[key] for key in keys}
+    return view_worlds(out, env_id, env_kwargs, count=settings["worlds"], actor=actor, **options).resolve()
+
+
 def deploy_policy(settings: Mapping[str, Any]) -> None:
     """The verb deploy: serve a checkpoint, steered where a critic is given, until interrupted."""
     from robopolicy.deploy.server import serve
@@ -313,17 +341,3 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
     arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
     serve(arm_policy(arm), settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
-
-
-def describe_dataset(path: str | Path) -> list[str]:
-    """The verb data: what a dataset holds. Reads every episode, so damage raises DatasetError naming the file."""
-    store = EpisodeStore(path)
-    for index in tqdm(range(len(store)), desc="read"):
-        store.read(index)
-    lines = [f"{path}: {len(store)} episodes, {int(store.lengths.sum())} steps at {store.spec.fps:g} Hz, all readable"]
-    lines += [f"  {key}: {f.dtype} {list(f.shape)} {f.unit}".rstrip() for key, f in sorted(store.spec.features.items())]
-    for column in ("source", "task", "success"):
-        if column in store.table.column_names:
-            counts = Counter(map(str, store.table[column].to_pylist()))
-            lines.append(f"  {column}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
-    return lines

@@ -20,6 +20,7 @@ POINTS = "observation.points"
 ENVIRONMENT_STATE = "observation.environment_state"
 IMAGES = "observation.images."
 DEPTH = "observation.depth."
+SEGMENTATION = "observation.segmentation."
 TASK = "task"
 ACTION = "action"
 REWARD = "next.reward"
@@ -43,6 +44,11 @@ def image_key(camera: str) -> str:
 def depth_key(camera: str) -> str:
     """Key of the depth image (float32 [H, W], metres, 0 = invalid) of `camera`."""
     return DEPTH + camera
+
+
+def segmentation_key(camera: str) -> str:
+    """Key of the segmentation image (uint8 [H, W], ids of sim.scene) of `camera`."""
+    return SEGMENTATION + camera
 
 
 class SpecError(ValueError):

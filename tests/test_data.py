@@ -390,6 +390,31 @@ def test_windows_match_the_episodes_step_by_step(tmp_path):
     assert np.array_equal(windows.action_values(), np.concatenate([store.read(2)[ACTION], store.read(0)[ACTION]]))
 
 
+def test_windows_beyond_the_memory_budget_are_the_same_and_only_the_first_episodes_stay(tmp_path):
+    store = dataset(tmp_path, lengths=(4, 40, 70, 9))
+    whole = Windows(store, [STATE, FRONT], 3, 4, keys=[SUCCESS])
+    frame = 6 * 5 * 3 / 1e9
+    rows = np.random.default_rng(0).integers(0, len(whole), 60)
+    for memory_gb, resident in ((0.0, 0), (50 * frame, 44), (1.0, 123)):
+        windows = Windows(store, [STATE, FRONT], 3, 4, keys=[SUCCESS], memory_gb=memory_gb)
+        assert windows.num_resident == resident
+        for key, value in whole.batch(rows).items():
+            assert np.array_equal(windows.batch(rows)[key], value), key
+    partial = Windows(store, [FRONT], 3, 4, memory_gb=0.0)
+    assert partial.values(ACTION).shape == (123, 2)
+    with pytest.raises(SpecError, match="in memory for 0 of 123 steps only; raise memory_gb"):
+        partial.values(FRONT)
+
+
+def test_part_of_an_episode_is_what_its_slice_is(tmp_path):
+    spec = DatasetSpec({FRONT: FeatureSpec((120, 120, 3), "uint8"), ACTION: FeatureSpec((1,))}, fps=5.0)
+    frames = np.random.default_rng(0).integers(0, 256, (50, 120, 120, 3), dtype=np.uint8)  # several chunks
+    EpisodeWriter(tmp_path, spec).add({FRONT: frames, ACTION: np.zeros((50, 1), np.float32)})
+    store = EpisodeStore(tmp_path)
+    for start, stop in ((0, 50), (15, 17), (16, 32), (31, 50), (49, 50), (10, 10), (48, None)):
+        assert np.array_equal(store.read(0, [FRONT], start, stop)[FRONT], frames[start:stop])
+
+
 def test_outcome_tells_whether_the_episode_ever_succeeds(tmp_path):
     writer = EpisodeWriter(tmp_path, SPEC)
     for success in ([0, 0, 0], [0, 1, 0, 0], [1]):

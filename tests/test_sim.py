@@ -1,9 +1,13 @@
 """Properties of the environments, in both simulators."""
 
+import shutil
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from scipy.spatial import ConvexHull
 
 import robopolicy
 from robopolicy import spec
@@ -11,13 +15,18 @@ from robopolicy.data.collect import play
 from robopolicy.geometry import matrix_from_6d
 from robopolicy.sim import robot
 from robopolicy.sim.camera import deproject, height_over_table
-from robopolicy.sim.experts import LiftExpert
-from robopolicy.sim.randomize import RandomizationError, World, draw, parse, preset
-from robopolicy.sim.scene import Camera, look_at
-from robopolicy.sim.world import NOMINAL
+from robopolicy.sim.collision import collision_urdf
+from robopolicy.sim.description import checked_urdf, panda_urdf
+from robopolicy.sim.parameters import PARAMETERS
+from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Camera, look_at
 
 IDS = ("robopolicy/Lift-v0", "robopolicy/LiftTwin-v0")
-EVERYTHING = ("state", "images.front", "images.wrist", "depth.front", "points", "environment_state")
+TASKS = ("Lift", "PickPlace", "Stack", "Push", "PegInsert", "Drawer")
+ALL_IDS = [f"robopolicy/{task}{suffix}-v0" for task in TASKS for suffix in ("", "Twin")]
+EVERYTHING = (
+    *("state", "images.front", "images.wrist", "depth.front", "depth.wrist", "segmentation.front", "segmentation.wrist"),
+    *("points", "environment_state"),
+)
 
 
 def make(env_id=IDS[0], **kwargs):
@@ -49,7 +58,7 @@ def test_gymnasium_accepts_it(env_id):
     env.close()
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", ALL_IDS)
 def test_observations_fit_their_specs(env_id):
     env = make(env_id, observation=EVERYTHING, image_size=48, randomization="wide")
     observation, info = env.reset(seed=3)
@@ -57,12 +66,13 @@ def test_observations_fit_their_specs(env_id):
     for key, feature in env.features.items():
         feature.check(key, observation[key])
     assert env.observation_space.contains(observation)
-    assert set(info["randomization"]) >= set(NOMINAL)
-    assert 0 <= info["progress"] <= 1
-    assert info["task"] == "lift"
+    assert set(info["randomization"]) == {*PARAMETERS, *env.task.parameters}
+    assert 0 <= info["progress"] < 1
+    assert info["task"] == env.task.name
+    assert not any("environment_state" in short for short in env.task.observation)
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", [*IDS, "robopolicy/Drawer-v0", "robopolicy/StackTwin-v0"])
 def test_same_seed_same_episode(env_id):
     kwargs = {"observation": ("state", "points", "images.front"), "image_size": 32, "randomization": "wide"}
     env, other = make(env_id, **kwargs), make(env_id, **kwargs)
@@ -73,12 +83,12 @@ def test_same_seed_same_episode(env_id):
     assert not equal(first, run(env, seed=6, num_steps=25)[0])
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", ALL_IDS)
 def test_restored_state_continues_bit_for_bit(env_id):
     env = make(env_id, observation=("state", "environment_state", "points"), image_size=32, randomization="wide")
     env.reset(seed=2)
     expert = env.expert()
-    for _ in range(26):  # into the grasp
+    for _ in range(26):  # into the contact
         env.advance(expert(env))
     token = env.save_state()
 
@@ -90,20 +100,130 @@ def test_restored_state_continues_bit_for_bit(env_id):
     assert equal(first, finish())
 
 
-@pytest.mark.parametrize(
-    ("env_id", "randomization"), [(IDS[0], "none"), (IDS[0], "wide"), (IDS[0], "held_out"), (IDS[1], "none")]
-)
-def test_expert_lifts(env_id, randomization):
-    env = make(env_id, randomization=randomization)
-    outcomes = [run(env, seed)[1] for seed in range(8)]
-    assert sum(info["success"] for info in outcomes) >= 7
-    assert all(info["progress"] == 1.0 for info in outcomes if info["success"])
+@pytest.mark.parametrize("env_id", ALL_IDS)
+def test_experts_succeed_in_the_nominal_world(env_id):
+    env = make(env_id)
+    outcomes = [run(env, seed, num_steps=200)[1] for seed in range(100, 106)]
+    assert all(info["success"] and info["progress"] == 1.0 for info in outcomes)
 
 
-def test_imperfect_experts_fail_about_half_of_the_time():
-    env, rng = make(), np.random.default_rng(0)
-    success = [run(env, seed, expert=LiftExpert.imperfect(rng))[1]["success"] for seed in range(16)]
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("randomization", ["wide", "held_out"])
+def test_experts_succeed_in_most_randomised_worlds(task, randomization):
+    env = make(f"robopolicy/{task}-v0", randomization=randomization)
+    assert sum(run(env, seed, num_steps=200)[1]["success"] for seed in range(100, 106)) >= 5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_imperfect_experts_often_fail_and_often_do_not(task):
+    env = make(f"robopolicy/{task}-v0")
+    experts = [env.expert(np.random.default_rng(seed)) for seed in range(16)]
+    success = [run(env, seed, 120, expert)[1]["success"] for seed, expert in enumerate(experts)]
     assert 3 <= sum(success) <= 13
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_progress_rises_with_the_expert_and_dense_reward_is_progress(task):
+    env = make(f"robopolicy/{task}-v0", reward="dense")
+    env.reset(seed=1)
+    expert, progress = env.expert(), []
+    while not progress or progress[-1] < 1:
+        reward, terminated, _, info = env.advance(expert(env))
+        assert reward == info["progress"]
+        assert terminated == info["success"] == (reward == 1.0)
+        progress.append(reward)
+    thirds = [np.mean(part) for part in np.array_split(progress, 3)]
+    assert thirds == sorted(thirds)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_standing_still_and_flailing_do_not_succeed(task):
+    env, rng = make(f"robopolicy/{task}-v0"), np.random.default_rng(0)
+    for scale in (0.0, 1.0):
+        env.reset(seed=0)
+        actions = rng.uniform(env.action_space.low, env.action_space.high, (40, 7)) * scale
+        assert not any(env.advance(action)[1] for action in actions)
+
+
+def test_infeasible_starts_are_drawn_again():
+    env = make("robopolicy/PickPlace-v0")
+    for seed in range(60):
+        env.reset(seed=seed)
+        start = env.world.vector("object.x"), env.world.vector("object.y")
+        goal = env.world.vector("goal.x"), env.world.vector("goal.y")
+        assert np.linalg.norm(np.subtract(start, goal)) > env.task.APART
+    env.task.APART = 2.0
+    with pytest.raises(ValueError, match="none of 200 initial states"):
+        env.reset(seed=0)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_late_commands_and_observations(env_id):
+    def first_motion(**nominal):
+        env = make(env_id, observation=("state", "depth.front"), image_size=32, nominal={**PROMPT, **nominal})
+        before, _ = env.reset(seed=0)
+        for step in range(12):
+            env.advance([0, 0.04, 0, 0, 0, 0, 1])
+            moved = env.T_base_ee[1, 3]
+            seen = env.observe()
+            if np.abs(seen[spec.STATE] - before[spec.STATE]).max() > 0.01:
+                return step, moved, not np.array_equal(seen["observation.depth.front"], before["observation.depth.front"])
+        return None
+
+    PROMPT = {"robot.action_delay": 0.0, "sensor.delay": 0.0, "robot.rate": 1.0, "sensor.depth_noise": 0.0}
+    PROMPT["sensor.depth_dropout"] = 0.0
+    step, moved, image = first_motion()
+    assert image
+    late_step, _, late_image = first_motion(**{"sensor.delay": 0.15})
+    assert late_step == step + 3
+    assert late_image
+    assert first_motion(**{"robot.action_delay": 0.1})[0] == step + 2
+    half = first_motion(**{"robot.action_delay": 0.025})
+    assert half[0] in (step, step + 1)
+    assert half[0] > step or half[1] < moved
+
+
+def test_the_real_control_rate_may_differ_and_jitter():
+    def clocks(**nominal):
+        env = make(nominal=nominal)
+        env.reset(seed=0)
+        marks = [env._clock]
+        for _ in range(30):
+            env.advance([0, 0, 0, 0, 0, 0, 1])
+            marks.append(env._clock)
+        return np.diff(marks)
+
+    assert set(clocks()) == {6}
+    assert set(clocks(**{"robot.rate": 0.5})) == {12}
+    jittered = clocks(**{"robot.rate_jitter": 0.01})
+    assert len(set(jittered)) > 2
+    assert abs(jittered.mean() - 6) < 1
+
+
+def test_level_shrinks_the_world_towards_the_nominal():
+    env = make(randomization="wide")
+    nominal = make().reset(seed=4)[1]["randomization"]
+    drawn = {level: env.reset(seed=4, options={"level": level})[1] for level in (0.0, 0.5, 1.0)}
+    assert drawn[0.0]["randomization"] == nominal
+    assert drawn[1.0]["randomization"] == env.reset(seed=4)[1]["randomization"]
+    at = [drawn[level]["randomization"]["camera.fov"] - 48.0 for level in (0.5, 1.0)]
+    assert at[0] == pytest.approx(0.5 * at[1])
+    assert drawn[0.5]["levels"]["camera.fov"] == 0.5
+    for options, message in (({"levl": 1}), "levl"), ({"levels": {"camera.fo": 1}}, "camera.fov"), ({"level": 2}, "from 0"):
+        with pytest.raises(ValueError, match=message):
+            env.reset(seed=0, options=options)
+
+
+def test_segmentation_shows_the_bodies_by_their_place_in_the_scene():
+    env = make("robopolicy/Drawer-v0", observation=("segmentation.front",), image_size=96)
+    picture = env.reset(seed=0)[0]["observation.segmentation.front"]
+    assert set(np.unique(picture)) == {BACKGROUND, TABLE, ROBOT, FIRST_BODY, FIRST_BODY + 1}
+
+
+def test_antialiasing_changes_edges_only():
+    env, smooth = make(observation=("images.front",)), make(observation=("images.front",), antialiasing=True)
+    a, b = (e.reset(seed=0)[0]["observation.images.front"].astype(int) for e in (env, smooth))
+    assert 0.005 < (np.abs(a - b).max(-1) > 12).mean() < 0.25
 
 
 @pytest.mark.parametrize(("given", "steps"), [({}, 120), ({"max_episode_steps": 9}, 9), ({"max_episode_steps": 130}, 130)])
@@ -179,31 +299,6 @@ def test_mistakes_are_named(kwargs, message):
         make(**kwargs)
 
 
-def test_randomisation_is_relative_to_the_nominal_world_and_does_not_compound():
-    nominal = World(NOMINAL)
-    distributions = parse(preset("wide"), {**NOMINAL, **make().task.nominal})
-    distributions = {name: d for name, d in distributions.items() if name in NOMINAL}
-    for seed in range(100):
-        world = draw(distributions, nominal, seed)
-        assert np.all(np.abs(world.vector("camera.position") - NOMINAL["camera.position"]) <= 0.1 + 1e-9)
-        assert 0.02 - 1e-9 <= world.scalar("robot.time_constant") <= 0.08 + 1e-9
-        untouched = set(NOMINAL) - set(distributions)
-        assert untouched
-        assert all(world[name] == NOMINAL[name] for name in untouched)
-    assert nominal == NOMINAL
-
-
-def test_a_further_parameter_does_not_shift_the_others():
-    few = parse({"light": {"ambient": {"uniform": [0, 1]}}}, NOMINAL)
-    more = parse({"light": {"ambient": {"uniform": [0, 1]}, "diffuse": {"uniform": [0, 1]}}}, NOMINAL)
-    assert draw(few, World(NOMINAL), 7)["light.ambient"] == draw(more, World(NOMINAL), 7)["light.ambient"]
-
-
-def test_unknown_nesting_is_explained():
-    with pytest.raises(RandomizationError, match=r"'light.ambient' is 0.3: give a mapping"):
-        parse({"light": {"ambient": 0.3, "diffuse": {"uniform": [0, 1]}}}, NOMINAL)
-
-
 def test_kinematics_agree_with_the_simulator():
     env = make()
     env.reset(seed=0)
@@ -258,3 +353,42 @@ def test_package_registers_ids_without_torch():
     code = "import sys, robopolicy, gymnasium; gymnasium.spec('robopolicy/Lift-v0'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert callable(robopolicy.expert)
+
+
+def test_settings_are_checked_without_a_simulator():
+    import subprocess
+    import sys
+
+    code = """
+import sys, robopolicy
+from robopolicy.sim.env import check_settings
+check_settings("robopolicy/DrawerTwin-v0", {"randomization": "wide"})
+try:
+    check_settings("robopolicy/Lift-v0", {"randomization": {"object": {"mas": {"uniform": [1, 2]}}}})
+except ValueError as error:
+    assert "object.mass" in str(error)
+else:
+    raise AssertionError
+assert not {"pybullet", "mujoco"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_robot_description_that_is_not_whole_is_named(tmp_path):
+    folder = tmp_path / "franka_panda"
+    shutil.copytree(panda_urdf().parent, folder)
+    (folder / "meshes" / "collision" / "link3.obj").unlink()
+    with pytest.raises(FileNotFoundError, match=r"link3\.obj, which is missing: reinstall"):
+        checked_urdf(folder / "panda.urdf")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.urdf is missing"):
+        checked_urdf(folder / "nowhere.urdf")
+
+
+def test_collision_meshes_are_the_hulls_of_the_originals():
+    folder = Path(collision_urdf()).parent
+    for original in (panda_urdf().parent / "meshes" / "collision").glob("*.obj"):
+        volumes = []
+        for path in (original, folder / original.name):
+            rows = [line.split()[1:4] for line in path.read_text().splitlines() if line.startswith("v ")]
+            volumes.append(ConvexHull(np.array(rows, float)).volume)
+        assert volumes[0] == pytest.approx(volumes[1], rel=1e-6), original.name

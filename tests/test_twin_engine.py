@@ -1,16 +1,20 @@
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from robopolicy.geometry import transform
+from robopolicy.geometry import pose, transform
+from robopolicy.sim import raycast, shadows
 from robopolicy.sim.bullet import BulletEngine
 from robopolicy.sim.camera import deproject
 from robopolicy.sim.engine import Engine
+from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.robot import HOME, MAX_OPENING, forward, inverse
-from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Camera, Light, Scene, look_at
+from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Camera, Joint, Light, Scene, Shape, look_at
 from robopolicy.sim.textures import NUM_TEXTURES
 from robopolicy.sim.twin import TIME_STEP, MujocoEngine
+from robopolicy.sim.twin_model import xyzw
 
 HALF = 0.022
 CONTROL_PERIOD = 0.05
@@ -151,6 +155,38 @@ def test_friction_of_a_pair_is_the_product():
     assert engine.pose("sled")[0][0] - start == pytest.approx(distance, rel=0.05)
 
 
+def test_spinning_friction_brakes_a_top():
+    radius, mass, spin = 0.03, 0.1, 20.0
+    top = Body("top", (Shape("sphere", (radius,) * 3),), mass, (0.5, 0.2, radius), spinning_friction=0.003, angular_damping=0.0)
+    engine = MujocoEngine()
+    engine.build(make_scene(bodies=(top,), table_friction=0.8))
+    engine.advance(0.1)
+    rate = engine.data.joint(engine.model.body("top").jntadr[0]).qvel
+    rate[5] = spin
+    engine.advance(0.2)
+    braking = 0.003 * 0.8 * 9.81 * mass / (0.4 * mass * radius**2)
+    assert spin - rate[5] == pytest.approx(braking * 0.2, rel=0.05)
+
+
+def test_mass_is_spread_as_mujoco_itself_would_spread_it():
+    """Of MuJoCo's own sums over the geoms against inertia.py, which lays the links into the principal axes."""
+    rng, kinds = np.random.default_rng(3), {"box": (0, 1, 2), "cylinder": (0, 0, 2), "sphere": (0, 0, 0)}
+    for i in range(5):
+        shapes = []
+        for kind, axes in list(kinds.items()) * 2:
+            size, turn = rng.uniform(0.01, 0.05, 3)[list(axes)], rng.standard_normal(4)
+            shapes.append(Shape(kind, tuple(size), tuple(rng.uniform(-0.1, 0.1, 3)), tuple(turn / np.linalg.norm(turn))))
+        body = Body("body", tuple(shapes), 0.7, (0.5, 0.0, 0.5))
+        engine = MujocoEngine()
+        engine.build(make_scene(bodies=(body, replace(body, name="hung", joint=Joint("hinge", (0.0, 0.0, 1.0), -1.0, 1.0)))))
+        free, hung, own = engine.model.body("body"), engine.model.body("hung"), mass_properties(body)
+        np.testing.assert_allclose(free.ipos, 0.0, atol=1e-9)
+        np.testing.assert_allclose(hung.ipos, own.position, atol=1e-9)
+        np.testing.assert_allclose(np.sort(free.inertia), np.sort(own.inertia), rtol=1e-6)
+        np.testing.assert_allclose(np.abs(pose(np.zeros(3), xyzw(free.iquat))[:3, :3]).max(axis=0), 1.0, atol=1e-6)
+        assert free.mass[0] == pytest.approx(0.7), i
+
+
 def test_grasps_and_lifts_a_box_and_feels_it(engine):
     lift, gripping, holding = grasp_and_lift(engine)
     assert lift > 0.08
@@ -268,6 +304,71 @@ def test_shadow_and_texture_show():
     assert np.mean(ratio > 0.95) > 0.3
 
 
+def test_principal_point_shifts_the_picture(engine):
+    wide, view = {"width": 80, "height": 64, "fov_deg": 45.0}, np.s_[:, 8:72]
+    _, whole = picture(engine, **wide)
+    for left in (0, 4, 16):
+        _, part = picture(engine, **{**wide, "width": 64}, center=((40 - left) / 64, 0.5))
+        view = np.s_[:, left : left + 64]
+        np.testing.assert_array_equal(part.segmentation, whole.segmentation[view])
+        np.testing.assert_allclose(part.depth, whole.depth[view], atol=1e-6)
+        assert np.mean(part.rgb != whole.rgb[view]) < 0.03  # anti-aliased edges at the border
+
+
+def looking_at(shape, texture, eye):
+    """The picture of one shape in the air, white light from the eye."""
+    floating = Body("body", (replace(shape, rgb=(1.0, 1.0, 1.0), texture=texture),), 0.0, (0.5, 0.0, 0.5))
+    light = Light(direction=tuple(eye), ambient=0.6, diffuse=0.4, specular=0.0)
+    engine = MujocoEngine()
+    engine.build(make_scene(bodies=(floating,), light=light))
+    camera = Camera("near", look_at(np.array([0.5, 0.0, 0.5]) + eye, (0.5, 0.0, 0.5)), 14.0, 96, 96)
+    return engine.render(camera)
+
+
+@pytest.mark.parametrize("kind", ["box", "cylinder", "sphere"])
+def test_textures_wrap_around_every_shape(kind):
+    shape = Shape(kind, {"box": (0.08,) * 3, "cylinder": (0.08, 0.08, 0.08), "sphere": (0.08,) * 3}[kind])
+    for eye in ([1.0, 0.1, 0.2], [-0.3, 1.0, 0.4], [0.1, 0.2, 1.0]):
+        plain, textured = looking_at(shape, -1, np.array(eye)), looking_at(shape, 5, np.array(eye))
+        mask = plain.segmentation == FIRST_BODY
+        assert mask.sum() > 1500
+        ratio = textured.rgb.astype(float)[mask][:, 0] / np.maximum(plain.rgb[mask][:, 0], 1)
+        assert np.mean(ratio < 0.5) > 0.25
+        assert np.mean(ratio > 0.9) > 0.25
+
+
+def test_background_is_fixed_to_the_world_and_seen_by_direction_alone(engine):
+    engine.build(make_scene(background_texture=5))
+    views = {}
+    for name, eye, yaw in (("here", (0.9, 0.0, 0.5), 0.0), ("moved", (0.7, 0.2, 0.8), 0.0), ("turned", (0.9, 0.0, 0.5), 0.3)):
+        target = np.array(eye) + [np.cos(yaw), np.sin(yaw), 0.1]
+        _, frame = picture(engine, T_base_cam=look_at(eye, target))
+        assert (frame.segmentation == BACKGROUND).all()
+        views[name] = frame.rgb
+    assert np.ptp(views["here"].astype(int)) > 80
+    np.testing.assert_array_equal(views["here"], views["moved"])
+    assert (views["here"] != views["turned"]).mean() > 0.05
+
+
+def test_shadows_are_those_of_mujocos_own_rays(engine):
+    shapes = (
+        Shape("box", (0.02, 0.03, 0.04)),
+        Shape("cylinder", (0.02, 0.02, 0.06), quaternion=(0.5, 0.5, 0.5, 0.5)),
+        Shape("sphere", (0.04,) * 3),
+        Shape("cylinder", (0.03, 0.03, 0.01)),
+    )
+    bodies = tuple(Body(f"body{i}", (shape,), 0.1, (0.35 + 0.1 * i, 0.1, 0.06)) for i, shape in enumerate(shapes))
+    engine.build(make_scene(bodies=bodies))
+    casters, rng = shadows.casters(engine.model, raycast.VISIBLE_GROUP), np.random.default_rng(0)
+    for lamp in ([0.5, 0.4, 2.0], [-1.5, 0.3, 1.0], [0.5, 0.1, 1.5]):
+        points = rng.uniform([-0.1, -0.4, 0.0], [0.9, 0.4, 0.8], (4000, 3))
+        hits = raycast.cast(engine.model, engine.data, np.array(lamp), points - lamp)
+        expected = (hits.geom >= 0) & (hits.distance < 0.998)
+        ours = shadows.hidden(casters, engine.data, np.array(lamp), points, 0.998)
+        assert 0.05 < expected.mean() < 0.95
+        assert np.mean(ours == expected) > 0.999
+
+
 def test_sees_the_geometry_that_the_training_simulator_sees(engine):
     bullet = BulletEngine()
     bullet.build(make_scene())
@@ -289,9 +390,21 @@ def test_errors_name_the_remedy(engine):
     with pytest.raises(ValueError, match=f"-1..{NUM_TEXTURES - 1}"):
         engine.build(make_scene(table_texture=NUM_TEXTURES))
     token = engine.save_state()
+    past = engine.snapshot()
     engine.build(make_scene())
     with pytest.raises(ValueError, match="before the last build"):
         engine.restore_state(token)
+    with pytest.raises(ValueError, match="before the last build"):
+        engine.render(picture(engine, size=4)[0], snapshot=past)
+    cube = make_scene().bodies[0]
+    for wrong, words in [
+        (replace(cube, shapes=()), "no shapes"),
+        (replace(cube, mass=0.0, joint=Joint("slide", (1, 0, 0), 0.0, 1.0)), "mass 0.0"),
+        (replace(cube, joint=Joint("slide", (1, 0, 0), 0.1, 1.0)), "starts at 0"),
+        (replace(cube, shapes=(replace(cube.shapes[0], texture=99),)), "texture 99 of shape 0 of cube"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            engine.build(make_scene(bodies=(wrong,)))
     engine.close()
     engine.close()
     with pytest.raises(RuntimeError, match="build"):

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 import numpy as np
 
+from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
-from robopolicy.executor import map_units
-from robopolicy.spec import ACTION, REWARD, SUCCESS, TERMINATED, TRUNCATED, Array, DatasetSpec, FeatureSpec, did_you_mean
+from robopolicy.executor import Executor, WorkerError, map_units
+from robopolicy.spec import ACTION, REWARD, SUCCESS, TERMINATED, TRUNCATED, Array, DatasetSpec, FeatureSpec
 
 if TYPE_CHECKING:
     from robopolicy.sim.env import RobotEnv
 
-BEHAVIOURS = ("expert", "imperfect")
 _SCALARS = {REWARD: "float32", TERMINATED: "bool", TRUNCATED: "bool", SUCCESS: "bool"}
-
-
-class Actor(Protocol):
-    """Something that acts in an environment."""
-
-    @property
-    def wants_observation(self) -> bool:
-        """Whether act() will look at the next observation."""
-
-    def reset(self, seed: int) -> None:
-        """A new episode, with the seed of all the actor's randomness."""
-
-    def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
-        """Action float32 [A]; the observation is None at steps at which the actor did not want one."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -48,22 +37,26 @@ class Episode:
     randomization: dict[str, Any] = field(default_factory=dict)
 
 
-def play(env: gymnasium.Env, actor: Actor, seed: int, record: bool = False) -> Episode:
+def play(
+    env: gymnasium.Env, actor: Actor, seed: int, record: bool = False, options: Mapping[str, Any] | None = None
+) -> Episode:
     """One episode. Observations that nobody wants are not rendered, if the environment can step without (`advance`).
 
+    Actions are clipped to the action space before they are executed and recorded. options: for the environment's reset().
     The row: seed, success, return, progress (the highest), length, seconds.
     """
     started = time.perf_counter()
     actor.reset(seed)
     observation: dict[str, Array] | None
-    observation, info = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed, options=dict(options) if options else None)
     advance = getattr(env.unwrapped, "advance", None)
     limit = env.spec.max_episode_steps if env.spec else None  # gymnasium's wrapper counts calls of step() only
+    space = cast(gymnasium.spaces.Box, env.action_space)
     steps: list[dict[str, Any]] = []
     total, best, length, ended = 0.0, float(info.get("progress", 0.0)), 0, False
     randomization = dict(info.get("randomization", {}))
     while not ended:
-        action = actor.act(env, observation)
+        action = np.clip(actor.act(env, observation), space.low, space.high)
         before = observation
         if advance is None or record or actor.wants_observation:
             observation, reward, terminated, truncated, info = env.step(action)
@@ -85,27 +78,6 @@ def play(env: gymnasium.Env, actor: Actor, seed: int, record: bool = False) -> E
     seconds = time.perf_counter() - started
     row = {"seed": seed, "success": success, "return": total, "progress": best, "length": length, "seconds": seconds}
     return Episode(arrays, row, randomization)
-
-
-class ExpertActor:
-    """The scripted expert; imperfect=True draws another flawed copy of it for every episode."""
-
-    wants_observation = False
-
-    def __init__(self, imperfect: bool = False) -> None:
-        self.imperfect = imperfect
-
-    def reset(self, seed: int) -> None:
-        """See Actor.reset."""
-        self._rng = np.random.default_rng([seed, 1])  # apart from the streams of the environment
-        self._expert: Callable[[gymnasium.Env], Array] | None = None
-
-    def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
-        """See Actor.act."""
-        if self._expert is None:
-            expert = robot_env(env).expert()
-            self._expert = type(expert).imperfect(self._rng) if self.imperfect else expert
-        return self._expert(env)
 
 
 def environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
@@ -140,25 +112,53 @@ class _Unit:
     behaviour: str
     seed: int
     name: str
+    level: float | None
 
 
-def expert_actor(behaviour: str) -> Actor:
-    """The actor of a scripted behaviour, "expert" or "imperfect". Raises ValueError for another one."""
-    if behaviour not in BEHAVIOURS:
-        raise ValueError(f"no behaviour {behaviour!r}; {did_you_mean(behaviour, BEHAVIOURS)}")
-    return ExpertActor(imperfect=behaviour == "imperfect")
+@dataclass(frozen=True)
+class _Played:
+    success: bool
+    num_frames: int
+    num_bytes: int
 
 
 def _collect_unit(
     unit: _Unit, path: str, env_id: str, env_kwargs: Mapping[str, Any], make_actor: Callable[[str], Actor]
-) -> None:
+) -> _Played:
     env = environment(env_id, env_kwargs)
-    writer = EpisodeWriter(path, dataset_spec(env))
-    if not writer.has(unit.name):
-        episode = play(env, make_actor(unit.behaviour), unit.seed, record=True)
-        facts = {key: episode.row[key] for key in ("seed", "success", "return", "progress")}
-        info = {"task": robot_env(env).task.name, "source": unit.behaviour, "env_id": env_id, **facts}
-        writer.add(episode.arrays, {**info, "randomization": episode.randomization}, unit.name, exist_ok=True)
+    actor = make_actor(unit.behaviour)
+    episode = play(env, actor, unit.seed, record=True, options=None if unit.level is None else {"level": unit.level})
+    facts = {key: episode.row[key] for key in ("seed", "success", "return", "progress")}
+    info = {"task": robot_env(env).task.name, "source": unit.behaviour, "env_id": env_id, **facts, **actor.facts}
+    if unit.level is not None:
+        info["level"] = unit.level
+    info["randomization"] = episode.randomization
+    file = _writer(path, env_id, json.dumps(dict(env_kwargs), sort_keys=True)).add(
+        episode.arrays, info, unit.name, exist_ok=True
+    )
+    return _Played(episode.row["success"], episode.row["length"], file.stat().st_size)
+
+
+@lru_cache(maxsize=1)
+def _writer(path: str, env_id: str, env_kwargs: str) -> EpisodeWriter:
+    """The writer of a dataset; a process opens it once, not for every episode."""
+    return EpisodeWriter(path, dataset_spec(_environment(env_id, env_kwargs)))
+
+
+class _Tally:
+    """What the progress bar says beside episodes per second and the time left."""
+
+    def __init__(self) -> None:
+        self.episodes = self.successes = self.frames = self.bytes = 0
+        self.started = time.monotonic()
+
+    def __call__(self, played: _Played) -> str:
+        self.episodes += 1
+        self.successes += played.success
+        self.frames += played.num_frames
+        self.bytes += played.num_bytes
+        rate = self.frames / max(time.monotonic() - self.started, 1e-9)
+        return f"{rate:.0f} frames/s, success {self.successes / self.episodes:.0%}, {self.bytes / 1e6:.1f} MB"
 
 
 def collect(
@@ -169,24 +169,78 @@ def collect(
     seed: int,
     num_workers: int | None = None,
     title: str = "collect",
-    make_actor: Callable[[str], Actor] = expert_actor,
+    make_actor: Callable[[str], Actor] = scripted_actor,
+    executor: Executor | None = None,
+    levels: Sequence[float] | None = None,
+    actor_id: str = "",
 ) -> EpisodeStore:
     """Collect {behaviour: number of episodes} into the dataset at `path`; episodes that are there already are kept.
 
-    behaviours: "expert" (scripted, privileged), "imperfect" (the same misjudging where the object is; about half fail),
-        or whatever make_actor (picklable) makes an actor of. It becomes the episode's source in the dataset.
+    An episode's name says what made it: behaviour, seed, position, and a digest of the environment, the actor and the
+    levels. So the same call goes on where it stopped, whenever that was, and another call adds to the dataset.
+
+    Args:
+        path: dataset folder. env_id, env_kwargs: the environment.
+        episodes: behaviours are those of actors.SCRIPTED, or whatever make_actor (picklable) makes an actor of. The
+            behaviour becomes the episode's source in the dataset.
+        seed: collections with different seeds share no episode.
+        num_workers, executor: processes, see executor.py. The dataset does not depend on them.
+        levels: [start, end] of a curriculum: the share of the randomisation, rising linearly over a behaviour's episodes.
+        actor_id: tells actors of equal behaviour apart, such as the hash of a checkpoint.
 
     Raises:
-        ValueError: an unknown behaviour. SpecError: the dataset at `path` holds something else.
+        ValueError: an unknown behaviour, a negative number, or levels that are no two numbers in [0, 1].
+        SpecError: the dataset at `path` holds something else.
+        OSError: no space left; what was finished stays.
+        WorkerError: episodes that could not be played; all others are there.
+        KeyboardInterrupt: with a message that says what is there.
     """
     for behaviour, count in episodes.items():
+        if count < 0:
+            raise ValueError(f"episodes.{behaviour}={count}: give 0 or more")
         if count:
             make_actor(behaviour)  # a mistake shows here, not in every process
-    units = [
-        _Unit(behaviour, episode_seed(seed, zlib.crc32(behaviour.encode()), i), f"{behaviour}_{seed}_{i:06d}")
-        for behaviour, count in episodes.items()
-        for i in range(count)
-    ]
-    work = partial(_collect_unit, path=str(path), env_id=env_id, env_kwargs=dict(env_kwargs), make_actor=make_actor)
-    map_units(work, units, num_workers, title)
+    if levels is not None and not (len(levels) == 2 and all(0.0 <= level <= 1.0 for level in levels)):
+        raise ValueError(f"levels={list(levels)}: give [start, end], both in 0..1")
+    path, env_kwargs = Path(path).absolute(), dict(env_kwargs)  # workers may run elsewhere
+    identity = [env_id, env_kwargs, actor_id]
+    planned = [unit for kind, count in episodes.items() for unit in _units(kind, count, seed, levels, identity)]
+    writer = EpisodeWriter(path, dataset_spec(environment(env_id, env_kwargs)))
+    missing = [unit for unit in planned if not writer.has(unit.name)]
+    if len(missing) < len(planned):
+        title = f"{title} ({len(planned) - len(missing)} of {len(planned)} are there)"
+    work = partial(_collect_unit, path=str(path), env_id=env_id, env_kwargs=env_kwargs, make_actor=make_actor)
+    options: dict[str, Any] = {"executor": executor, "note": _Tally(), "unit_name": "episode"}
+
+    def kept() -> str:
+        count = sum(writer.has(unit.name) for unit in planned)
+        return f"{count} of {len(planned)} episodes are in {path}; the same command goes on from there"
+
+    try:
+        map_units(work, missing, num_workers, title, **options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: {kept()}") from None
+    except WorkerError as error:
+        names = [missing[index].name for index in error.lost]
+        why = next(iter(error.lost.values()))
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise CollectionError(f"not collected, because the worker {why}: {shown}; {kept()}") from error
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OSError(f"no space left for {path} ({error.strerror}): {kept()} once there is space") from error
     return EpisodeStore(path)
+
+
+class CollectionError(ChildProcessError):
+    """Episodes that could not be played, because the simulator crashed or stalled on them every time."""
+
+
+def _units(behaviour: str, count: int, seed: int, levels: Sequence[float] | None, identity: Sequence[Any]) -> list[_Unit]:
+    ramp: list[float | None] = [None] * count if levels is None else np.linspace(levels[0], levels[1], count).tolist()
+    units = []
+    for index, level in enumerate(ramp):
+        digest = hashlib.sha256(json.dumps([*identity, level], sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{behaviour}_{seed}_{index:06d}_{digest}"
+        units.append(_Unit(behaviour, episode_seed(seed, zlib.crc32(behaviour.encode()), index), name, level))
+    return units

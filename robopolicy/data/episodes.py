@@ -4,6 +4,8 @@
     <dataset>/episodes/<name>.zarr.zip    zarr v3 group: one array [T, ...] per key; the info of the episode as attributes
     <dataset>/episodes.parquet            one row per episode; derived from the files, rebuilt when it does not match them
 
+Each of these files holds its own checksum (see seal.py), which `robopolicy data check` verifies.
+
 Append-only. An episode file appears by a rename, so a writer killed at any moment leaves every finished episode, and
 several processes may write at once. Any zarr reader opens an episode: `zarr.open_group(zarr.storage.ZipStore(path))`.
 """
@@ -13,30 +15,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
-import math
-import re
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robopolicy.data.episode_file import SUFFIX, DatasetError, checksum, damaged, describe, pack, unpack
+from robopolicy.data.episode_file import SUFFIX, DatasetError, damaged, describe, label, pack, unpack
+from robopolicy.data.info_file import INFO, NAME, check_spec, infer_spec, info_content, read_spec, spec_difference
+from robopolicy.data.table import OWN_COLUMNS, read_table
 from robopolicy.files import atomic_write, locked, plain
 from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, FeatureSpec, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow
 
-logger = logging.getLogger(__name__)
-
-FORMAT, VERSION = "robopolicy-dataset", 1
-INFO, TABLE, LOCK, EPISODES = "info.json", "episodes.parquet", ".lock", "episodes"
-OWN_COLUMNS = ("file", "length", "checksum")  # of the table; the info of an episode may not redefine them
-_TABLE_FORMAT = {b"robopolicy_table": b"1"}
-_DTYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+TABLE, LOCK, EPISODES = "episodes.parquet", ".lock", "episodes"
 
 
 class EpisodeWriter:
@@ -48,20 +43,21 @@ class EpisodeWriter:
     """
 
     def __init__(self, path: str | Path, spec: DatasetSpec) -> None:
-        content = {"format": FORMAT, "version": VERSION, "spec": check_spec(spec)}
+        given = check_spec(spec)
         self.path, self.spec = Path(path), spec
         if self.path.exists() and not self.path.is_dir():
             raise DatasetError(f"{self.path} is a file; give the path of a dataset folder or of one to create")
         (self.path / EPISODES).mkdir(parents=True, exist_ok=True)
         with locked(self.path / LOCK):
-            for leftover in self.path.rglob(".*.tmp"):  # of killed processes: the living write under the lock
-                leftover.unlink()
+            for folder in (self.path, self.path / EPISODES):
+                for name in os.listdir(folder):
+                    if name.startswith(".") and name.endswith(".tmp"):  # of a killed process: the living write under the lock
+                        (folder / name).unlink()
             if (self.path / INFO).exists():
-                found, given = check_spec(read_spec(self.path)), content["spec"]
-                if found != given:
-                    raise SpecError(f"{self.path} has another spec: {_difference(given, found)}; write to a new folder")
+                if difference := spec_difference(spec, read_spec(self.path)):
+                    raise SpecError(f"{self.path} has another spec: {difference}; write to a new folder")
             else:
-                atomic_write(self.path / INFO, json.dumps(content, indent=2).encode())
+                atomic_write(self.path / INFO, info_content(given))
         self._next = 0
 
     def has(self, name: str) -> bool:
@@ -86,24 +82,33 @@ class EpisodeWriter:
         Raises:
             SpecError: a key is missing, unknown, of another shape, dtype or length, or not finite; the info holds what
                 JSON does not; the name is taken. Nothing is written then.
+            OSError: the disk is full, say; no part of the episode is left, and the dataset is as it was.
         """
-        label = f"episode {name or '(unnamed)'}"
-        if name is not None and not _NAME.fullmatch(name):
-            raise SpecError(f"{label}: a name holds letters, digits, '_', '-' and '.' and starts with neither '-' nor '.'")
-        attributes = plain(info or {}, where=f"{label}: info", error=SpecError, nonfinite="refuse")
+        title = f"episode {name or '(unnamed)'}"
+        if name is not None and not NAME.fullmatch(name):
+            raise SpecError(f"{title}: a name holds letters, digits, '_', '-' and '.' and starts with neither '-' nor '.'")
+        attributes = plain(info or {}, where=f"{title}: info", error=SpecError, nonfinite="refuse")
         for column in OWN_COLUMNS:
             if column in attributes:
-                raise SpecError(f"{label}: info field {column!r} is a column of the store itself; call it 'source_{column}'")
-        data = pack(check_episode(arrays, self.spec, label), attributes)
+                raise SpecError(f"{title}: info field {column!r} is a column of the store itself; call it 'source_{column}'")
+        data = pack(check_episode(arrays, self.spec, title), attributes)
         with locked(self.path / LOCK):
             if name is None:
                 self._next = next(n for n in itertools.count(self._next) if not self.has(f"episode_{n:06d}"))
                 name = f"episode_{self._next:06d}"
             if not self.has(name):
-                atomic_write(self._file(name), data)
+                self._write(name, data)
             elif not exist_ok:
-                raise SpecError(f"{label} exists in {self.path}: give another name, or exist_ok=True to keep what is there")
+                raise SpecError(f"{title} exists in {self.path}: give another name, or exist_ok=True to keep what is there")
         return self._file(name)
+
+    def _write(self, name: str, data: bytes) -> None:
+        file = self._file(name)
+        try:
+            atomic_write(file, label(data, name))
+        except OSError as error:
+            text = f"{error.strerror}: no part of episode {name} is left and finished ones are intact; make room and go on"
+            raise OSError(error.errno, text, str(file)) from error
 
     def _file(self, name: str) -> Path:
         return self.path / EPISODES / f"{name}{SUFFIX}"
@@ -113,7 +118,7 @@ class EpisodeStore:
     """Read access to the finished episodes of a dataset folder, sorted by file name, as they were at opening.
 
     Attributes:
-        path: the folder. spec: its DatasetSpec.
+        path: the folder. spec: its DatasetSpec. files: path of each episode [E].
         table: pyarrow.Table, a row per episode: file, length, checksum and the info, nested fields as "a.b".
         lengths: steps of each episode, int64 [E].
 
@@ -124,22 +129,23 @@ class EpisodeStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.spec = read_spec(self.path)
-        self._files = sorted((self.path / EPISODES).glob(f"[!.]*{SUFFIX}"))
-        self._checksums = [checksum(file) for file in self._files]
-        self.table: pyarrow.Table = self._read_table()
+        self.table: pyarrow.Table = read_table(self.path / TABLE, self.path / EPISODES, self.path / LOCK)
+        self.files = [self.path / EPISODES / name for name in self.table["file"].to_pylist()]
         self.lengths: Array = np.asarray(self.table["length"].to_pylist(), np.int64)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     @property
     def hash(self) -> str:
         """sha256 (hex) over the spec and the files' names and contents: equal data has an equal hash wherever it lies."""
-        names = [file.name for file in self._files]
-        return hashlib.sha256(json.dumps([check_spec(self.spec), names, self._checksums]).encode()).hexdigest()
+        content = [check_spec(self.spec), self.table["file"].to_pylist(), self.table["checksum"].to_pylist()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def read(self, index: int, keys: Iterable[str] | None = None) -> dict[str, Array]:
+    def read(self, index: int, keys: Iterable[str] | None = None, start: int = 0, stop: int | None = None) -> dict[str, Array]:
         """Arrays {key: [T, ...]} of one episode, all keys or only `keys`, verified against their checksums.
+
+        start, stop: the steps wanted, as of a slice; only the chunks they lie in are read.
 
         Raises:
             SpecError: the dataset has no such key.
@@ -149,38 +155,11 @@ class EpisodeStore:
         for key in chosen:
             if key not in self.spec.features:
                 raise SpecError(f"{self.path} has no key {key!r}; {did_you_mean(key, self.spec.features)}")
-        file = self._files[index]
-        arrays = unpack(file, chosen)
-        for key, array in arrays.items():
-            feature, length = self.spec.features[key], int(self.lengths[index])
-            if array.shape != (length, *feature.shape) or array.dtype != feature.dtype:
-                raise damaged(file, f"{key!r} is {array.dtype} {list(array.shape)}, expected {feature.dtype} of {length} steps")
-        return arrays
+        return read_file(self.files[index], self.spec, int(self.lengths[index]), chosen, start, stop)
 
     def info(self, index: int) -> dict[str, Any]:
         """What describes one episode: task, success, seed, randomization, source, ..."""
-        return describe(self._files[index])[1]
-
-    def _read_table(self) -> pyarrow.Table:
-        """The stored table where it matches the files, else one made from them and stored (if the folder allows)."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        file, names = self.path / TABLE, [file.name for file in self._files]
-        try:
-            table = pq.read_table(file, partitioning=None)
-            stored = (table.schema.metadata or {}).items() >= _TABLE_FORMAT.items()
-            if stored and table["file"].to_pylist() == names and table["checksum"].to_pylist() == self._checksums:
-                return table
-        except (OSError, pa.ArrowException, KeyError) as error:
-            logger.debug("no usable episode table (%s)", error)
-        table = _build_table(self._files, self._checksums)
-        try:
-            with locked(self.path / LOCK):
-                atomic_write(file, lambda temporary: pq.write_table(table, temporary))
-        except OSError as error:
-            logger.info("the episode table stays in memory: %s", error)
-        return table
+        return describe(self.files[index])[1]
 
 
 def write_episodes(
@@ -226,37 +205,22 @@ def write_episodes(
     return files
 
 
-def infer_spec(arrays: Mapping[str, Array], fps: float) -> DatasetSpec:
-    """Spec of {key: array [T, ...]}: per-step shapes, dtypes kept but float64, which becomes float32."""
-    features = {}
+def read_file(
+    file: Path,
+    spec: DatasetSpec,
+    length: int,
+    keys: Iterable[str] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> dict[str, Array]:
+    """Arrays of an episode file of `length` steps that fit `spec`, see EpisodeStore.read. Raises DatasetError otherwise."""
+    arrays = unpack(file, spec.features if keys is None else keys, start, stop)
+    steps = len(range(*slice(start, stop).indices(length)))
     for key, array in arrays.items():
-        if array.dtype.name not in _DTYPES:
-            raise SpecError(f"{key!r} has dtype {array.dtype}; give numbers of equal shape at every step")
-        dtype = "float32" if array.dtype == np.float64 else array.dtype.name
-        features[key] = FeatureSpec(shape=array.shape[1:], dtype=dtype)
-    return DatasetSpec(features=features, fps=float(fps))
-
-
-def check_spec(spec: DatasetSpec) -> dict[str, Any]:
-    """JSON form of a spec that a dataset can have.
-
-    Raises:
-        SpecError: no action, no observation, a rate, key or dtype that cannot be stored.
-    """
-    if ACTION not in spec.features:
-        raise SpecError(f"no {ACTION!r} among the keys {sorted(spec.features)}")
-    if not spec.observation:
-        raise SpecError(f"no key that starts with 'observation.' among {sorted(spec.features)}")
-    if not (math.isfinite(spec.fps) and spec.fps > 0):
-        raise SpecError(f"fps={spec.fps} must be a positive rate in Hz")
-    for key, feature in spec.features.items():
-        if not _NAME.fullmatch(key):
-            raise SpecError(f"key {key!r} holds a character that a key cannot; use letters, digits, '.', '_' and '-'")
-        if np.dtype(feature.dtype).name not in _DTYPES:
-            raise SpecError(
-                f"{key!r} holds {feature.dtype} values; give numbers of equal shape per step ({', '.join(_DTYPES)})"
-            )
-    return plain(spec.to_dict(), where="spec", error=SpecError, nonfinite="refuse")
+        feature = spec.features[key]
+        if array.shape != (steps, *feature.shape) or array.dtype != feature.dtype:
+            raise damaged(file, f"{key!r} is {array.dtype} {list(array.shape)}, expected {feature.dtype} of {steps} steps")
+    return arrays
 
 
 def check_episode(arrays: Mapping[str, Array], spec: DatasetSpec, label: str) -> dict[str, Array]:
@@ -284,29 +248,6 @@ def check_episode(arrays: Mapping[str, Array], spec: DatasetSpec, label: str) ->
     return checked
 
 
-def read_spec(path: str | Path) -> DatasetSpec:
-    """Spec of an existing dataset.
-
-    Raises:
-        DatasetError: no such folder, not a dataset, or one of a newer version.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise DatasetError(f"no dataset at {path}: the folder does not exist")
-    try:
-        content = json.loads((path / INFO).read_text())
-        kind, version = content["format"], int(content["version"])
-        if kind == FORMAT and version > VERSION:
-            raise DatasetError(f"{path} has version {version}, this robopolicy reads up to {VERSION}: update robopolicy")
-        if kind == FORMAT:
-            return DatasetSpec.from_dict(content["spec"])
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is not a dataset: it holds no {INFO}") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path / INFO} is damaged ({error}); restore it from a copy, the episodes are intact") from error
-    raise DatasetError(f"{path} is a {kind!r}, expected a {FORMAT!r}")
-
-
 def _split(episode: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
     """Arrays with a time axis, and what describes the episode as a whole."""
     arrays: dict[str, Array] = {}
@@ -326,45 +267,3 @@ def _adopt(array: Array, feature: FeatureSpec | None) -> Array:
         return array
     with np.errstate(over="ignore"):  # an overflow becomes inf, which the check refuses by name
         return array.astype(feature.dtype, copy=False)
-
-
-def _build_table(files: list[Path], checksums: list[str]) -> pyarrow.Table:
-    import pyarrow as pa
-
-    rows = []
-    for file, digest in zip(files, checksums, strict=True):
-        length, info = describe(file)
-        rows.append({**_flatten(info), "file": file.name, "length": length, "checksum": digest})
-    names = dict.fromkeys([*OWN_COLUMNS, *itertools.chain.from_iterable(rows)])
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    arrays = {"length": pa.array(columns.pop("length"), pa.int64())}
-    for name, values in columns.items():
-        try:
-            arrays[name] = pa.array(values, pa.string() if name in OWN_COLUMNS else None)
-        except (pa.ArrowException, OverflowError):  # types that differ between episodes, integers beyond 64 bits
-            arrays[name] = pa.array([None if value is None else json.dumps(value) for value in values])
-    return pa.table({name: arrays[name] for name in names}).replace_schema_metadata(_TABLE_FORMAT)
-
-
-def _flatten(info: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as columns "a.b"; a list that holds more than numbers or text becomes JSON text."""
-    flat: dict[str, Any] = {}
-    for key, value in info.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            nested = isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value)
-            flat[f"{prefix}{key}"] = json.dumps(value) if nested else value
-    return flat
-
-
-def _difference(given: Any, found: Any, where: str = "") -> str:
-    """The first place where two JSON values differ, in words."""
-    if isinstance(given, dict) and isinstance(found, dict):
-        for key in [*given, *(key for key in found if key not in given)]:
-            name = f"{where}.{key}" if where else key
-            if key not in found or key not in given:
-                return f"{name} is only in the {'one given' if key in given else 'dataset'}"
-            if given[key] != found[key]:
-                return _difference(given[key], found[key], name)
-    return f"{where} is {given!r} in the one given and {found!r} in the dataset"

@@ -1,7 +1,12 @@
-"""Training windows over the steps of episodes: To frames of history and the H actions that follow, held in memory."""
+"""Training windows over the steps of episodes: To frames of history and the H actions that follow.
+
+Vectors are held in memory. So are images, depth and points of as many episodes as a budget allows; those of the others
+are decoded from their files when a window needs them, so memory stays flat however large the dataset is.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +26,7 @@ from robopolicy.spec import (
     did_you_mean,
 )
 
+MEMORY_GB = 4.0
 _SHOW_PROGRESS = 200  # episodes; fewer load in a moment
 
 
@@ -46,7 +52,7 @@ def window_indices(
 
 
 class Windows:
-    """A window for every step of the chosen episodes. Loads the keys it needs once; images stay uint8.
+    """A window for every step of the chosen episodes. Images stay uint8.
 
     Args:
         store: the dataset.
@@ -54,6 +60,8 @@ class Windows:
         obs_horizon: To. action_horizon: H.
         keys: further keys given at the current step only, e.g. SUCCESS.
         episodes: rows of the store to use; None for all.
+        memory_gb: budget (1e9 bytes) for observations with more than one axis per step. The first episodes that fit are
+            read once; windows of the others are read from the files, which gives the same values more slowly.
 
     Attributes:
         spec: DatasetSpec of the store. data_hash: its hash.
@@ -71,6 +79,7 @@ class Windows:
         action_horizon: int,
         keys: Sequence[str] = (),
         episodes: Sequence[int] | None = None,
+        memory_gb: float = MEMORY_GB,
     ) -> None:
         if obs_horizon < 1 or action_horizon < 1:
             raise SpecError(f"obs_horizon={obs_horizon} and action_horizon={action_horizon} must be at least 1")
@@ -86,7 +95,8 @@ class Windows:
         self.lengths = store.lengths[self.episodes]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._row_episode = np.repeat(np.arange(len(self.episodes)), self.lengths)
-        self._values = self._load(store)
+        self._store = store
+        self._values = self._load(store, memory_gb)
         if SUCCESS in self.keys:
             reached = np.logical_or.reduceat(self._values[SUCCESS], self._starts[:-1])
             self._outcomes = reached.astype(np.float32)
@@ -98,6 +108,8 @@ class Windows:
         """All recorded steps of a loaded key, episodes one after the other, [len(self), ...] without padding."""
         if key not in self._values:
             raise SpecError(f"{key!r} was not loaded; {did_you_mean(key, self._values)}")
+        if len(self._values[key]) < len(self):
+            raise SpecError(f"{key!r} is in memory for {self.num_resident} of {len(self)} steps only; raise memory_gb")
         return self._values[key]
 
     def action_values(self) -> Array:
@@ -119,25 +131,49 @@ class Windows:
         frames, actions, is_pad = window_indices(
             rows - start, start, length, obs_horizon=self.obs_horizon, action_horizon=self.action_horizon
         )
-        batch = {key: self._values[key][frames] for key in self.observation_keys}
-        batch |= {key: self._values[key][rows] for key in self.keys}
+        batch = self._take(self.observation_keys, frames) | self._take(self.keys, rows)
         if SUCCESS in self.keys:
             batch[OUTCOME] = self._outcomes[episode]
         batch |= {ACTION: self._values[ACTION][actions], ACTION_IS_PAD: is_pad}
         return batch | {EPISODE: self.episodes[episode], STEP: rows - start, EPISODE_LENGTH: length}
 
-    def _load(self, store: EpisodeStore) -> dict[str, Array]:
+    def _take(self, keys: Sequence[str], rows: Array) -> dict[str, Array]:
+        """{key: [*rows.shape, ...]}: steps `rows`, from memory and, beyond the resident ones, from the files."""
+        taken = {key: self._values[key][rows] for key in keys if len(self._values[key]) == len(self)}
+        partial = [key for key in keys if key not in taken]
+        if not partial:
+            return taken
+        unique, inverse = np.unique(rows, return_inverse=True)
+        split = int(np.searchsorted(unique, self.num_resident))
+        steps = {key: np.empty((len(unique), *self._values[key].shape[1:]), self._values[key].dtype) for key in partial}
+        for key in partial:
+            steps[key][:split] = self._values[key][unique[:split]]
+        owners = self._row_episode[unique[split:]]
+        for position in np.unique(owners):
+            at = split + np.flatnonzero(owners == position)
+            local = unique[at] - self._starts[position]
+            first, last = int(local[0]), int(local[-1])
+            for key, array in self._store.read(int(self.episodes[position]), partial, first, last + 1).items():
+                steps[key][at] = array[local - first]
+        return taken | {key: array[inverse.reshape(rows.shape)] for key, array in steps.items()}
+
+    def _load(self, store: EpisodeStore, memory_gb: float) -> dict[str, Array]:
         needed = list(dict.fromkeys([*self.observation_keys, ACTION, *self.keys]))
         for key in needed:
             if key not in store.spec.features:
                 available = sorted(store.spec.features)
                 raise SpecError(f"{store.path} has no key {key!r}; {did_you_mean(key, available)} Its keys: {available}")
-        total = int(self._starts[-1])
-        features = store.spec.features
-        values = {key: np.empty((total, *features[key].shape), features[key].dtype) for key in needed}
+        features = {key: store.spec.features[key] for key in needed}
+        large = [key for key, feature in features.items() if len(feature.shape) > 1 and key != ACTION]
+        step_bytes = sum(math.prod(features[key].shape) * np.dtype(features[key].dtype).itemsize for key in large)
+        num_resident = np.searchsorted(self._starts * step_bytes, memory_gb * 1e9, side="right") - 1  # episodes
+        self.num_resident = int(self._starts[num_resident])
+        rows = {key: self.num_resident if key in large else len(self) for key in needed}
+        values = {key: np.empty((rows[key], *features[key].shape), features[key].dtype) for key in needed}
         hidden = len(self.episodes) <= _SHOW_PROGRESS
         for position, index in enumerate(tqdm(self.episodes, desc="load", unit="episode", disable=hidden, leave=False)):
-            rows = slice(self._starts[position], self._starts[position + 1])
-            for key, array in store.read(int(index), needed).items():
-                values[key][rows] = array
+            steps = slice(self._starts[position], self._starts[position + 1])
+            wanted = [key for key in needed if steps.stop <= rows[key]]
+            for key, array in store.read(int(index), wanted).items():
+                values[key][steps] = array
         return values

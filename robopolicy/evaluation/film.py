@@ -1,17 +1,25 @@
-"""Pictures of worlds and of rollouts, for reports."""
+"""Pictures of worlds and films of episodes, as arrays."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
-from PIL import Image
 
-from robopolicy.data.collect import environment, play, robot_env
+from robopolicy.data.actors import Actor
+from robopolicy.data.collect import Episode, environment, play, robot_env
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy
+from robopolicy.sim import world
+from robopolicy.sim.scene import Frame
 from robopolicy.spec import Array
+
+
+def look(env: gymnasium.Env, camera: str, size: int) -> Frame:
+    """What a camera of the environment sees now, size x size pixels, without sensor noise."""
+    robot = robot_env(env)
+    return robot.engine.render(world.camera(camera, robot.world, robot.T_base_ee, size))
 
 
 def worlds(suite: Suite, seeds: Sequence[int], size: int = 192) -> list[Array]:
@@ -20,16 +28,20 @@ def worlds(suite: Suite, seeds: Sequence[int], size: int = 192) -> list[Array]:
     pictures = []
     for seed in seeds:
         env.reset(seed=int(seed))
-        pictures.append(robot_env(env).picture(size))
+        pictures.append(look(env, "front", size).rgb)
     return pictures
 
 
 class _Filming:
     """An actor that photographs the environment before every `every`-th action of another actor."""
 
-    def __init__(self, actor: PolicyActor, size: int, every: int) -> None:
-        self.actor, self.size, self.every = actor, size, every
+    def __init__(self, actor: Actor, cameras: Sequence[str], size: int, every: int) -> None:
+        self.actor, self.cameras, self.size, self.every = actor, cameras, size, every
         self.frames: list[Array] = []
+
+    @property
+    def facts(self) -> Any:
+        return self.actor.facts
 
     @property
     def wants_observation(self) -> bool:
@@ -41,9 +53,22 @@ class _Filming:
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         if self._step % self.every == 0:
-            self.frames.append(robot_env(env).picture(self.size))
+            self.photograph(env)
         self._step += 1
         return self.actor.act(env, observation)
+
+    def photograph(self, env: gymnasium.Env) -> None:
+        self.frames.append(np.concatenate([look(env, camera, self.size).rgb for camera in self.cameras], axis=1))
+
+
+def film_actor(
+    env: gymnasium.Env, actor: Actor, seed: int, cameras: Sequence[str] = ("front",), size: int = 192, every: int = 2
+) -> tuple[Array, Episode]:
+    """An actor's episode and frames uint8 [T, size, cameras * size, 3] of it, every `every` control steps and its end."""
+    filming = _Filming(actor, cameras, size, every)
+    episode = play(env, filming, int(seed))
+    filming.photograph(env)
+    return np.stack(filming.frames), episode
 
 
 def film(arm: Arm, suite: Suite, seed: int, size: int = 192, every: int = 2) -> tuple[Array, bool]:
@@ -52,18 +77,8 @@ def film(arm: Arm, suite: Suite, seed: int, size: int = 192, every: int = 2) -> 
     The episode is the one that evaluate() ran under that seed.
     """
     env = environment(suite.env_id, suite.env_kwargs)
-    actor = _Filming(PolicyActor(arm_policy(arm)), size, every)
-    episode = play(env, actor, int(seed))
-    return np.stack([*actor.frames, robot_env(env).picture(size)]), bool(episode.row["success"])
-
-
-def gif(frames: Array, milliseconds: int = 100) -> bytes:
-    """An endless animation of frames uint8 [T, H, W, 3]; the last one stays for a second."""
-    images = [Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames]
-    durations = [milliseconds] * (len(images) - 1) + [1000]
-    buffer = io.BytesIO()
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
-    return buffer.getvalue()
+    frames, episode = film_actor(env, PolicyActor(arm_policy(arm)), seed, size=size, every=every)
+    return frames, bool(episode.row["success"])
 
 
 def strip(frames: Array, count: int = 7) -> Array:

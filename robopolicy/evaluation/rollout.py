@@ -62,10 +62,11 @@ class Suite:
 
 
 class PolicyActor:
-    """data.collect.Actor for a policy: history, chunk execution, one seed per episode."""
+    """data.actors.Actor for a policy: history, chunk execution, one seed per episode."""
 
     def __init__(self, policy: Policy) -> None:
         self.executor = ChunkExecutor(policy)
+        self.facts: Mapping[str, Any] = {}
 
     @property
     def wants_observation(self) -> bool:
@@ -97,16 +98,20 @@ def arm_policy(arm: Arm) -> Policy:
     return _policy(arm.checkpoint, arm.critic, json.dumps(dict(arm.steer), sort_keys=True))
 
 
+def observing(env_kwargs: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+    """Keyword arguments of an environment that renders what the policy looks at and no more."""
+    if "observation" not in env_kwargs:
+        return dict(env_kwargs)
+    return {**env_kwargs, "observation": [key.removeprefix("observation.") for key in policy.spec.observation]}
+
+
 def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
     import torch
 
     torch.set_num_threads(1)
     arm, suite = unit
     actor = PolicyActor(arm_policy(arm))
-    kwargs = dict(suite.env_kwargs)
-    if "observation" in kwargs:  # render what the policy looks at and no more
-        kwargs["observation"] = [key.removeprefix("observation.") for key in actor.executor.policy.spec.observation]
-    env = environment(suite.env_id, kwargs)
+    env = environment(suite.env_id, observing(suite.env_kwargs, actor.executor.policy))
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 
 

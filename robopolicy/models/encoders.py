@@ -16,7 +16,18 @@ from torch.nn import functional
 
 from robopolicy.data.transforms import Normalizer
 from robopolicy.models.layers import mlp
-from robopolicy.spec import DEPTH, ENVIRONMENT_STATE, IMAGES, POINTS, STATE, Features, FeatureSpec, SpecError, did_you_mean
+from robopolicy.spec import (
+    DEPTH,
+    ENVIRONMENT_STATE,
+    IMAGES,
+    POINTS,
+    SEGMENTATION,
+    STATE,
+    Features,
+    FeatureSpec,
+    SpecError,
+    did_you_mean,
+)
 
 
 def select_observation(features: Mapping[str, FeatureSpec], keys: Sequence[str] | None) -> Features:
@@ -27,7 +38,7 @@ def select_observation(features: Mapping[str, FeatureSpec], keys: Sequence[str] 
     """
     known = {key: feature for key, feature in features.items() if key.startswith("observation.")}
     if keys is None:
-        keys = [key for key in known if key != ENVIRONMENT_STATE and not key.startswith(DEPTH)]
+        keys = [key for key in known if key != ENVIRONMENT_STATE and not key.startswith((DEPTH, SEGMENTATION))]
     for key in keys:
         if key not in known:
             raise SpecError(f"no observation {key!r}; {did_you_mean(key, known)}")

@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from robopolicy.geometry import pose
-from robopolicy.resources import cache_dir
+from robopolicy.sim.collision import collision_urdf
 from robopolicy.sim.engine import whole_steps
+from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.meshes import panda_visuals, shape_mesh
-from robopolicy.sim.raster import Rasterizer
+from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
 from robopolicy.spec import did_you_mean
@@ -47,28 +45,13 @@ def _quiet() -> Iterator[None]:
 
 with _quiet():
     import pybullet as p
-    import pybullet_data
-    from pybullet_utils.bullet_client import BulletClient
 
 TIME_STEP = 1 / 120
 SOLVER_ITERATIONS = 50
+_BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: position, quaternion
 _ARM = list(range(NUM_JOINTS))
 _FINGERS = [9, 10]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
-
-
-@cache
-def _collision_urdf() -> str:
-    """Path of the Panda's URDF without visuals (the rasteriser has its own), its meshes where pybullet_data keeps them."""
-    source = Path(pybullet_data.getDataPath()) / "franka_panda"
-    text = re.sub(r"<visual>.*?</visual>", "", (source / "panda.urdf").read_text(), flags=re.S)
-    text = text.replace("package://", f"{source}/")
-    path = cache_dir() / "panda-collision.urdf"
-    if not path.exists() or path.read_text() != text:
-        part = path.with_suffix(f".{np.random.default_rng().integers(2**62)}.tmp")
-        part.write_text(text)
-        part.replace(path)
-    return str(path)
 
 
 class _Handle(NamedTuple):
@@ -76,6 +59,18 @@ class _Handle(NamedTuple):
 
     uid: int
     link: int
+
+
+class _Client:
+    """PyBullet's functions bound to one physics server, each once (pybullet_utils' client binds anew at every call)."""
+
+    def __init__(self) -> None:
+        self._id = p.connect(p.DIRECT)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        bound = partial(getattr(p, name), physicsClientId=self._id)
+        setattr(self, name, bound)
+        return bound
 
 
 @dataclass(frozen=True)
@@ -92,12 +87,13 @@ class BulletEngine:
 
     time_step = TIME_STEP
 
-    def __init__(self) -> None:
+    def __init__(self, antialiasing: bool = False) -> None:
+        self._supersample = 2 if antialiasing else 1
         with _quiet():
-            self._client: BulletClient | None = BulletClient(p.DIRECT)
+            self._client: _Client | None = _Client()
 
     @property
-    def _p(self) -> BulletClient:
+    def _p(self) -> _Client:
         if self._client is None:
             raise RuntimeError("the simulator is closed: make a new environment")
         return self._client
@@ -111,9 +107,12 @@ class BulletEngine:
         self._scene = scene
         self._add_table(scene)
         self._add_robot(scene)
+        self._spread = {body.name: mass_properties(body) for body in scene.bodies}
         self._bodies = {body.name: self._add_body(body) for body in scene.bodies}
+        self._free_joints(scene)
         self._prepare_drawing(scene)
         self._moves: list[_Move] = []
+        self._joints: tuple[np.ndarray, float] | None = None
         self.command(np.asarray(scene.robot_joints), MAX_OPENING)
 
     def _add_table(self, scene: Scene) -> None:
@@ -125,7 +124,7 @@ class BulletEngine:
 
     def _add_robot(self, scene: Scene) -> None:
         c = self._p
-        self._robot = robot = c.loadURDF(_collision_urdf(), useFixedBase=True)
+        self._robot = robot = c.loadURDF(collision_urdf(), useFixedBase=True)
         c.setCollisionFilterPair(robot, self._table, -1, -1, 0)  # the base stands where the table would be
         for joint, q in zip([*_ARM, *_FINGERS], [*scene.robot_joints, 0.04, 0.04], strict=True):
             c.resetJointState(robot, joint, q)
@@ -137,11 +136,15 @@ class BulletEngine:
         c.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
 
     def _add_body(self, body: Body) -> _Handle:
-        """A body without a joint is the base of its multi-body; one with a joint is the only link of a fixed base."""
-        c, joint = self._p, body.joint
+        """A body without a joint is the base of its multi-body; one with a joint is the only link of a fixed base.
+
+        Bullet by itself would put the centre of mass into the origin and take the inertia of the bounding box.
+        """
+        c, joint, spread = self._p, body.joint, self._spread[body.name]
         shape = self._collision_shape(body) if body.collides else -1
         if joint is None:
-            uid, link = c.createMultiBody(body.mass, shape, -1, body.position, body.quaternion), -1
+            frames = body.position, body.quaternion, spread.position.tolist(), spread.quaternion.tolist()
+            uid, link = c.createMultiBody(body.mass, shape, -1, *frames), -1
         else:
             uid, link = self._add_jointed(body, joint, shape), 0
         c.changeDynamics(
@@ -154,6 +157,8 @@ class BulletEngine:
             linearDamping=body.linear_damping,
             angularDamping=body.angular_damping,
         )
+        if body.mass > 0:
+            c.changeDynamics(uid, link, localInertiaDiagonal=spread.inertia.tolist())
         return _Handle(uid, link)
 
     def _collision_shape(self, body: Body) -> int:
@@ -168,7 +173,7 @@ class BulletEngine:
         )
 
     def _add_jointed(self, body: Body, joint: Joint, shape: int) -> int:
-        c = self._p
+        c, spread = self._p, self._spread[body.name]
         uid = c.createMultiBody(
             0,
             -1,
@@ -180,8 +185,8 @@ class BulletEngine:
             linkVisualShapeIndices=[-1],
             linkPositions=[[0, 0, 0]],
             linkOrientations=[[0, 0, 0, 1]],
-            linkInertialFramePositions=[[0, 0, 0]],
-            linkInertialFrameOrientations=[[0, 0, 0, 1]],
+            linkInertialFramePositions=[spread.position.tolist()],
+            linkInertialFrameOrientations=[spread.quaternion.tolist()],
             linkParentIndices=[0],
             linkJointTypes=[p.JOINT_PRISMATIC if joint.kind == "slide" else p.JOINT_REVOLUTE],
             linkJointAxis=[joint.axis],
@@ -190,20 +195,34 @@ class BulletEngine:
         c.setJointMotorControl2(uid, 0, p.VELOCITY_CONTROL, targetVelocity=0, force=joint.friction)  # dry friction
         return uid
 
+    def _free_joints(self, scene: Scene) -> None:
+        """Bodies on joints do not collide with what cannot move: the joint guides them."""
+        for body in scene.bodies:
+            for other in scene.bodies:
+                if body.joint is not None and other.joint is None and other.mass == 0:
+                    (uid, link), (fixed, _) = self._bodies[body.name], self._bodies[other.name]
+                    self._p.setCollisionFilterPair(uid, fixed, link, -1, 0)
+            if body.joint is not None:
+                self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
+
     def _prepare_drawing(self, scene: Scene) -> None:
-        self._visuals = panda_visuals()
-        shapes = [(i, body, shape) for i, body in enumerate(scene.bodies) for shape in body.shapes]
-        self._mesh_body = [body.name for _, body, _ in shapes]
-        meshes = [v.mesh for v in self._visuals] + [shape_mesh(shape) for _, _, shape in shapes]
-        self._raster = Rasterizer(meshes, [ROBOT] * len(self._visuals) + [FIRST_BODY + i for i, _, _ in shapes])
-        robot_rgb = [np.multiply(v.rgb, scene.robot_rgb) for v in self._visuals]
-        self._mesh_rgb = np.array(robot_rgb + [shape.rgb for _, _, shape in shapes], np.float32)
-        self._mesh_texture = np.array([-1] * len(self._visuals) + [shape.texture for _, _, shape in shapes], np.int32)
+        visuals = panda_visuals()
+        self._links = sorted({v.link for v in visuals} - {-1})
+        frame = {link: i for i, link in enumerate([-1, *self._links])}
+        arm = [Part(v.mesh, frame[v.link], ROBOT, np.multiply(v.rgb, scene.robot_rgb).tolist()) for v in visuals]
+        bodies = [
+            Part(shape_mesh(shape), len(frame) + i, FIRST_BODY + i, shape.rgb, shape.texture)
+            for i, body in enumerate(scene.bodies)
+            for shape in body.shapes
+        ]
+        self._raster = Rasterizer(arm + bodies, scene, supersample=self._supersample)
 
     def joints(self) -> tuple[np.ndarray, float]:
         """See Engine.joints."""
-        q = np.array([s[0] for s in self._p.getJointStates(self._robot, _ARM + _FINGERS)])
-        return q[:NUM_JOINTS], float(q[NUM_JOINTS:].sum())
+        if self._joints is None:
+            q = np.array([state[0] for state in self._p.getJointStates(self._robot, _ARM + _FINGERS)])
+            self._joints = q[:NUM_JOINTS], float(q[NUM_JOINTS:].sum())
+        return self._joints
 
     def command(self, q_target: np.ndarray, opening: float) -> None:
         """See Engine.command."""
@@ -227,8 +246,10 @@ class BulletEngine:
         self._simulate(whole_steps(seconds, self.time_step))
 
     def _simulate(self, num_steps: int) -> None:
+        step = self._p.stepSimulation
         for _ in range(num_steps):
-            self._p.stepSimulation()
+            step()
+        self._joints = None
         self._moves.append(_Move(self._q_target, self._opening, num_steps))
 
     def _handle(self, name: str) -> _Handle:
@@ -236,19 +257,32 @@ class BulletEngine:
             raise ValueError(f"no body {name!r}; {did_you_mean(name, self._bodies)}")
         return self._bodies[name]
 
+    def _where(self, name: str) -> tuple[Any, Any]:
+        uid, link = self._handle(name)
+        if link >= 0:
+            return self._p.getLinkState(uid, link, 0, 1)[4:6]
+        found = self._p.getBasePositionAndOrientation(uid)  # of the principal frame
+        spread = self._spread[name]
+        if not spread.position.any() and spread.quaternion[3] == 1.0:
+            return found
+        own = self._p.invertTransform(spread.position.tolist(), spread.quaternion.tolist())
+        return self._p.multiplyTransforms(*found, *own)
+
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """See Engine.pose."""
-        uid, link = self._handle(name)
-        if link < 0:
-            position, quaternion = self._p.getBasePositionAndOrientation(uid)
-        else:
-            position, quaternion = self._p.getLinkState(uid, link, 0, 1)[4:6]
+        position, quaternion = self._where(name)
         return np.array(position), np.array(quaternion)
 
     def velocity(self, name: str) -> np.ndarray:
         """See Engine.velocity."""
         uid, link = self._handle(name)
-        return np.array(self._p.getBaseVelocity(uid)[0] if link < 0 else self._p.getLinkState(uid, link, 1)[6])
+        if link < 0:
+            centre, (linear, angular) = self._p.getBasePositionAndOrientation(uid)[0], self._p.getBaseVelocity(uid)
+        else:
+            state = self._p.getLinkState(uid, link, 1, 1)
+            centre, linear, angular = state[0], state[6], state[7]
+        (x, y, z), (a, b, c) = self.pose(name)[0] - centre, angular
+        return np.array(linear) + [b * z - c * y, c * x - a * z, a * y - b * x]
 
     def joint_position(self, name: str) -> float:
         """See Engine.joint_position."""
@@ -263,24 +297,15 @@ class BulletEngine:
         contacts = [self._p.getContactPoints(bodyA=self._robot, linkIndexA=finger) for finger in _FINGERS]
         return np.array([sum(c[9] for c in points if c[2] != self._robot) for points in contacts])
 
-    def _mesh_poses(self) -> np.ndarray:
-        links = [v.link for v in self._visuals]
-        states = dict(
-            zip(_links := sorted({k for k in links if k >= 0}), self._p.getLinkStates(self._robot, _links, 0, 1), strict=True)
-        )
-        base = np.eye(4)
-        poses = [pose(states[k][4], states[k][5]) if k >= 0 else base for k in links]
-        of_body = {name: pose(*self.pose(name)) for name in dict.fromkeys(self._mesh_body)}
-        return np.stack(poses + [of_body[name] for name in self._mesh_body])
-
     def snapshot(self) -> np.ndarray:
-        """See Engine.snapshot."""
-        return self._mesh_poses()
+        """See Engine.snapshot. Position and quaternion of the arm's base, its visible links and the bodies, [n, 7]."""
+        links = [state[4] + state[5] for state in self._p.getLinkStates(self._robot, self._links, 0, 1)]
+        bodies = [position + quaternion for position, quaternion in map(self._where, self._bodies)]
+        return np.array([_BASE, *links, *bodies])
 
     def render(self, camera: Camera, rgb: bool = True, snapshot: np.ndarray | None = None) -> Frame:
         """See Engine.render."""
-        poses = self._mesh_poses() if snapshot is None else snapshot
-        return self._raster.render(poses, self._mesh_rgb, self._mesh_texture, self._scene, camera, rgb)
+        return self._raster.render(self.snapshot() if snapshot is None else snapshot, camera, rgb)
 
     def save_state(self) -> tuple[_Move, ...]:
         """See Engine.save_state."""

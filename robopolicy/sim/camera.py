@@ -1,11 +1,14 @@
-"""From a rendered frame to what a camera driver would hand over: noisy images and depth, a cropped partial point cloud."""
+"""From a rendered frame to depth and points as a camera driver would hand them over: noise, holes, a partial point cloud."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from robopolicy.geometry import transform
+from robopolicy.sim.photometry import normals
 from robopolicy.sim.randomize import World
 from robopolicy.sim.scene import ROBOT, Camera, Frame
 
@@ -13,35 +16,43 @@ CLOUD_LOW = np.array([0.30, -0.25])  # m, base frame: the part of the table that
 CLOUD_HIGH = np.array([0.72, 0.25])
 CLOUD_TOP = 0.45  # m above the table
 TABLE_MARGIN = 0.007  # m: points lower than this above the fitted table plane belong to the table
-
-
-def noisy_image(rgb: np.ndarray, world: World, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, 3] after blur, brightness and noise as `world` says."""
-    blur, noise = world.scalar("sensor.image_blur"), world.scalar("sensor.image_noise")
-    out: np.ndarray = rgb.astype(np.float32) * world.scalar("sensor.image_brightness")
-    if blur > 0.05:
-        out = cv2.GaussianBlur(out, (0, 0), blur)
-    if noise > 0:
-        out += rng.normal(0.0, 255 * noise, out.shape).astype(np.float32)
-    return np.clip(out, 0, 255).astype(np.uint8)
+DEPTH_JUMP = 0.02  # m between neighbouring pixels: an edge, where stereo matching loses pixels
+_NEIGHBOURS = np.ones((3, 3), np.uint8)
 
 
 def noisy_depth(depth: np.ndarray, world: World, rng: np.random.Generator) -> np.ndarray:
-    """float32 [H, W] (m, 0 = invalid) with stereo-like noise, std growing as depth squared, and missing pixels."""
-    noise, dropout = world.scalar("sensor.depth_noise"), world.scalar("sensor.depth_dropout")
-    out = depth + np.where(depth > 0, rng.normal(0.0, 1.0, depth.shape) * noise * depth**2, 0.0)
-    if dropout > 0:
-        out = np.where(rng.random(depth.shape) < dropout, 0.0, out)
-    return np.maximum(out, 0.0).astype(np.float32)
+    """float32 [H, W] (m, 0 = invalid) with stereo-like noise, std growing as depth squared, wrong scale and missing pixels."""
+    noise, scale = world.scalar("sensor.depth_noise"), world.scalar("sensor.depth_scale")
+    dropout, edge_dropout = world.scalar("sensor.depth_dropout"), world.scalar("sensor.depth_edge_dropout")
+    out = np.float32(scale) * depth.astype(np.float32)
+    if noise > 0:
+        out += np.float32(noise) * normals(rng, depth.shape) * out * out  # nothing stays nothing
+    if dropout > 0 or edge_dropout > 0:
+        chance = np.full(depth.shape, dropout, np.float32)
+        if edge_dropout > 0:
+            edge = cv2.dilate(depth, _NEIGHBOURS) - cv2.erode(depth, _NEIGHBOURS) > DEPTH_JUMP
+            chance[edge] = 1.0 - (1.0 - dropout) * (1.0 - edge_dropout)
+        lots = rng.bit_generator.random_raw(-(-depth.size // 4)).view(np.uint16)[: depth.size].reshape(depth.shape)
+        out[lots < np.float32(2**16) * chance] = 0.0
+    return np.maximum(out, 0.0, out=out)
+
+
+@lru_cache(maxsize=8)
+def _rays(height: int, width: int, focal: float, center: tuple[float, float]) -> np.ndarray:
+    """Points [H, W, 3] at depth 1 in the camera's frame."""
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    rays = np.stack(
+        [(columns - center[0] * width) / focal, (rows - center[1] * height) / focal, np.ones((height, width))], axis=-1
+    )
+    rays.flags.writeable = False
+    return rays
 
 
 def deproject(depth: np.ndarray, camera: Camera) -> np.ndarray:
     """Points [H, W, 3] (m, base frame, by the believed camera pose) of a depth image [H, W]."""
-    rows, columns = np.mgrid[: camera.height, : camera.width] + 0.5
-    x = (columns - camera.width / 2) / camera.focal * depth
-    y = (rows - camera.height / 2) / camera.focal * depth
+    rays = _rays(camera.height, camera.width, float(camera.focal), camera.center)
     T = camera.T_base_cam if camera.T_base_cam_believed is None else camera.T_base_cam_believed
-    return transform(T, np.stack([x, y, depth], axis=-1))
+    return transform(T, rays * depth[..., None])
 
 
 def height_over_table(points: np.ndarray) -> np.ndarray:

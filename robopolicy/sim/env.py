@@ -1,10 +1,10 @@
-"""The gymnasium environment: a robot, a task and cameras in a randomised world, on either engine."""
+"""The gymnasium environment: a robot, a task and sensors in a randomised world, on either engine."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -12,35 +12,42 @@ import numpy as np
 
 from robopolicy import spec
 from robopolicy.sim import robot, world
-from robopolicy.sim.camera import noisy_depth, noisy_image, point_cloud
+from robopolicy.sim.description import panda_urdf
+from robopolicy.sim.distributions import Distribution
 from robopolicy.sim.engine import Engine, whole_steps
-from robopolicy.sim.experts import LiftExpert
-from robopolicy.sim.randomize import Distribution, World, draw, parse, preset, stream
-from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, STATE_NAMES, ArmController
-from robopolicy.sim.scene import Frame
-from robopolicy.sim.tasks import TASKS
+from robopolicy.sim.experts import Expert
+from robopolicy.sim.randomize import World, draw, parse, stream
+from robopolicy.sim.randomize import nominal as nominal_world
+from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, Panda
+from robopolicy.sim.sensors import Sensors
+from robopolicy.sim.tasks import Task, make_task, parameter_names
 
-# Sensors have random streams of their own, so that what one of them measures does not depend on which others there are.
-SENSORS = ("state", "points", *(f"{kind}.{name}" for name in world.CAMERAS for kind in ("images", "depth")))
 PUSH_PROBABILITY = 0.04  # of a push starting at a control step
 PUSH_DECAY = 0.7  # of a push from one control step to the next
+MAX_ATTEMPTS = 200  # to draw an initial state that the task accepts
+Command = tuple[np.ndarray, float]
 
 
 @dataclass(frozen=True)
 class _Token:
     engine: Any
-    controller: ArmController
-    last_grip: float
+    robot: Panda
+    clock: int
+    pending: tuple[tuple[int, Command], ...]
     disturbance: np.ndarray
     generators: tuple[Any, ...]
+    sensors: tuple[Any, ...]
 
 
-def make_engine(name: str) -> Engine:
-    """The physics engine "bullet" or "mujoco"; each is imported when it is first asked for."""
+def make_engine(name: str, antialiasing: bool = False) -> Engine:
+    """The physics engine "bullet" or "mujoco"; each is imported when it is first asked for.
+
+    antialiasing: of the bullet engine's pictures; the mujoco engine's always are.
+    """
     if name == "bullet":
         from robopolicy.sim.bullet import BulletEngine
 
-        return BulletEngine()
+        return BulletEngine(antialiasing=antialiasing)
     if name == "mujoco":
         from robopolicy.sim.twin import MujocoEngine
 
@@ -59,17 +66,22 @@ class RobotEnv(gymnasium.Env):
     Observation: a dict with the chosen keys (spec.py):
         observation.state float32 [17]: joints (rad), gripper opening (m), end-effector position (m) and 6-D rotation.
         observation.images.<camera> uint8 [S, S, 3]; observation.depth.<camera> float32 [S, S] (m, 0 = invalid).
+        observation.segmentation.<camera> uint8 [S, S]: 0 background, 1 table, 2 robot, 3 + i the i-th body of the scene.
         observation.points float32 [num_points, 3]: partial point cloud of the front camera (m, base frame).
-        observation.environment_state float32: privileged, the task's environment_names.
+        observation.environment_state float32: privileged, the task's environment_names; never late, without noise.
 
     Reward: "sparse" 1 at success else 0; "dense" the task's progress. Terminates at success; the time limit is gymnasium's
-    (make(..., max_episode_steps=N); each task registers its own). reset() returns the drawn world in
-    info["randomization"] and the seed that replays it.
+    (make(..., max_episode_steps=N); conf/task gives each task its own). reset() returns the drawn world in
+    info["randomization"] and the seed that replays it. reset(options={"levels": {parameter: 0..1}}) shrinks what is drawn
+    towards the nominal, options={"level": 0..1} all of it: for curricula (sim/adaptive.py).
 
     Args:
-        task: name of a task (tasks.py). engine: "bullet" or "mujoco".
-        observation: subset of state, images.<camera>, depth.<camera>, points, environment_state; cameras front, wrist.
-        randomization: preset name or mapping (randomize.parse). nominal: {parameter: value} overrides of the nominal.
+        task: name of a task (conf/task), or a Task. engine: "bullet" or "mujoco".
+        observation: subset of state, images.<camera>, depth.<camera>, segmentation.<camera>, points, environment_state;
+            cameras front, wrist. None = the task's own choice, which is never privileged.
+        randomization: preset name (conf/randomization) or mapping (randomize.parse).
+        nominal: {parameter: value} overrides of the nominal world.
+        antialiasing: draw images at twice the size and average, about three times slower (the twin always does).
 
     Raises:
         ValueError: unknown task, engine, observation, reward, preset or parameter; the message names what exists.
@@ -79,7 +91,7 @@ class RobotEnv(gymnasium.Env):
 
     def __init__(
         self,
-        task: str = "lift",
+        task: str | Task = "lift",
         engine: str = "bullet",
         observation: tuple[str, ...] | None = None,
         image_size: int = 84,
@@ -88,68 +100,42 @@ class RobotEnv(gymnasium.Env):
         control_hz: float = 20.0,
         reward: str = "sparse",
         nominal: Mapping[str, Any] | None = None,
+        antialiasing: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"task={task!r}; {spec.did_you_mean(task, TASKS)}")
+        self.task = make_task(task) if isinstance(task, str) else task
         if reward not in ("sparse", "dense"):
             raise ValueError(f"reward={reward!r}; {spec.did_you_mean(reward, ('sparse', 'dense'))}")
-        self.task = TASKS[task]()
-        self.control_hz, self.image_size, self.num_points = float(control_hz), int(image_size), int(num_points)
         self.reward_kind, self.render_mode = reward, render_mode
-        self._selected = tuple(observation or self.task.observation)
-        self._nominal, self._distributions = self._randomization(randomization, nominal or {}, engine)
-        self.features = self._features()
+        self.control_hz, self.period = float(control_hz), 1.0 / control_hz
+        self._initial = tuple(parse(self.task.initial, self.task.parameters))  # names
+        self._nominal, self._distributions = randomized(self.task, randomization, nominal or {}, engine)
+        selected = tuple(observation or self.task.observation)
+        self.sensors = Sensors(selected, self.task.environment_names, int(image_size), int(num_points))
+        self.features = self.sensors.features
         self.observation_space = gymnasium.spaces.Dict({key: _space(f) for key, f in self.features.items()})
         self.action_space = gymnasium.spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
         self.action_spec = spec.FeatureSpec((len(ACTION_NAMES),), "float32", "m, rad, 0..1", "base", ACTION_NAMES)
-        self.engine = make_engine(engine)
+        self.engine, self.robot = make_engine(engine, antialiasing), Panda(period=self.period)
         whole_steps(self.period, self.engine.time_step)
-
-    def _randomization(
-        self, randomization: str | Mapping[str, Any], overrides: Mapping[str, Any], engine: str
-    ) -> tuple[World, dict[str, Distribution]]:
-        nominal = World({**world.NOMINAL, **self.task.nominal})
-        if engine == "mujoco":
-            nominal.update({name: value for name, value in world.TWIN.items() if name in nominal})
-        for name in overrides:
-            if name not in nominal:
-                raise ValueError(f"nominal has {name!r}; {spec.did_you_mean(name, nominal)}")
-        nominal.update(overrides)
-        chosen = preset(randomization) if isinstance(randomization, str) else randomization
-        return nominal, {**parse(self.task.initial, nominal), **parse(chosen, nominal)}
-
-    def _features(self) -> spec.Features:
-        size = self.image_size
-        known = {
-            "state": (spec.STATE, spec.FeatureSpec((len(STATE_NAMES),), "float32", "rad, m", "base", STATE_NAMES)),
-            "points": (spec.POINTS, spec.FeatureSpec((self.num_points, 3), "float32", "m", "base", ("x", "y", "z"))),
-            "environment_state": (
-                spec.ENVIRONMENT_STATE,
-                spec.FeatureSpec((len(self.task.environment_names),), "float32", "m, m/s", "base", self.task.environment_names),
-            ),
-        }
-        for name in world.CAMERAS:
-            known[f"images.{name}"] = (spec.image_key(name), spec.FeatureSpec((size, size, 3), "uint8", "", name))
-            known[f"depth.{name}"] = (spec.depth_key(name), spec.FeatureSpec((size, size), "float32", "m", name))
-        for short in self._selected:
-            if short not in known:
-                raise ValueError(f"observation has {short!r}; {spec.did_you_mean(short, known)}")
-        return dict(known[short] for short in self._selected)
+        self._ee_of: np.ndarray | None = None
 
     @property
     def T_base_ee(self) -> np.ndarray:
-        """Measured end-effector pose [4, 4]."""
-        return robot.forward(self.engine.joints()[0])
+        """End-effector pose [4, 4], without noise or delay."""
+        q, _ = self.engine.joints()
+        if q is not self._ee_of:  # an engine gives the same array until something moves
+            self._ee_of, self._T_base_ee = q, robot.forward(q)
+        return self._T_base_ee
 
     @property
     def gripper_opening(self) -> float:
-        """Measured distance between the fingers (m)."""
+        """Distance between the fingers (m)."""
         return self.engine.joints()[1]
 
-    def expert(self) -> LiftExpert:
-        """The scripted expert of the task."""
-        return LiftExpert()
+    def expert(self, rng: np.random.Generator | None = None) -> Expert:
+        """The scripted expert of the task; with a generator, one that misjudges where things are."""
+        return self.task.expert(rng)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -157,20 +143,40 @@ class RobotEnv(gymnasium.Env):
         """Draw a world from the seed (or the next one) and start an episode in it."""
         super().reset(seed=seed)
         self.episode_seed = int(seed if seed is not None else self.np_random.integers(2**31))
-        self.world = draw(self._distributions, self._nominal, self.episode_seed)
-        self.engine.build(world.scene(self.world, self.task.bodies(self.world), self.episode_seed))
-        self.controller = ArmController(period=self.period)
-        self.controller.reset(self.engine.joints()[0])
-        self.last_grip, self._disturbance = 1.0, np.zeros(3)
-        self._sensor_rngs = {name: stream(self.episode_seed, f"sensor.{name}") for name in SENSORS}
-        self._disturbance_rng = stream(self.episode_seed, "disturbance")
-        self.engine.advance(self.period)
-        return self.observe(), {**self._info(), "seed": self.episode_seed, "randomization": dict(self.world)}
+        levels = self._levels(options or {})
+        self.world = self._draw(levels)
+        self.scene = world.scene(self.world, self.task.bodies(self.world), self.episode_seed)
+        self.engine.build(self.scene)
+        self.robot.start(self.engine.joints()[0], self.world.scalar("robot.gain"), self.world.scalar("robot.gripper_speed"))
+        self._clock, self._pending, self._disturbance = 0, deque[tuple[int, Command]](), np.zeros(3)
+        self._delay = round(self.world.scalar("robot.action_delay") / self.engine.time_step)
+        self._disturbance_rng, self._rate_rng = (stream(self.episode_seed, name) for name in ("disturbance", "rate"))
+        self.sensors.start(self.world, self.episode_seed, self.engine)
+        self._simulate()
+        info = {**self._info(), "seed": self.episode_seed, "randomization": dict(self.world)}
+        return self.observe(), {**info, "levels": levels} if levels else info
 
-    @cached_property
-    def period(self) -> float:
-        """Seconds of one control step."""
-        return 1.0 / self.control_hz
+    def _levels(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = set(options) - {"level", "levels"}
+        if unknown:
+            raise ValueError(f"reset options {sorted(unknown)}; use level or levels")
+        randomization = [name for name in self._distributions if name not in self._initial]
+        levels = dict.fromkeys(randomization, options["level"]) if "level" in options else {}
+        for name, level in dict(options.get("levels", {})).items():
+            if name not in randomization:
+                raise ValueError(f"levels has {name!r}; {spec.did_you_mean(name, randomization)}")
+            levels[name] = level
+        return levels
+
+    def _draw(self, levels: Mapping[str, Any]) -> World:
+        for attempt in range(MAX_ATTEMPTS):
+            drawn = draw(self._distributions, self._nominal, self.episode_seed, levels, dict.fromkeys(self._initial, attempt))
+            if self.task.feasible(drawn):
+                return drawn
+        raise ValueError(
+            f"task {self.task.name!r} accepted none of {MAX_ATTEMPTS} initial states drawn with seed {self.episode_seed}; "
+            f"check what randomization and nominal say of {', '.join(self._initial)}"
+        )
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """advance(), then observe()."""
@@ -182,16 +188,31 @@ class RobotEnv(gymnasium.Env):
         action = np.asarray(action, np.float64)
         if action.shape != ACTION_LOW.shape or not np.isfinite(action).all():
             raise ValueError(f"action {action.tolist()}: expected {len(ACTION_NAMES)} finite numbers {ACTION_NAMES}")
-        self.last_grip = float(action[6])
-        q, _ = self.engine.joints()
-        self.engine.command(*self.controller.apply(self._disturbed(action), q, self.world.scalar("robot.gain")))
-        self.engine.advance(self.period)
+        command = self.robot.act(self._disturbed(action), self.T_base_ee)
+        self._pending.append((self._clock + self._delay, command))
+        self._simulate()
         info = self._info()
         reward = info["progress"] if self.reward_kind == "dense" else float(info["success"])
         return reward, info["success"], False, info
 
-    def _generators(self) -> list[np.random.Generator]:
-        return [*self._sensor_rngs.values(), self._disturbance_rng]
+    def _simulate(self) -> None:
+        """One control period; commands take effect when they are due."""
+        end = self._clock + self._period_steps()
+        while self._clock < end:
+            while self._pending and self._pending[0][0] <= self._clock:
+                self.engine.command(*self._pending.popleft()[1])
+            until = min(end, self._pending[0][0]) if self._pending else end
+            self.engine.advance((until - self._clock) * self.engine.time_step)
+            self._clock = until
+        self.sensors.record(self._clock)
+
+    def _period_steps(self) -> int:
+        """Physics steps of the coming control period: the robot's clock is not the policy's."""
+        jitter = self.world.scalar("robot.rate_jitter")
+        seconds = self.period / self.world.scalar("robot.rate")
+        if jitter:
+            seconds += jitter * self._rate_rng.standard_normal()
+        return max(1, round(seconds / self.engine.time_step))
 
     def _disturbed(self, action: np.ndarray) -> np.ndarray:
         std = self.world.scalar("robot.disturbance")
@@ -208,61 +229,68 @@ class RobotEnv(gymnasium.Env):
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of the present state; draws fresh sensor noise."""
-        out: dict[str, np.ndarray] = {}
-        frames: dict[str, tuple[Frame, np.ndarray]] = {}
-        for short, key in zip(self._selected, self.features, strict=True):
-            kind, _, name = short.partition(".")
-            if kind == "state":
-                q, opening = self.engine.joints()
-                noise = self._sensor_rngs["state"].normal(0.0, 1.0, len(q)) * self.world.scalar("sensor.state_noise")
-                out[key] = robot.proprioception(q + noise, opening)
-            elif kind == "environment_state":
-                out[key] = self.task.environment_state(self.engine, self.world)
-            else:
-                name = name or "front"
-                camera = world.camera(name, self.world, self.T_base_ee, self.image_size)
-                if name not in frames:
-                    frame = self.engine.render(camera, rgb=f"images.{name}" in self._selected)
-                    frames[name] = frame, noisy_depth(frame.depth, self.world, self._sensor_rngs[f"depth.{name}"])
-                frame, depth = frames[name]
-                if kind == "images":
-                    out[key] = noisy_image(frame.rgb, self.world, self._sensor_rngs[short])
-                elif kind == "depth":
-                    out[key] = depth
-                else:
-                    out[key] = point_cloud(depth, frame, camera, self.num_points, self._sensor_rngs["points"])
-        return out
+        return self.sensors.observe(self._clock, lambda: self.task.environment_state(self.engine, self.world))
 
     def render(self) -> np.ndarray | None:
         """uint8 [256, 256, 3] of the front camera, without sensor noise, when render_mode is "rgb_array"."""
         return self.picture(256) if self.render_mode == "rgb_array" else None
 
     def picture(self, size: int, camera: str = "front") -> np.ndarray:
-        """uint8 [size, size, 3] of `camera`, without sensor noise."""
+        """uint8 [size, size, 3] of `camera` now, without sensor noise."""
         return self.engine.render(world.camera(camera, self.world, self.T_base_ee, size)).rgb
 
     def save_state(self) -> _Token:
         """A token for restore_state(), valid until the next reset()."""
-        generators = tuple(generator.bit_generator.state for generator in self._generators())
+        generators = tuple(rng.bit_generator.state for rng in (self._disturbance_rng, self._rate_rng))
         return _Token(
             self.engine.save_state(),
-            self.controller.copy(),
-            self.last_grip,
+            self.robot.copy(),
+            self._clock,
+            tuple(self._pending),
             self._disturbance.copy(),
             generators,
+            self.sensors.save(),
         )
 
     def restore_state(self, token: _Token) -> None:
         """Return to a saved state: the same actions then give the same trajectory, bit for bit."""
         self.engine.restore_state(token.engine)
-        self.controller = token.controller.copy()
-        self.last_grip, self._disturbance = token.last_grip, token.disturbance.copy()
-        for generator, state in zip(self._generators(), token.generators, strict=True):
+        self.robot, self._clock, self._pending = token.robot.copy(), token.clock, deque(token.pending)
+        self._disturbance = token.disturbance.copy()
+        for generator, state in zip((self._disturbance_rng, self._rate_rng), token.generators, strict=True):
             generator.bit_generator.state = state
+        self.sensors.restore(token.sensors)
 
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()
+
+
+def randomized(
+    task: Task, randomization: str | Mapping[str, Any], overrides: Mapping[str, Any], engine: str = "bullet"
+) -> tuple[World, dict[str, Distribution]]:
+    """The nominal world of a task on an engine, and what is drawn around it: the randomisation and the initial states.
+
+    Raises:
+        RandomizationError: what is wrong with `randomization` (preset name or mapping) or `overrides` of the nominal world.
+    """
+    parameters = {**world.PARAMETERS, **task.parameters}
+    shifts = {name: value for name, value in world.TWIN.items() if name in parameters} if engine == "mujoco" else {}
+    around = nominal_world(parameters, shifts, overrides)
+    return around, {**parse(task.initial, parameters), **parse(randomization, parameters, around, parameter_names())}
+
+
+def check_settings(env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+    """Whether gymnasium.make(env_id, **env_kwargs) will work, found out in milliseconds: it starts no simulator.
+
+    Raises:
+        ValueError: as RobotEnv. FileNotFoundError: the robot's description is not whole.
+    """
+    given = {**gymnasium.spec(env_id).kwargs, **env_kwargs}
+    task = make_task(given["task"])
+    randomized(task, given.get("randomization", "none"), given.get("nominal") or {}, given["engine"])
+    Sensors(tuple(given.get("observation") or task.observation), task.environment_names, 8, 8)
+    panda_urdf()
 
 
 def _space(feature: spec.FeatureSpec) -> gymnasium.spaces.Box:

@@ -1,4 +1,4 @@
-"""Triangle meshes that the rasteriser draws: boxes, cylinders, spheres, and the Panda's visuals thinned out to about 500 faces a link.
+"""Triangle meshes that the rasteriser draws: boxes, cylinders, spheres, and the Panda's visuals at about 500 faces a link.
 
 The Panda's meshes come with pybullet_data. They are built once into the user's cache folder, never shipped.
 """
@@ -10,7 +10,7 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +55,8 @@ class PandaVisual:
     rgb: tuple[float, float, float]
 
 
-def box(half_extents: tuple[float, float, float]) -> Mesh:
-    """A box around the origin, half_extents (m): 24 vertices, flat normals, uv in [0, 1] on every face."""
+def _box() -> Mesh:
+    """The cube from -1 to 1: 24 vertices, flat normals, uv in [0, 1] on every face."""
     vertices: list[np.ndarray] = []
     normals: list[np.ndarray] = []
     faces: list[tuple[int, int, int]] = []
@@ -65,33 +65,28 @@ def box(half_extents: tuple[float, float, float]) -> Mesh:
             n, u = np.zeros(3), np.zeros(3)
             n[axis], u[(axis + 1) % 3] = sign, 1.0
             v = np.cross(n, u)
-            start = 4 * len(normals)
+            start = len(vertices)
             vertices += [n + a * u + b * v for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
             faces += [(start, start + 1, start + 2), (start, start + 2, start + 3)]
-            normals.append(n)
+            normals += [n] * 4
     uv = np.tile([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], (6, 1))
-    return Mesh(
-        vertices=(np.array(vertices) * np.asarray(half_extents)).astype(np.float32),
-        normals=np.repeat(normals, 4, axis=0).astype(np.float32),
-        uv=uv.astype(np.float32),
-        faces=np.array(faces, np.int32),
-    )
+    return _mesh([np.array(vertices)], [np.array(normals)], [uv], [np.array(faces)])
 
 
-def cylinder(radius: float, half_height: float, sides: int = 24) -> Mesh:
-    """A cylinder around the z axis: smooth side, flat ends; uv wraps once around the side and spans each end."""
+def _cylinder(sides: int = 24) -> Mesh:
+    """The cylinder of radius 1 and from -1 to 1 along z: smooth side; uv wraps once around the side and spans each end."""
     angle = np.linspace(0.0, 2 * np.pi, sides + 1)
     ring = np.column_stack([np.cos(angle), np.sin(angle)])
     vertices, normals, uv, faces = [], [], [], []
     for z, v in ((-1.0, 0.0), (1.0, 1.0)):
-        vertices.append(np.column_stack([ring * radius, np.full(sides + 1, z * half_height)]))
+        vertices.append(np.column_stack([ring, np.full(sides + 1, z)]))
         normals.append(np.column_stack([ring, np.zeros(sides + 1)]))
         uv.append(np.column_stack([angle / (2 * np.pi), np.full(sides + 1, v)]))
     i, up = np.arange(sides), sides + 1
     faces += [np.column_stack([i, i + 1, i + 1 + up]), np.column_stack([i, i + 1 + up, i + up])]
     for z in (-1.0, 1.0):
         start = sum(map(len, vertices))
-        vertices.append(np.column_stack([ring[:-1] * radius, np.full(sides, z * half_height)]))
+        vertices.append(np.column_stack([ring[:-1], np.full(sides, z)]))
         normals.append(np.tile([0.0, 0.0, z], (sides, 1)))
         uv.append(0.5 + 0.5 * ring[:-1])
         fan = start + np.column_stack([np.zeros(sides - 2, int), np.arange(1, sides - 1), np.arange(2, sides)])
@@ -99,8 +94,8 @@ def cylinder(radius: float, half_height: float, sides: int = 24) -> Mesh:
     return _mesh(vertices, normals, uv, faces)
 
 
-def sphere(radius: float, sides: int = 20) -> Mesh:
-    """A sphere: uv by longitude and latitude."""
+def _sphere(sides: int = 24) -> Mesh:
+    """The sphere of radius 1: uv by longitude and latitude."""
     rows = sides // 2
     latitude, longitude = np.meshgrid(
         np.linspace(-np.pi / 2, np.pi / 2, rows + 1), np.linspace(0, 2 * np.pi, sides + 1), indexing="ij"
@@ -111,8 +106,7 @@ def sphere(radius: float, sides: int = 20) -> Mesh:
     a = row * (sides + 1) + column
     b, c, d = a + 1, a + sides + 2, a + sides + 1
     lower, upper = np.column_stack([a, b, c])[row > 0], np.column_stack([a, c, d])[row < rows - 1]
-    normals = unit.reshape(-1, 3)
-    return _mesh([normals * radius], [normals], [uv.reshape(-1, 2)], [lower, upper])
+    return _mesh([unit.reshape(-1, 3)], [unit.reshape(-1, 3)], [uv.reshape(-1, 2)], [lower, upper])
 
 
 def _mesh(vertices: list[np.ndarray], normals: list[np.ndarray], uv: list[np.ndarray], faces: list[np.ndarray]) -> Mesh:
@@ -120,17 +114,17 @@ def _mesh(vertices: list[np.ndarray], normals: list[np.ndarray], uv: list[np.nda
     return Mesh(points, directions, texture, np.concatenate(faces).astype(np.int32))
 
 
+@cache
+def _unit_mesh(kind: str) -> Mesh:
+    return {"box": _box, "cylinder": _cylinder, "sphere": _sphere}[kind]()
+
+
 def shape_mesh(shape: Shape) -> Mesh:
     """The mesh of a shape in its body's frame."""
-    if shape.kind == "box":
-        mesh = box(shape.size)
-    elif shape.kind == "cylinder":
-        mesh = cylinder(shape.size[0], shape.size[2])
-    else:
-        mesh = sphere(shape.size[0])
+    unit = _unit_mesh(shape.kind)  # a shape is this stretched along its axes, which leaves the normals as they are
     rotation = Rotation.from_quat(shape.quaternion).as_matrix()
-    vertices = mesh.vertices @ rotation.T + np.asarray(shape.position)
-    return Mesh(vertices.astype(np.float32), (mesh.normals @ rotation.T).astype(np.float32), mesh.uv, mesh.faces)
+    vertices = (unit.vertices * shape.size) @ rotation.T + np.asarray(shape.position)
+    return Mesh(vertices.astype(np.float32), (unit.normals @ rotation.T).astype(np.float32), unit.uv, unit.faces)
 
 
 def panda_visuals() -> list[PandaVisual]:
@@ -258,7 +252,7 @@ def _seen_from_outside(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
     centre, radius = (vertices.max(axis=0) + vertices.min(axis=0)) / 2, np.linalg.norm(np.ptp(vertices, axis=0)) / 2
     points, triangles = ((vertices - centre) / radius).astype(np.float32), faces.astype(np.int32)
-    screen, seen = np.empty_like(points), np.zeros(len(faces), bool)
+    everything, seen = np.arange(len(faces), dtype=np.int32), np.zeros(len(faces), bool)
     nearness, face = np.empty((VIEW_SIZE, VIEW_SIZE), np.float32), np.empty((VIEW_SIZE, VIEW_SIZE), np.int32)
     for i in range(VIEWS):
         z = 1 - (2 * i + 1) / VIEWS  # points of a Fibonacci spiral on the sphere
@@ -266,9 +260,9 @@ def _seen_from_outside(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
         direction = np.array([np.sqrt(1 - z * z) * np.cos(azimuth), np.sqrt(1 - z * z) * np.sin(azimuth), z])
         axes = np.stack([right * VIEW_SIZE / 2, np.cross(right, direction) * VIEW_SIZE / 2, direction])
-        pose = np.column_stack([axes, [VIEW_SIZE / 2, VIEW_SIZE / 2, 2.0]]).astype(np.float32)
-        kernels.project_light(points, pose, screen)
-        kernels.rasterise(screen, triangles, nearness, face)
+        screen = (points @ axes.T + [VIEW_SIZE / 2, VIEW_SIZE / 2, 2.0]).astype(np.float32)
+        nearness[:], face[:] = 0.0, kernels.NO_FACE
+        kernels.rasterise(screen, triangles, everything, len(faces), VIEW_SIZE, nearness, face)
         seen[face[face >= 0]] = True
     for _ in range(2):
         touched = np.zeros(len(vertices), bool)

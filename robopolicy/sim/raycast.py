@@ -1,4 +1,6 @@
-"""Pictures of a MuJoCo world without OpenGL: one ray a pixel by MuJoCo's own ray caster, shading by numpy.
+"""Pictures of a MuJoCo world without OpenGL: one ray a pixel by MuJoCo's own ray caster.
+
+Shadows are those of sim.shadows, colours those of sim.lamplight.
 
 Unlike the rasteriser of the training simulator: facets are flat, the light is a lamp at a finite distance with hard shadows,
 ambient light comes from above, textures are sampled bilinearly, and edges of things and shadows are anti-aliased.
@@ -11,24 +13,23 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from robopolicy.sim import lamplight, shadows
 from robopolicy.sim.scene import BACKGROUND, Camera, Frame, Light
 
 VISIBLE_GROUP = 2  # geoms in this MuJoCo group are seen; collision geoms of other groups are not
-TABLE_TILE = 0.6  # m of table that one repetition of a texture covers
 LAMP_DISTANCE = 2.5  # m from the lamp to the middle of the table
 _GROUPS = np.eye(mujoco.mjNGROUP, dtype=np.uint8)[VISIBLE_GROUP]
 _SHADOW_BIAS = 2e-3  # of the way to the lamp
 _EDGE = 0.15  # difference in received light from which two neighbouring pixels are anti-aliased
 _SUBPIXELS = ((-0.25, -0.25), (-0.25, 0.25), (0.25, -0.25), (0.25, 0.25))  # rows and columns around the centre
-_SHININESS = 40.0
 
 
 @dataclass(frozen=True)
 class Looks:
     """What the G geoms look like, index = geom id; the last row is what a ray meets that hits nothing.
 
-    segmentation: uint8 [G + 1]. rgb: float [G + 1, 3] in [0, 1]. texture: int [G + 1], multiplies rgb, -1 = plain; boxes only.
-    bank: the textures, float [K, S, S, 3] in [0, 1]. table: geom id of the table, whose texture repeats every TABLE_TILE.
+    segmentation: uint8 [G + 1]. rgb: float64 [G + 1, 3] in [0, 1]. texture: int64 [G + 1], multiplies rgb, -1 = plain.
+    bank: the textures, uint8 [K, S, S, 3]. table: geom id of the table. casters: what shadows come from.
     """
 
     segmentation: np.ndarray
@@ -36,6 +37,7 @@ class Looks:
     texture: np.ndarray
     bank: np.ndarray
     table: int
+    casters: shadows.Casters
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def pixel_rays(camera: Camera, rows: np.ndarray, columns: np.ndarray) -> np.ndar
 
     Their component along the optical axis is 1, so a distance in lengths of the ray is a depth in metres.
     """
-    x = (columns - camera.width / 2) / camera.focal
-    y = (rows - camera.height / 2) / camera.focal
+    x = (columns - camera.width * camera.center[0]) / camera.focal
+    y = (rows - camera.height * camera.center[1]) / camera.focal
     return np.stack([x, y, np.ones_like(x)], axis=-1) @ camera.T_base_cam[:3, :3].T
 
 
@@ -80,39 +82,6 @@ def _recast(
     hits.distance[i] = near + beyond if geom[0] >= 0 else -1.0
 
 
-def _bilinear(bank: np.ndarray, texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Colours [N, 3] of the textures [N] of `bank` at uv [N, 2], which repeat with period 1."""
-    size = bank.shape[1]
-    at = (uv % 1.0) * size - 0.5
-    low = np.floor(at).astype(np.int64)
-    (u1, v1), (u, v) = (at - low).T[:, :, None], low.T
-    rows, columns = (v % size, (v + 1) % size), (u % size, (u + 1) % size)
-    upper = bank[texture, rows[0], columns[0]] * (1 - u1) + bank[texture, rows[0], columns[1]] * u1
-    lower = bank[texture, rows[1], columns[0]] * (1 - u1) + bank[texture, rows[1], columns[1]] * u1
-    return upper * (1 - v1) + lower * v1
-
-
-def _box_uv(model: mujoco.MjModel, data: mujoco.MjData, geom: np.ndarray, points: np.ndarray, table: int) -> np.ndarray:
-    """Texture coordinates [N, 2] of points [N, 3] on boxes: a face of a body spans [0, 1], the table one unit a TABLE_TILE."""
-    rotation = data.geom_xmat[geom].reshape(-1, 3, 3)
-    local = np.einsum("nji,nj->ni", rotation, points - data.geom_xpos[geom])
-    size = model.geom_size[geom]
-    face = np.argmax(np.abs(local) / size, axis=1)
-    axes = np.array([[1, 2], [0, 2], [0, 1]])[face]
-    flat, half = np.take_along_axis(local, axes, 1), np.take_along_axis(size, axes, 1)
-    return np.where((geom == table)[:, None], flat / TABLE_TILE, flat / (2 * half) + 0.5)
-
-
-def _albedo(model: mujoco.MjModel, data: mujoco.MjData, looks: Looks, geom: np.ndarray, points: np.ndarray) -> np.ndarray:
-    rgb = looks.rgb[geom]
-    textured = np.flatnonzero(looks.texture[geom] >= 0)
-    if textured.size:
-        on = geom[textured]
-        uv = _box_uv(model, data, on, points[textured], looks.table)
-        rgb[textured] *= _bilinear(looks.bank, looks.texture[on], uv)
-    return rgb
-
-
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
@@ -126,30 +95,20 @@ def lamp_position(light: Light, model: mujoco.MjModel, data: mujoco.MjData, tabl
 def _shade(
     model: mujoco.MjModel, data: mujoco.MjData, looks: Looks, light: Light, origin: np.ndarray, rays: np.ndarray, hits: Hits
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours float [N, 3] of what N rays hit, and how much light falls on it, float [N].
-
-    Lambert and Blinn-Phong reflection of the lamp, its shadows, and ambient light that is stronger from above.
-    """
-    colours, received = np.repeat(looks.rgb[-1:], len(rays), axis=0), np.zeros(len(rays))
+    """Colours float64 [N, 3] of what N rays hit, and how much light falls on it, float64 [N]."""
+    lamp = lamplight.Lamp(
+        lamp_position(light, model, data, looks.table),
+        np.array(light.rgb, np.float64),
+        *(float(x) for x in (light.ambient, light.diffuse, light.specular, light.shadow)),
+    )
+    points = origin + hits.distance[:, None] * rays
     on = np.flatnonzero(hits.geom >= 0)
-    geom, normal, ray = hits.geom[on], hits.normal[on], rays[on]
-    points = origin + hits.distance[on, None] * ray
-    normal = np.where(np.einsum("ni,ni->n", normal, ray)[:, None] > 0, -normal, normal)
-
-    lamp = lamp_position(light, model, data, looks.table)
-    from_lamp = points - lamp
-    to_lamp = -_unit(from_lamp)
-    lambert = np.maximum(np.einsum("ni,ni->n", normal, to_lamp), 0.0)
-    facing = np.flatnonzero(lambert > 0)
-    blocked = cast(model, data, lamp, from_lamp[facing]).distance < 1.0 - _SHADOW_BIAS
-    direct = (lambert > 0).astype(np.float64)
-    direct[facing] -= light.shadow * blocked
-    half = _unit(to_lamp - _unit(ray))
-    gloss = direct * np.maximum(np.einsum("ni,ni->n", normal, half), 0.0) ** _SHININESS
-
-    received[on] = light.ambient * (0.8 + 0.2 * normal[:, 2]) + light.diffuse * lambert * direct
-    albedo = _albedo(model, data, looks, geom, points)
-    colours[on] = (albedo * received[on, None] + light.specular * gloss[:, None]) * light.rgb
+    hidden = np.zeros(len(rays), np.bool_)
+    hidden[on] = shadows.hidden(looks.casters, data, lamp.position, points[on], 1.0 - _SHADOW_BIAS)
+    geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
+    surfaces = lamplight.Surfaces(looks.rgb, looks.texture, *geoms, looks.bank, looks.table)
+    colours, received = np.empty((len(rays), 3)), np.empty(len(rays))
+    lamplight.shade(surfaces, lamp, hits.geom, hits.normal, points, rays, hidden, colours, received)
     return colours, received
 
 

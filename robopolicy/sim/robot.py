@@ -1,13 +1,13 @@
-"""The Franka Panda as a controller: an end-effector delta and a gripper opening in, joint targets out. No simulator in here."""
+"""The Franka Panda: an end-effector delta and a gripper opening in, joint targets out. No simulator in here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numba as nb
 import numpy as np
 
-from robopolicy.geometry import rotation_6d, rotvec_matrix
+from robopolicy.geometry import rotation_6d
 
 NUM_JOINTS = 7
 MAX_OPENING = 0.08  # m between the fingers
@@ -41,48 +41,121 @@ _TOOL_YAW = -np.pi / 4
 
 
 @nb.njit(cache=True)
-def _forward(q, offset, roll, tool_z, tool_yaw, jacobian):
-    R = np.eye(3)
-    o = np.zeros(3)
-    axes = np.zeros((7, 3))
-    origins = np.zeros((7, 3))
-    for i in range(7):
-        o = o + R @ offset[i]
-        c, s = np.cos(roll[i]), np.sin(roll[i])
-        R = R @ np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
-        axes[i] = R[:, 2]
-        origins[i] = o
-        c, s = np.cos(q[i]), np.sin(q[i])
-        R = R @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-    o = o + R[:, 2] * tool_z
-    c, s = np.cos(tool_yaw), np.sin(tool_yaw)
-    R = R @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-    for i in range(7):
-        jacobian[:3, i] = np.cross(axes[i], o - origins[i])
-        jacobian[3:, i] = axes[i]
-    return o, R
+def _turn(R, axis, angle):
+    """Rotate the columns of R [3, 3] in place by `angle` about its own `axis` (0 or 2)."""
+    c, s = np.cos(angle), np.sin(angle)
+    i, j = (1, 2) if axis == 0 else (0, 1)
+    for k in range(3):
+        a, b = R[k, i], R[k, j]
+        R[k, i], R[k, j] = c * a + s * b, c * b - s * a
 
 
 @nb.njit(cache=True)
-def _inverse(q, position, R_goal, offset, roll, tool_z, tool_yaw, low, high, rest, iterations):
-    q = q.copy()
-    J = np.zeros((6, 7))
-    error = np.zeros(6)
+def _forward(q, T, jacobian):
+    """T_base_ee into T [4, 4] and its geometric Jacobian into jacobian [6, 7]."""
+    R, o = T[:3, :3], T[:3, 3]
+    R[:] = np.eye(3)
+    o[:] = 0.0
+    axes, origins = np.empty((7, 3)), np.empty((7, 3))
+    for i in range(7):
+        for k in range(3):
+            o[k] += R[k, 0] * _OFFSET[i, 0] + R[k, 1] * _OFFSET[i, 1] + R[k, 2] * _OFFSET[i, 2]
+        _turn(R, 0, _ROLL[i])
+        axes[i], origins[i] = R[:, 2], o
+        _turn(R, 2, q[i])
+    o += R[:, 2] * _TOOL_Z
+    _turn(R, 2, _TOOL_YAW)
+    for i in range(7):
+        x, y, z = o[0] - origins[i, 0], o[1] - origins[i, 1], o[2] - origins[i, 2]
+        jacobian[0, i] = axes[i, 1] * z - axes[i, 2] * y
+        jacobian[1, i] = axes[i, 2] * x - axes[i, 0] * z
+        jacobian[2, i] = axes[i, 0] * y - axes[i, 1] * x
+        jacobian[3:, i] = axes[i]
+
+
+@nb.njit(cache=True)
+def _damped_inverse(J, damping):
+    """J^T (J J^T + damping)^-1 of J [6, 7], by Cholesky factors: [7, 6]."""
+    A = np.empty((6, 6))
+    for i in range(6):
+        for j in range(i + 1):
+            total = damping if i == j else 0.0
+            for k in range(7):
+                total += J[i, k] * J[j, k]
+            for k in range(j):
+                total -= A[i, k] * A[j, k]
+            A[i, j] = np.sqrt(total) if i == j else total / A[j, j]
+    out = np.empty((7, 6))
+    for row in range(7):
+        for i in range(6):  # forwards
+            total = J[i, row]
+            for k in range(i):
+                total -= A[i, k] * out[row, k]
+            out[row, i] = total / A[i, i]
+        for i in range(5, -1, -1):  # backwards
+            total = out[row, i]
+            for k in range(i + 1, 6):
+                total -= A[k, i] * out[row, k]
+            out[row, i] = total / A[i, i]
+    return out
+
+
+@nb.njit(cache=True)
+def _inverse(q, goal, iterations):
+    q, T, J, error = q.copy(), np.eye(4), np.empty((6, 7)), np.empty(6)
     for _ in range(iterations):
-        o, R = _forward(q, offset, roll, tool_z, tool_yaw, J)
-        error[:3] = position - o
-        error[3:] = 0.5 * (np.cross(R[:, 0], R_goal[:, 0]) + np.cross(R[:, 1], R_goal[:, 1]) + np.cross(R[:, 2], R_goal[:, 2]))
-        J_pinv = J.T @ np.linalg.inv(J @ J.T + 1e-4 * np.eye(6))
-        posture = (np.eye(7) - J_pinv @ J) @ (0.1 * (rest - q))
-        q = np.minimum(np.maximum(q + J_pinv @ error + posture, low), high)
+        _forward(q, T, J)
+        error[:3] = goal[:3, 3] - T[:3, 3]
+        error[3:] = 0.0
+        for c in range(3):
+            for k in range(3):
+                i, j = (k + 1) % 3, (k + 2) % 3
+                error[3 + k] += 0.5 * (T[i, c] * goal[j, c] - T[j, c] * goal[i, c])
+        J_inverse, posture = _damped_inverse(J, 1e-4), 0.1 * (HOME - q)
+        for i in range(6):  # what the posture would move the end effector by is taken back
+            for k in range(7):
+                error[i] -= J[i, k] * posture[k]
+        for k in range(7):
+            step = posture[k]
+            for i in range(6):
+                step += J_inverse[k, i] * error[i]
+            q[k] = min(max(q[k] + step, JOINT_LOW[k]), JOINT_HIGH[k])
     return q
+
+
+@nb.njit(cache=True)
+def _moved(T, T_measured, motion):
+    """The commanded pose T [4, 4] after a motion [6] (m, rad), on its leash and within the workspace."""
+    out = T.copy()
+    x, y, z = motion[3], motion[4], motion[5]
+    angle = np.sqrt(x * x + y * y + z * z)
+    if angle > 0.0:  # Rodrigues
+        x, y, z = x / angle, y / angle, z / angle
+        c, s = np.cos(angle), np.sin(angle)
+        t = 1.0 - c
+        R = np.array(
+            (
+                (t * x * x + c, t * x * y - s * z, t * x * z + s * y),
+                (t * x * y + s * z, t * y * y + c, t * y * z - s * x),
+                (t * x * z - s * y, t * y * z + s * x, t * z * z + c),
+            )
+        )
+        for i in range(3):
+            for j in range(3):
+                out[i, j] = R[i, 0] * T[0, j] + R[i, 1] * T[1, j] + R[i, 2] * T[2, j]
+    ahead = T[:3, 3] + motion[:3] - T_measured[:3, 3]
+    distance = np.sqrt((ahead * ahead).sum())
+    if distance > LEASH:
+        ahead *= LEASH / distance
+    for k in range(3):
+        out[k, 3] = min(max(T_measured[k, 3] + ahead[k], WORKSPACE_LOW[k]), WORKSPACE_HIGH[k])
+    return out
 
 
 def forward(q: np.ndarray) -> np.ndarray:
     """T_base_ee [4, 4] of the point between the finger pads for joint positions q [7] (rad)."""
-    position, R = _forward(np.asarray(q, np.float64), _OFFSET, _ROLL, _TOOL_Z, _TOOL_YAW, np.zeros((6, 7)))
     T = np.eye(4)
-    T[:3, :3], T[:3, 3] = R, position
+    _forward(np.asarray(q, np.float64), T, np.empty((6, 7)))
     return T
 
 
@@ -91,53 +164,48 @@ def inverse(q: np.ndarray, T_base_ee: np.ndarray, iterations: int = 6) -> np.nda
 
     Damped least squares with a null-space term that pulls towards HOME; joint limits are kept.
     """
-    target = np.ascontiguousarray(T_base_ee[:3, :3])
-    args = (_OFFSET, _ROLL, _TOOL_Z, _TOOL_YAW, JOINT_LOW, JOINT_HIGH, HOME, iterations)
-    return _inverse(np.asarray(q, np.float64), np.ascontiguousarray(T_base_ee[:3, 3]), target, *args)
+    return _inverse(np.asarray(q, np.float64), np.ascontiguousarray(T_base_ee, np.float64), iterations)
 
 
 @dataclass
-class ArmController:
-    """Integrates end-effector deltas into a commanded pose and turns it into joint targets; limits the gripper's speed.
+class Panda:
+    """The robot of every task: turns actions into joint targets, and joints into proprioception. It holds no simulator.
+
+    Action float32 [7], clipped to ACTION_LOW..ACTION_HIGH: end-effector translation (m) and rotation vector (rad), both in
+    the base frame, and the opening command in [0, 1].
 
     The commanded pose, not the measured one, is moved by an action, so a still arm does not drift; a leash keeps it
-    within LEASH of the measured pose, so a blocked arm does not wind up.
+    within LEASH of the measured pose, so a blocked arm does not wind up. period (s): of one control step; gain scales
+    commanded deltas, gripper_speed the speed of the fingers.
     """
 
+    period: float = 0.05
+    gain: float = 1.0
+    gripper_speed: float = 1.0
     T_base_target: np.ndarray = field(default_factory=lambda: forward(HOME))
     q_target: np.ndarray = field(default_factory=HOME.copy)
     opening: float = MAX_OPENING
-    period: float = 0.05
+    closing: bool = False
 
-    def reset(self, q: np.ndarray) -> None:
-        """Start from joint positions q [7] (rad)."""
+    def start(self, q: np.ndarray, gain: float = 1.0, gripper_speed: float = 1.0) -> None:
+        """Begin an episode at joint positions q [7] (rad), the gripper open."""
+        self.gain, self.gripper_speed = gain, gripper_speed
         self.q_target = np.asarray(q, np.float64).copy()
         self.T_base_target = forward(self.q_target)
-        self.opening = MAX_OPENING
+        self.opening, self.closing = MAX_OPENING, False
 
-    def copy(self) -> ArmController:
-        """An independent controller in the same state."""
-        return ArmController(self.T_base_target.copy(), self.q_target.copy(), self.opening, self.period)
+    def copy(self) -> Panda:
+        """An independent robot in the same state."""
+        return replace(self, T_base_target=self.T_base_target.copy(), q_target=self.q_target.copy())
 
-    def apply(self, action: np.ndarray, q: np.ndarray, gain: float = 1.0) -> tuple[np.ndarray, float]:
-        """Joint targets [7] (rad) and gripper opening (m) for an action [7] at measured joints q [7] (rad).
-
-        action: delta position (m), rotation vector (rad), both in the base frame, and opening command in [0, 1];
-        clipped to ACTION_LOW..ACTION_HIGH. gain scales the deltas.
-        """
-        a = np.clip(np.asarray(action, np.float64), ACTION_LOW, ACTION_HIGH)
-        T = self.T_base_target.copy()
-        T[:3, 3] += gain * a[:3]
-        T[:3, :3] = rotvec_matrix(gain * a[3:6]) @ T[:3, :3]
-        ahead = T[:3, 3] - forward(q)[:3, 3]
-        distance = np.linalg.norm(ahead)
-        if distance > LEASH:
-            T[:3, 3] -= ahead * (1.0 - LEASH / distance)
-        T[:3, 3] = np.clip(T[:3, 3], WORKSPACE_LOW, WORKSPACE_HIGH)
-        self.T_base_target = T
-        self.q_target = inverse(self.q_target, T)
-        step = GRIPPER_SPEED * self.period
-        self.opening += float(np.clip(a[6] * MAX_OPENING - self.opening, -step, step))
+    def act(self, action: np.ndarray, T_base_ee: np.ndarray) -> tuple[np.ndarray, float]:
+        """Joint targets [7] (rad) and gripper opening (m) for an action [7] at the measured end-effector pose [4, 4]."""
+        a = np.minimum(np.maximum(np.asarray(action, np.float64), ACTION_LOW), ACTION_HIGH)
+        self.T_base_target = _moved(self.T_base_target, T_base_ee, self.gain * a[:6])
+        self.q_target = _inverse(self.q_target, self.T_base_target, 6)
+        grip, step = float(a[6]), self.gripper_speed * GRIPPER_SPEED * self.period
+        self.opening += min(max(grip * MAX_OPENING - self.opening, -step), step)
+        self.closing = grip < 0.5
         return self.q_target, self.opening
 
 

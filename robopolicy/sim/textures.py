@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 TEXTURE_SIZE = 64
-NUM_TEXTURES = 24
+NUM_TEXTURES = 48
+CHANNEL = 21  # bits of a colour channel in a texel of the pyramid
 
 Pattern = Callable[[np.random.Generator], np.ndarray]  # values in [0, 1], float64 [TEXTURE_SIZE, TEXTURE_SIZE]
 Colour = tuple[float, float, float]
@@ -117,6 +118,78 @@ def _speckle(share: float) -> Pattern:
     return pattern
 
 
+def _cells(count: int, border: float) -> Pattern:
+    """Voronoi cells of random points, each of one tone, with `border` (share of a tile) between them: pebbles, terrazzo."""
+
+    def pattern(rng: np.random.Generator) -> np.ndarray:
+        points, tones = rng.random((count, 2)), rng.random(count)
+        apart = np.abs(np.stack([_U, _V], axis=-1)[:, :, None] - points)
+        distance = np.linalg.norm(np.minimum(apart, 1 - apart), axis=-1)
+        first, second = np.sort(distance, axis=-1)[..., :2].transpose(2, 0, 1)
+        return np.where(second - first < border, 1.0, 0.75 * tones[distance.argmin(axis=-1)])
+
+    return pattern
+
+
+def _hexagons(columns: int) -> Pattern:
+    """Hexagonal tiles, three tones in turn, with joints."""
+
+    def pattern(rng: np.random.Generator) -> np.ndarray:
+        rows = 2 * round(columns / np.sqrt(3))  # of half a tile, so that it closes on itself
+        i, j = (a.reshape(-1) for a in np.meshgrid(np.arange(columns), np.arange(rows)))
+        centres = np.column_stack([(i + 0.5 * (j % 2)) / columns, j / rows])
+        apart = np.abs(np.stack([_U, _V], axis=-1)[:, :, None] - centres)
+        distance = np.linalg.norm(np.minimum(apart, 1 - apart) * [1.0, rows * np.sqrt(3) / 2 / columns], axis=-1)
+        first, second = np.sort(distance, axis=-1)[..., :2].transpose(2, 0, 1)
+        tone = rng.permutation(len(centres))[distance.argmin(axis=-1)] % 3
+        return np.where(second - first < 0.09 / columns, 1.0, 0.3 * tone)
+
+    return pattern
+
+
+def _zigzag(repeats: int, teeth: int, sharpness: float) -> Pattern:
+    return lambda rng: np.clip(0.5 + sharpness * (_wave(repeats * _V + np.abs((teeth * _U) % 1 - 0.5)) - 0.5), 0, 1)
+
+
+def _rings(cells: int, repeats: float) -> Pattern:
+    """Concentric circles in every cell."""
+    return lambda rng: _wave(repeats * np.hypot((_U * cells) % 1 - 0.5, (_V * cells) % 1 - 0.5) * 2)
+
+
+def _plaid(along_u: tuple[int, ...], along_v: tuple[int, ...]) -> Pattern:
+    """Tartan: square waves of several numbers across each direction, woven."""
+
+    def pattern(rng: np.random.Generator) -> np.ndarray:
+        bands = [(_wave(n * _U) > 0.6) for n in along_u] + [(_wave(n * _V) > 0.6) for n in along_v]
+        return 0.9 * _unit(np.sum(bands, axis=0)) + 0.1 * _noise(rng, 20, 0.5)
+
+    return pattern
+
+
+def _fabric(threads: int) -> Pattern:
+    """Fine cloth: thin threads across each other over soft folds."""
+    return lambda rng: 0.35 * _wave(threads * _U) + 0.35 * _wave(threads * _V) + 0.3 * _noise(rng, 2, 2.5)
+
+
+def _confetti(count: int, size: float) -> Pattern:
+    """Scattered squares, turned at random, of random tones."""
+
+    def pattern(rng: np.random.Generator) -> np.ndarray:
+        out = np.zeros_like(_U)
+        for x, y, angle, tone in rng.random((count, 4)):
+            dx, dy = (_U - x + 0.5) % 1 - 0.5, (_V - y + 0.5) % 1 - 0.5
+            c, s = np.cos(2 * np.pi * angle), np.sin(2 * np.pi * angle)
+            out[np.maximum(np.abs(c * dx + s * dy), np.abs(c * dy - s * dx)) < size] = 0.3 + 0.7 * tone
+        return out
+
+    return pattern
+
+
+def _contours(wavelengths: float, lines: int) -> Pattern:
+    """Lines of equal height of a landscape."""
+    return lambda rng: np.clip(1.6 * np.abs(_wave(lines * _noise(rng, wavelengths, 2.5)) - 0.5), 0, 1)
+
+
 _BANK: tuple[tuple[Pattern, Colour, Colour], ...] = (
     (_wood(3, 2.0, 0.55), (1.0, 0.93, 0.84), (0.80, 0.69, 0.57)),
     (_wood(5, 3.0, 0.4), (0.95, 0.80, 0.60), (0.62, 0.42, 0.26)),
@@ -142,6 +215,30 @@ _BANK: tuple[tuple[Pattern, Colour, Colour], ...] = (
     (_weave(10), (0.70, 0.62, 0.48), (1.0, 0.95, 0.82)),
     (_speckle(0.12), (0.95, 0.94, 0.90), (0.40, 0.38, 0.36)),
     (_wood(1, 0.5, 0.9), (0.98, 0.98, 1.0), (0.70, 0.72, 0.76)),
+    (_cells(24, 0.03), (0.62, 0.66, 0.72), (0.97, 0.96, 0.92)),
+    (_cells(70, 0.015), (0.98, 0.92, 0.85), (0.55, 0.45, 0.40)),
+    (_cells(9, 0.0), (0.50, 0.75, 0.95), (1.0, 0.70, 0.55)),
+    (_hexagons(4), (0.88, 0.93, 0.96), (0.40, 0.48, 0.55)),
+    (_hexagons(7), (1.0, 0.82, 0.45), (0.62, 0.36, 0.20)),
+    (_zigzag(4, 2, 5.0), (0.95, 0.97, 1.0), (0.25, 0.55, 0.62)),
+    (_zigzag(6, 4, 1.2), (1.0, 0.85, 0.75), (0.75, 0.40, 0.45)),
+    (_rings(1, 4.0), (1.0, 0.97, 0.90), (0.70, 0.35, 0.30)),
+    (_rings(3, 2.0), (0.60, 0.80, 0.60), (0.98, 0.98, 0.85)),
+    (_plaid((2, 5), (2, 5)), (0.95, 0.92, 0.85), (0.65, 0.20, 0.22)),
+    (_plaid((4,), (4, 7)), (0.85, 0.92, 1.0), (0.28, 0.38, 0.62)),
+    (_plaid((8,), (8,)), (1.0, 1.0, 0.95), (0.70, 0.72, 0.65)),
+    (_fabric(16), (0.80, 0.84, 0.90), (0.48, 0.54, 0.66)),
+    (_fabric(8), (0.98, 0.88, 0.80), (0.72, 0.52, 0.46)),
+    (_confetti(40, 0.05), (0.98, 0.96, 0.92), (0.85, 0.35, 0.55)),
+    (_confetti(90, 0.025), (0.72, 0.78, 0.84), (1.0, 0.95, 0.60)),
+    (_contours(2.5, 5), (0.55, 0.75, 0.55), (0.96, 0.94, 0.80)),
+    (_contours(5.0, 3), (0.95, 0.95, 1.0), (0.45, 0.42, 0.68)),
+    (_bricks(4), (0.70, 0.72, 0.74), (0.92, 0.92, 0.90)),
+    (_checker(16), (0.96, 0.96, 0.92), (0.48, 0.60, 0.52)),
+    (_stripes(3, 1, 1.0), (0.98, 0.90, 0.98), (0.60, 0.50, 0.80)),
+    (_dots(2, 0.38), (0.98, 0.85, 0.40), (0.35, 0.55, 0.80)),
+    (_marble(3, 4.0), (0.72, 0.48, 0.42), (0.98, 0.90, 0.84)),
+    (_gradient(0, 2), (0.98, 0.98, 0.90), (0.55, 0.78, 0.98)),
 )
 
 
@@ -154,3 +251,21 @@ def texture_bank() -> np.ndarray:
         bank[i] = np.round(255 * np.clip((1 - mix) * np.array(low) + mix * np.array(high), 0, 1))
     bank.flags.writeable = False
     return bank
+
+
+@lru_cache(maxsize=1)
+def texture_pyramid() -> np.ndarray:
+    """The bank with its halvings, red | green << CHANNEL | blue << 2 CHANNEL, int64 [NUM_TEXTURES, 2 S S], S = TEXTURE_SIZE.
+
+    As rows of S texels; level l is in those from 2 S - (2 S >> l) on. One multiplication then weighs all three channels.
+    """
+    pyramid = np.zeros((NUM_TEXTURES, 2 * TEXTURE_SIZE, TEXTURE_SIZE), np.int64)
+    level, start = texture_bank().astype(np.float32), 0
+    while True:
+        side = level.shape[1]
+        red, green, blue = np.moveaxis(np.round(level).astype(np.int64), -1, 0)
+        pyramid[:, start : start + side, :side] = red | green << CHANNEL | blue << 2 * CHANNEL
+        if side == 1:
+            return pyramid.reshape(NUM_TEXTURES, -1)
+        start += side
+        level = level.reshape(NUM_TEXTURES, side // 2, 2, side // 2, 2, 3).mean(axis=(2, 4))
