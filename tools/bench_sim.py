@@ -23,8 +23,8 @@ What is compared, and what to bear in mind:
     controller at each physics step; ours solves inverse kinematics once a step. All checks and wrappers that
     gymnasium.make() puts around an environment are on for everybody. MuJoCo draws in software (llvmpipe, in-thread),
     because the claim is about CPU cores; with a GPU the peers' pictures would cost less.
-    The equal scene has none of these differences: same meshes, boxes of 12 faces, colours, camera, light, shadow map of 256
-    over the same area, no antialiasing, plain colours. There the renderers alone differ. --picture writes both.
+    The equal scene has none of these differences: same meshes, boxes of 12 faces, colours, camera, light, texels of the shadow
+    map, no antialiasing, plain colours (peers/equal_scene.py). There the renderers alone differ. --picture writes both.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def ours(image: bool, size: int, randomization: str = "wide") -> Contender:
     env = gymnasium.make("robopolicy/Lift-v0", observation=observation, image_size=size, randomization=randomization)
     key = "observation.images.front"
     step = env.unwrapped.engine.time_step
-    settings = {"physics": f"{round(0.05 / step)} x {1e3 * step:.3g} ms", "shadow_map": 256, "msaa": 0}
+    settings = {"physics": f"{round(0.05 / step)} x {1e3 * step:.3g} ms", "shadows": image, "msaa": 0}
     return Gymnasium(env, (lambda _, seen: seen[key]) if image else None, settings)
 
 

@@ -1,8 +1,9 @@
 """The same scene for both renderers: our rasteriser and MuJoCo's own OpenGL, fed with the same poses of our Lift world.
 
-Equal: decimated meshes, boxes of 12 faces, colours, camera, one directional light, shadow maps of the same size over the
-same area, no antialiasing, no reflections, pixels read back into numpy. Everything is plain-coloured in both. Not
-counted: physics and kinematics of the poses, which are computed beforehand.
+Equal: decimated meshes, boxes of 12 faces, colours, camera, one directional light, no antialiasing, no reflections, pixels
+read back into numpy. Everything is plain-coloured in both. A texel of the shadow map is 7.8 mm wide in both at 84 px,
+their number about the same (ours 108 x 111, MuJoCo 128 x 128; with 256 x 256 as a further contender). Not counted: physics
+and kinematics of the poses, which are computed beforehand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 NUM_POSES = 50
-SHADOW_MAP = 256
+SHADOW_MAP, SHADOW_HALF = 128, 0.5  # texels and m: 7.8 mm a texel, as ours takes them at 84 px
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,16 @@ class _Replay:
         from robopolicy.sim import world
 
         nominal = {"light.shadow": 0.7 if shadow else 0.0, "distractors.count": 2.0}
-        if not textured:
-            nominal["table.texture"] = -1.0
-        self.env = gymnasium.make(
-            "robopolicy/Lift-v0", observation=("state",), image_size=size, randomization="none", nominal=nominal
-        ).unwrapped
+        self.env = gymnasium.make("robopolicy/Lift-v0", observation=("state",), randomization="none", nominal=nominal).unwrapped
         env, self._at = self.env, 0
         env.reset(seed=0)
         self.camera = world.camera("front", env.world, env.T_base_ee, size)
-        scene = world.scene(env.world, env.task.bodies(env.world), env.episode_seed)
-        if not textured:
-            scene = replace(scene, bodies=tuple(_plain(body) for body in scene.bodies))
-            env.engine.build(scene)
-            env.controller.reset(env.engine.joints()[0])
-        self.scene, self.poses = scene, []
-        expert = robopolicy.expert(env)
+        self.scene = env.scene if textured else _plain(env.scene)
+        env.engine.build(self.scene)
+        self.poses, expert = [], robopolicy.expert(env)
         for _ in range(NUM_POSES):
             env.advance(expert(env))
-            bodies = {body.name: env.engine.pose(body.name) for body in scene.bodies}
+            bodies = {body.name: env.engine.pose(body.name) for body in self.scene.bodies}
             self.poses.append(Pose(*env.engine.joints(), bodies, env.engine.snapshot()))
 
     def reset(self, seed: int) -> None:
@@ -66,8 +59,11 @@ class _Replay:
         return self._at
 
 
-def _plain(body: Any) -> Any:
-    return replace(body, shapes=tuple(replace(shape, texture=-1) for shape in body.shapes))
+def _plain(scene: Any) -> Any:
+    """The scene without textures, and without things that are no boxes, which the renderers draw with different meshes."""
+    boxes = [body for body in scene.bodies if all(shape.kind == "box" for shape in body.shapes)]
+    bodies = tuple(replace(body, shapes=tuple(replace(shape, texture=-1) for shape in body.shapes)) for body in boxes)
+    return replace(scene, bodies=bodies, table_texture=-1, background_texture=-1)
 
 
 class Ours(_Replay):
@@ -79,24 +75,25 @@ class Ours(_Replay):
 
     def settings(self) -> dict[str, Any]:
         """See Contender.settings."""
-        raster = self.env.engine._raster
-        return {"shadow_map": SHADOW_MAP if self.scene.light.shadow > 0 else 0, "msaa": 0, "mesh_faces": len(raster._faces)}
+        faces = len(self.env.engine._raster._geometry.faces) + 12  # and the table, which our rasteriser needs no faces for
+        return {"shadows": self.scene.light.shadow > 0, "msaa": 0, "faces": faces}
 
 
 class OpenGL:
     """MuJoCo's renderer for a compiled scene, set up like ours."""
 
-    def __init__(self, model: Any, scene: Any, camera: Any) -> None:
+    def __init__(self, model: Any, scene: Any, camera: Any, shadow_map: int = SHADOW_MAP) -> None:
         import mujoco
 
         from robopolicy.sim import raycast
+        from robopolicy.sim.twin_model import looks
 
         self._model, self._scene, self._camera = model, scene, camera
         quality = model.vis.quality
-        quality.shadowsize, quality.offsamples, quality.numquads = SHADOW_MAP, 0, 1
+        quality.shadowsize, quality.offsamples, quality.numquads = shadow_map, 0, 1
         model.stat.center[:] = scene.table_x, 0.0, scene.table_height
-        model.stat.extent, model.vis.map.shadowclip = 1.2 * scene.table_half, 1.0  # area of our shadow map
-        paint(model, scene)
+        model.stat.extent, model.vis.map.shadowclip = SHADOW_HALF * shadow_map / SHADOW_MAP, 1.0
+        model.geom_rgba[:, :3], model.geom_rgba[:, 3] = looks(model, scene).rgb[:-1], 1.0
         self._renderer = mujoco.Renderer(model, camera.height, camera.width)
         self._options = mujoco.MjvOption()
         self._options.geomgroup[:] = np.eye(mujoco.mjNGROUP, dtype=np.uint8)[raycast.VISIBLE_GROUP]
@@ -120,57 +117,43 @@ class OpenGL:
             eye.frustum_bottom, eye.frustum_top = -half_height, half_height
             eye.frustum_near, eye.frustum_far = camera.near, camera.far
         to_light = np.asarray(light.direction) / np.linalg.norm(light.direction)
-        lamp = drawn.lights[0]
+        lamp, fill = drawn.lights[:2]
         drawn.nlight = 1
         lamp.type, lamp.headlight, lamp.castshadow, lamp.texid = 1, 0, 1, -1  # mjLIGHT_DIRECTIONAL
         lamp.pos, lamp.dir = [self._scene.table_x, 0.0, self._scene.table_height] + 2.0 * to_light, -to_light
         lamp.ambient, lamp.diffuse = [light.ambient] * 3, np.multiply(light.rgb, light.diffuse)
         lamp.specular = [light.specular] * 3
+        if light.shadow > 0:  # where a light is in shadow MuJoCo leaves out its ambient part too: it takes a second one
+            drawn.nlight = 2
+            fill.type, fill.headlight, fill.castshadow, fill.texid = 1, 0, 0, -1
+            fill.pos, fill.dir, fill.ambient, fill.diffuse, fill.specular = lamp.pos, lamp.dir, lamp.ambient, [0] * 3, [0] * 3
+            lamp.ambient = [0.0] * 3
 
     def close(self) -> None:
         """Free OpenGL's context."""
         self._renderer.close()
 
 
-def paint(model: Any, scene: Any) -> None:
-    """The scene's colours on the visible geoms of its compiled model."""
-    from robopolicy.sim import raycast
-    from robopolicy.sim.meshes import panda_visuals
-
-    visible = np.flatnonzero(model.geom_group == raycast.VISIBLE_GROUP)
-    meshes = sorted((geom for geom in visible if model.geom_type[geom] == 7), key=lambda geom: model.geom_dataid[geom])
-    for geom, visual in zip(meshes, panda_visuals(), strict=True):
-        model.geom_rgba[geom, :3] = np.multiply(visual.rgb, scene.robot_rgb)
-    for geom in visible:
-        if model.geom_type[geom] != 7 and model.geom_bodyid[geom] == 0:
-            model.geom_rgba[geom, :3] = scene.table_rgb
-    for body in scene.bodies:
-        geoms = [geom for geom in visible if model.geom_bodyid[geom] == model.body(body.name).id]
-        for geom, shape in zip(geoms, body.shapes, strict=True):
-            model.geom_rgba[geom, :3] = shape.rgb
-    model.geom_rgba[:, 3] = 1.0
-
-
 class Mujoco(_Replay):
     """MuJoCo's renderer."""
 
-    def __init__(self, size: int, shadow: bool) -> None:
+    def __init__(self, size: int, shadow: bool, shadow_map: int = SHADOW_MAP) -> None:
         import mujoco
 
-        from robopolicy.sim.twin import compile_scene
+        from robopolicy.sim.twin_model import compile_scene, wxyz
 
         super().__init__(size, shadow)
-        self._model = model = compile_scene(self.scene)
-        self._gl = OpenGL(model, self.scene, self.camera)
-        self._states = []
+        model, frames = compile_scene(self.scene)
+        self._model, self._states = model, []
+        self._gl = OpenGL(model, self.scene, self.camera, shadow_map)
         for pose in self.poses:
             data = mujoco.MjData(model)
             data.qpos[:9] = [*pose.joints, pose.opening / 2, pose.opening / 2]
-            for name, (position, (x, y, z, w)) in pose.bodies.items():
-                joint = model.body(name).jntadr[0]
-                if joint >= 0:
-                    start = model.jnt_qposadr[joint]
-                    data.qpos[start : start + 7] = [*position, w, x, y, z]
+            for name, (position, quaternion) in pose.bodies.items():
+                start, own, inverse, link = model.joint(model.body(name).jntadr[0]).qposadr[0], frames[name], _pose(), _pose()
+                mujoco.mju_negPose(*inverse, own.position, own.quaternion)
+                mujoco.mju_mulPose(*link, position, wxyz(quaternion), *inverse)
+                data.qpos[start : start + 7] = np.concatenate(link)
             mujoco.mj_kinematics(model, data)
             self._states.append(data)
 
@@ -186,18 +169,26 @@ class Mujoco(_Replay):
         meshes = (model.geom_type == 7) & (model.geom_group == raycast.VISIBLE_GROUP)
         boxes = (model.geom_type == 6) & (model.geom_group == raycast.VISIBLE_GROUP)
         faces = int(model.mesh_facenum[model.geom_dataid[meshes]].sum()) + 12 * int(boxes.sum())
-        return {"shadow_map": SHADOW_MAP if self.scene.light.shadow > 0 else 0, "msaa": 0, "mesh_faces": faces}
+        return {
+            "shadow_map": int(model.vis.quality.shadowsize) if self.scene.light.shadow > 0 else 0,
+            "msaa": 0,
+            "faces": faces,
+        }
+
+
+def _pose() -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(3), np.zeros(4)
 
 
 class MujocoLift:
-    """The Lift task in the twin, physics by MuJoCo, pictures by MuJoCo's renderer with our light and a 256 shadow map."""
+    """The Lift task in the twin, physics by MuJoCo, pictures by MuJoCo's renderer with our light and a 128 shadow map."""
 
     def __init__(self, image: bool, size: int) -> None:
         import gymnasium
 
         import robopolicy  # noqa: F401  registers the environments
 
-        self._env = gymnasium.make("robopolicy/LiftTwin-v0", observation=("state",), nominal={"table.texture": -1.0})
+        self._env = gymnasium.make("robopolicy/LiftTwin-v0", observation=("state",))
         self._image, self._size = image, size
         self._gl: OpenGL | None = None
 
@@ -209,11 +200,10 @@ class MujocoLift:
         self._env.action_space.seed(seed)
         env = self._env.unwrapped
         if self._image:
-            scene = world.scene(env.world, env.task.bodies(env.world), env.episode_seed)
             camera = world.camera("front", env.world, env.T_base_ee, self._size)
             if self._gl:
                 self._gl.close()
-            self._gl = OpenGL(env.engine.model, scene, camera)
+            self._gl = OpenGL(env.engine.model, env.scene, camera)
 
     def step(self) -> np.ndarray | None:
         """See Contender.step."""

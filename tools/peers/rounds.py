@@ -46,6 +46,8 @@ def entries(parts: tuple[str, ...], peers: tuple[str, ...], size: int) -> list[E
         for key, options in (("shadow", {"shadow": True}), ("plain", {"shadow": False})):
             out.append(Entry(f"{OURS}_scene/{key}", "ours_equal_scene", options | {"size": size}, OURS))
             out.append(Entry(f"mujoco_scene/{key}", "mujoco_equal_scene", options | {"size": size}, MUJOCO))
+        finer = {"shadow": True, "shadow_map": 256, "size": size}
+        out.append(Entry("mujoco_scene/shadow_256", "mujoco_equal_scene", finer, MUJOCO))
         textured = {"shadow": True, "textured": True, "size": size}
         out.append(Entry(f"{OURS}_scene/textured", "ours_equal_scene", textured, OURS))
         out.append(Entry("mujoco_lift", "mujoco_lift", image, MUJOCO))

@@ -20,22 +20,22 @@ STAGES: dict[str, tuple[str, ...]] = {
     "physics: commands": ("env:engine.command",),
     "physics: reading joints": ("env:engine.joints",),
     "kinematics and IK": (
-        "env:controller.apply",
+        "env:robot.act",
         "robopolicy.sim.robot:forward",
         "robopolicy.sim.robot:inverse",
         "robopolicy.sim.robot:proprioception",
     ),
     "task evaluation": ("env:_info", "env:task.evaluate", "env:task.bodies"),
     "task: reading bodies": ("env:engine.pose", "env:engine.velocity", "env:engine.grip_forces"),
-    "poses of meshes": ("env:engine._mesh_poses",),
+    "poses of things to draw": ("env:engine.snapshot",),
     "camera pose": ("robopolicy.sim.world:camera",),
-    "sensor noise: image": ("robopolicy.sim.env:noisy_image",),
-    "sensor noise: depth": ("robopolicy.sim.env:noisy_depth",),
+    "sensor noise: image": ("robopolicy.sim.sensors:noisy_image",),
+    "sensor noise: depth": ("robopolicy.sim.sensors:noisy_depth",),
     "render: Python around kernels": ("env:engine.render", "env:engine._raster.render"),
-    "rest of observe": ("env:observe",),
+    "rest of observe": ("env:observe", "env:sensors.observe", "env:sensors.record"),
     "rest of step": ("env:step",),
 }
-KERNELS = "robopolicy.sim.kernels"  # each of its compiled functions that Python calls is a stage of its own
+KERNELS = ("robopolicy.sim.kernels", "robopolicy.sim.shading")  # each function they compile is a stage, where Python calls it
 OUTSIDE = "gymnasium's wrappers"
 
 
@@ -83,10 +83,10 @@ class Stopwatch:
                     setattr(owner, name, self.wrap(stage, getattr(owner, name)))
                 except (AttributeError, ImportError):
                     missing.append(target)
-        kernels = importlib.import_module(KERNELS)
-        for name, function in list(vars(kernels).items()):
-            if hasattr(function, "py_func") and not name.startswith("_"):
-                setattr(kernels, name, self.wrap(f"render: {name}", function))
+        for kernels in map(importlib.import_module, KERNELS):
+            for name, function in list(vars(kernels).items()):
+                if hasattr(function, "py_func") and not name.startswith("_"):
+                    setattr(kernels, name, self.wrap(f"render: {name}", function))
         return missing
 
 
