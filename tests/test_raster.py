@@ -410,6 +410,49 @@ def test_wrong_number_of_poses_or_unknown_texture_is_named():
         drawing([], shadow_size=100)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e9])
+def test_a_pose_that_is_none_is_named(value):
+    poses = at(*BODIES)
+    poses[1, 2] = value
+    with pytest.raises(ValueError, match=r"frame 1: give a finite position"):
+        drawing(BODIES).render(poses, camera(16))
+    with pytest.raises(ValueError, match=r"frame 0: .* unit quaternion"):
+        drawing(BODIES).render(np.zeros((2, 7)), camera(16))
+
+
+STRANGE = """
+import sys
+import numpy as np
+from robopolicy.sim.raster import Part, Rasterizer
+from robopolicy.sim.meshes import shape_mesh
+from robopolicy.sim.scene import Camera, Light, Scene, Shape, look_at
+rng = np.random.default_rng(0)
+for i in range(60):
+    radius, height = 10 ** rng.uniform(-3, 0.3, 2)
+    sizes = {"box": (radius, height, radius), "cylinder": (radius, radius, height), "sphere": (radius,) * 3}
+    parts = [Part(shape_mesh(Shape(kind, size)), j, 3 + j, (1, 1, 1), i % 48) for j, (kind, size) in enumerate(sizes.items())]
+    light = Light(direction=(0.0, 0.0, 1.0) if i % 7 == 0 else (*rng.normal(size=2), (i % 5) - 2))
+    scene = Scene((), (), table_height=0.1 * (i % 3), background_texture=i % 48, light=light)
+    raster = Rasterizer(parts[: i % 4], scene, supersample=1 + i % 2, shadow_size=(0, 8, 64, 512)[i % 4])
+    eye = rng.normal(size=3) * 10 ** rng.uniform(-2, 0.5) + [0.5, 0, 0.1]
+    eye[2] = scene.table_height if i % 6 == 0 else eye[2]
+    camera = Camera("strange", look_at(eye, rng.normal(size=3)), rng.uniform(5, 140), *rng.integers(1, 70, 2).tolist(),
+                    near=10 ** rng.uniform(-3, 0), far=10 ** rng.uniform(0, 1), center=tuple(rng.uniform(-0.2, 1.2, 2)))
+    poses = np.column_stack([rng.normal(size=(3, 3)) * 10 ** rng.uniform(-2, 2), rng.normal(size=(3, 4))])
+    poses[:, 3:] /= np.linalg.norm(poses[:, 3:], axis=1, keepdims=True)
+    frame = raster.render(poses[: raster.num_frames], camera)
+    assert ((frame.depth == 0) == (frame.segmentation == 0)).all()
+    seen = frame.depth[frame.depth > 0]
+    assert np.isfinite(frame.depth).all() and (seen > 0.999 * camera.near).all() and (seen < 1.001 * camera.far).all()
+"""
+
+
+def test_strange_scenes_stay_within_memory():
+    """The kernels check no index: wrong ones would crash the interpreter, so this runs in one of its own."""
+    done = subprocess.run([sys.executable, "-c", STRANGE], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_textures_are_distinct_bright_and_tile():
     bank = texture_bank().astype(float)
     assert bank.shape == (NUM_TEXTURES, 64, 64, 3)

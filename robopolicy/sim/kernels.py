@@ -18,6 +18,7 @@ import numpy as np
 NO_FACE, TABLE_FACE = -1, -2  # what a pixel of the face buffer holds where it shows no mesh
 EDGE = np.float32(-1e-5)  # barycentric slack: neighbouring faces leave no pinholes between them
 ZERO, HALF, ONE = (np.float32(x) for x in (0, 0.5, 1))
+FARTHEST = 1e4  # m
 SHADOW_FLOOR = 5.0  # m below the robot's base, along the light, where its nearness is zero
 
 # _nrt=False: kernels allocate nothing, so arrays need no reference counts; counting them costs half the time of shading.
@@ -63,6 +64,20 @@ class Scratch(NamedTuple):
     in_light: np.ndarray
     screen: np.ndarray
     chosen: np.ndarray
+
+
+@_kernel
+def bad_pose(poses):
+    """The first of the poses [P, 7] that is none: not finite, farther than FARTHEST, no quaternion. -1 if all are good."""
+    for i in range(poses.shape[0]):
+        x, y, z, w = poses[i, 3], poses[i, 4], poses[i, 5], poses[i, 6]
+        norm = x * x + y * y + z * z + w * w
+        if not 0.1 < norm < 10:
+            return i
+        for j in range(3):
+            if not abs(poses[i, j]) < FARTHEST:
+                return i
+    return -1
 
 
 @_inline
@@ -138,7 +153,7 @@ def _setup(x0, y0, z0, x1, y1, z1, x2, y2, z2, width, height):
     area = x1 * y2 - x2 * y1
     left, right = _span(x0 + min(ZERO, x1, x2), x0 + max(ZERO, x1, x2), width)
     top, bottom = _span(y0 + min(ZERO, y1, y2), y0 + max(ZERO, y1, y2), height)
-    if area >= ZERO or left > right:
+    if not area < ZERO or left > right:
         bottom = top - 1
     scale = ONE / area
     x1, y1, x2, y2 = x1 * scale, y1 * scale, x2 * scale, y2 * scale
@@ -354,7 +369,7 @@ def cast(geometry, scratch, view, width, height, least, axes, texel, budget, sha
         return 0, 0, texel
     left, right = _bounds(geometry, scratch, view, axes[0], 1 / least, width, height)
     top, bottom = _bounds(geometry, scratch, view, axes[1], 1 / least, width, height)
-    if left >= right or top >= bottom:
+    if not (left < right and top < bottom):
         return 0, 0, texel
     while max(right - left, bottom - top) > (size - 6) * texel or (right - left) * (bottom - top) > budget * texel * texel:
         texel *= np.sqrt(2.0)

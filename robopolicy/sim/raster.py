@@ -19,7 +19,7 @@ from robopolicy.sim.textures import NUM_TEXTURES, texture_pyramid
 
 TABLE_TILE = 0.6  # m of table that one texture covers
 SKY_TILES = 4  # textures around the horizon
-TEXELS_PER_PIXEL = 1.4  # side of a pixel where the camera looks at the table, over that of a texel of the shadow map
+TEXELS_PER_PIXEL = 1.0  # side of a pixel where the camera looks at the table, over that of a texel of the shadow map
 MAX_TEXELS_PER_PIXEL = 2.5  # in number
 FINEST_TEXEL, COARSEST_TEXEL = 0.001, 0.008  # m
 
@@ -89,11 +89,16 @@ class Rasterizer:
             rgb: False leaves the colour image black, which is several times faster.
 
         Raises:
-            ValueError: another number of poses.
+            ValueError: another number of poses, or one that is not finite.
         """
         poses = np.ascontiguousarray(poses, np.float64)
         if poses.shape != (self.num_frames, 7):
             raise ValueError(f"poses {poses.shape}: the parts are in {self.num_frames} frames, so give [{self.num_frames}, 7]")
+        bad = kernels.bad_pose(poses)
+        if bad >= 0:
+            raise ValueError(
+                f"pose {poses[bad].tolist()} of frame {bad}: give a finite position (m) and a unit quaternion (xyzw)"
+            )
         height, width, geometry, scratch = camera.height, camera.width, self._geometry, self._scratch
         view = _view(camera, 1)
         nearness, face = _buffers(height, width)
