@@ -205,7 +205,12 @@ def test_what_cannot_be_exported_or_imported_says_why_and_leaves_nothing(tmp_pat
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(DatasetError, match=r"file-000.parquet cannot be read"):
         import_dataset(tmp_path / "cut", tmp_path / "out")
-    assert sorted(os.listdir(tmp_path)) == ["cut", "old", "set"]
+    foreign(tmp_path / "lacking")
+    rows = tmp_path / "lacking/meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(rows).drop_columns("data/file_index"), rows)
+    with pytest.raises(DatasetError, match=r"lacks 'data/file_index' in its metadata"):
+        import_dataset(tmp_path / "lacking", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["cut", "lacking", "old", "set"]
 
 
 def test_a_damaged_video_is_named(tmp_path):

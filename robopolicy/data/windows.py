@@ -6,6 +6,7 @@ are decoded from their files when a window needs them, so memory stays flat howe
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,8 @@ from robopolicy.spec import (
     SpecError,
     did_you_mean,
 )
+
+logger = logging.getLogger(__name__)
 
 MEMORY_GB = 4.0
 _SHOW_PROGRESS = 200  # episodes; fewer load in a moment
@@ -168,6 +171,9 @@ class Windows:
         step_bytes = sum(math.prod(features[key].shape) * np.dtype(features[key].dtype).itemsize for key in large)
         num_resident = np.searchsorted(self._starts * step_bytes, memory_gb * 1e9, side="right") - 1  # episodes
         self.num_resident = int(self._starts[num_resident])
+        if self.num_resident < len(self):
+            share = self.num_resident / len(self)
+            logger.info("%.0f %% of the images fit into memory_gb=%g; the others are read when needed", 100 * share, memory_gb)
         rows = {key: self.num_resident if key in large else len(self) for key in needed}
         values = {key: np.empty((rows[key], *features[key].shape), features[key].dtype) for key in needed}
         hidden = len(self.episodes) <= _SHOW_PROGRESS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def import_dataset(path: str | Path, out: str | Path) -> list[str]:
     """
     path = Path(path)
     source = _Import(path)
-    with building(Path(out), resume=False) as folder:
+    with _complete(path), building(Path(out), resume=False) as folder:
         writer = EpisodeWriter(folder, source.spec)
         for arrays, info, name in tqdm(
             source.episodes(), desc="import", total=source.num_episodes, unit="episode", leave=False
@@ -54,6 +55,14 @@ def import_dataset(path: str | Path, out: str | Path) -> list[str]:
         store = EpisodeStore(folder)
     lines = [f"{out}: {len(store)} episodes, {int(store.lengths.sum())} steps"]
     return [*lines, *(f"  {key} is left out: a dataset holds no {kind} at every step" for key, kind in source.left_out.items())]
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise DatasetError(f"{path} lacks {error} in its metadata or data: it is no LeRobotDataset {VERSION}") from error
 
 
 class _Import:
@@ -89,9 +98,7 @@ class _Import:
                 owner = np.asarray(table["episode_index"])
             at = np.flatnonzero(owner == row["episode_index"])
             if table is None or len(at) != row["length"]:
-                raise DatasetError(
-                    f"{self.path}: episode {row['episode_index']} has {len(at)} of {row['length']} rows; restore it"
-                )
+                raise DatasetError(f"{self.path}: episode {row['episode_index']} has {len(at)} of {row['length']} rows")
             steps = table.slice(int(at[0]), len(at))
             arrays = {key: self._array(key, steps, row) for key in self.described}
             stored = row.get(f"{OURS}info")
@@ -119,7 +126,9 @@ class _Import:
 
     def _read_spec(self) -> DatasetSpec:
         if (self.path / SIDECAR).exists():
-            return DatasetSpec.from_dict(json.loads((self.path / SIDECAR).read_text())["spec"])
+            ours = DatasetSpec.from_dict(json.loads((self.path / SIDECAR).read_text())["spec"])
+            if set(ours.features) == set(self.described):  # LeRobot's tools add and remove keys
+                return ours
         features: Features = {}
         for key, described in self.described.items():
             shape, dtype = tuple(described["shape"]), described["dtype"]
