@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_STARTING_S = 120.0  # that a worker may take to begin, before the time of its unit counts
 _ONE_THREAD = {**dict.fromkeys(_THREADS, "1"), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -64,6 +65,10 @@ class Lost:
 Outcome = Done | Raised | Lost
 
 
+class Begun:
+    """The unit has reached its worker, which has started and imported what it needs."""
+
+
 class Crew(Protocol):
     """Up to `size` processes that each work on one unit at a time."""
 
@@ -72,8 +77,8 @@ class Crew(Protocol):
     def start(self, work: Callable[[Any], Any], unit: Any) -> Any:
         """A handle of the unit, begun in a process that is free."""
 
-    def wait(self, handles: Sequence[Any], timeout: float | None) -> dict[Any, Outcome]:
-        """The outcomes that there are within `timeout` s; at least one if it is None."""
+    def wait(self, handles: Sequence[Any], timeout: float | None) -> dict[Any, Outcome | Begun]:
+        """News of the units, of at least one if timeout (s) is None."""
 
     def kill(self, handle: Any) -> None:
         """End the process that works on the unit."""
@@ -177,21 +182,24 @@ def _run(
         for index, unit in enumerate(units):
             yield index, Done(work(unit))
         return
-    waiting, tries = deque(range(len(units))), Counter[int]()
+    waiting, tries, patience = deque(range(len(units))), Counter[int](), executor.timeout_s or float("inf")
     busy: dict[Any, tuple[int, float]] = {}  # {handle: (index of the unit, when it is late)}
     crew = executor.crew(num_workers) if units else None
     try:
         while crew and (waiting or busy):
             while waiting and len(busy) < crew.size:
                 index = waiting.popleft()
-                busy[crew.start(work, units[index])] = index, time.monotonic() + (executor.timeout_s or float("inf"))
-            patience = min(late for _, late in busy.values()) - time.monotonic()
-            outcomes = crew.wait(list(busy), None if patience == float("inf") else max(0.0, patience))
-            for handle in [handle for handle, (_, late) in busy.items() if handle not in outcomes and time.monotonic() > late]:
+                busy[crew.start(work, units[index])] = index, time.monotonic() + _STARTING_S + patience
+            first = min(late for _, late in busy.values()) - time.monotonic()
+            news = crew.wait(list(busy), None if first == float("inf") else max(0.0, first))
+            for handle in [handle for handle, (_, late) in busy.items() if handle not in news and time.monotonic() > late]:
                 crew.kill(handle)
-                outcomes[handle] = Lost(f"took longer than timeout_s={executor.timeout_s:g}")
-            for handle, outcome in outcomes.items():
+                news[handle] = Lost(f"took longer than timeout_s={executor.timeout_s:g}")
+            for handle, outcome in news.items():
                 index, _ = busy.pop(handle)
+                if isinstance(outcome, Begun):
+                    busy[handle] = index, time.monotonic() + patience
+                    continue
                 if isinstance(outcome, Raised):
                     raise outcome.error from RuntimeError(f"in a worker:\n{outcome.where}")
                 if isinstance(outcome, Lost) and tries[index] < executor.retries:
@@ -238,7 +246,9 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process at the other end decides
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # it is gone
         while True:
-            outcome = _attempt(*pipe.recv())
+            work, unit = pipe.recv()
+            pipe.send(Begun())
+            outcome = _attempt(work, unit)
             try:
                 pipe.send(outcome)
             except (TypeError, AttributeError, ValueError) as error:
@@ -262,11 +272,11 @@ class _LocalCrew:
             worker.pipe.send((work, unit))
         return worker
 
-    def wait(self, handles: Sequence[_Worker], timeout: float | None) -> dict[_Worker, Outcome]:
+    def wait(self, handles: Sequence[_Worker], timeout: float | None) -> dict[_Worker, Outcome | Begun]:
         ready = set(wait([worker.pipe for worker in handles], timeout))
-        return {worker: self._outcome(worker) for worker in handles if worker.pipe in ready}
+        return {worker: self._news(worker) for worker in handles if worker.pipe in ready}
 
-    def _outcome(self, worker: _Worker) -> Outcome:
+    def _news(self, worker: _Worker) -> Outcome | Begun:
         try:
             outcome = worker.pipe.recv()
         except (EOFError, OSError):
@@ -275,7 +285,8 @@ class _LocalCrew:
             cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
             self.kill(worker)
             return Lost(cause + (", perhaps for want of memory" if code == -signal.SIGKILL else ""))
-        _free.append(worker)
+        if not isinstance(outcome, Begun):
+            _free.append(worker)
         return outcome
 
     def kill(self, worker: _Worker) -> None:
@@ -319,7 +330,7 @@ class _RayCrew:
             self._shared = work, self._ray.put(work)
         return self._attempt.remote(self._shared[1], unit)
 
-    def wait(self, handles: Sequence[Any], timeout: float | None) -> dict[Any, Outcome]:
+    def wait(self, handles: Sequence[Any], timeout: float | None) -> dict[Any, Outcome | Begun]:
         ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=timeout)
         return {handle: self._outcome(handle) for handle in ready}
 

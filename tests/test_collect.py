@@ -251,7 +251,7 @@ def slow_at_first(unit, marker):
 
 def test_a_stalled_worker_is_replaced(tmp_path):
     work = partial(slow_at_first, marker=str(tmp_path / "marker"))
-    assert map_units(work, range(6), 2, progress=False, executor=Local(timeout_s=4.0)) == [0, -1, -2, -3, -4, -5]
+    assert map_units(work, range(6), 2, progress=False, executor=Local(timeout_s=3.0)) == [0, -1, -2, -3, -4, -5]
 
 
 def test_errors_of_units_arrive_as_they_are():

@@ -32,8 +32,7 @@ class Actor(Protocol):
 
 def make_expert(env: gymnasium.Env, rng: np.random.Generator | None = None) -> Callable[[gymnasium.Env], Array]:
     """The scripted expert of the environment's task, env -> action; with a generator, a flawed copy drawn from it."""
-    expert = env.unwrapped.expert()  # type: ignore[attr-defined]
-    return expert if rng is None else type(expert).imperfect(rng)
+    return env.unwrapped.expert(rng)  # type: ignore[attr-defined]
 
 
 class ExpertActor:

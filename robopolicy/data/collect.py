@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -228,7 +229,7 @@ def collect(
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        raise OSError(f"no space left for {path} ({error.strerror}): {kept()} once there is space") from error
+        raise OSError(f"no space left for {path} ({os.strerror(error.errno)}): {kept()} once there is space") from error
     return EpisodeStore(path)
 
 
