@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from robopolicy.data.collect import ExpertActor, dataset_spec, environment, episode_seed, play
+from robopolicy.data.actors import ExpertActor
+from robopolicy.data.collect import dataset_spec, environment, episode_seed, play
 from robopolicy.data.episode_file import pack
 from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
 from robopolicy.data.manage import check

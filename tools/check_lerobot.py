@@ -79,7 +79,8 @@ def prepare(work: Path, quick: bool, seed: int) -> dict:
     """Collect a dataset, export it in every encoding, and keep the arrays for the other environment."""
     import numpy as np
 
-    from robopolicy.data.collect import ExpertActor, dataset_spec, environment, episode_seed, play
+    from robopolicy.data.actors import ExpertActor
+    from robopolicy.data.collect import dataset_spec, environment, episode_seed, play
     from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
     from robopolicy.data.lerobot import export_dataset, import_dataset
 
