@@ -193,11 +193,11 @@ def test_the_real_control_rate_may_differ_and_jitter():
             marks.append(env._clock)
         return np.diff(marks)
 
-    assert set(clocks()) == {6}
-    assert set(clocks(**{"robot.rate": 0.5})) == {12}
+    assert set(clocks()) == {9}
+    assert set(clocks(**{"robot.rate": 0.5})) == {18}
     jittered = clocks(**{"robot.rate_jitter": 0.01})
     assert len(set(jittered)) > 2
-    assert abs(jittered.mean() - 6) < 1
+    assert abs(jittered.mean() - 9) < 1
 
 
 def test_level_shrinks_the_world_towards_the_nominal():
