@@ -215,7 +215,7 @@ def _split_verb(words: list[str]) -> tuple[str, list[str]]:
 def _verb_help(name: str) -> str:
     path = conf_dir() / f"{_config_name(name)}.yaml"
     first, _, examples = (VERBS[name].__doc__ or "").partition("\n")
-    used = {key.split()[-1] for entry in OmegaConf.load(path).defaults if isinstance(entry, DictConfig) for key in entry}
+    used = {str(key).split()[-1] for entry in OmegaConf.load(path).defaults if isinstance(entry, DictConfig) for key in entry}
     groups = sorted(f.name for f in conf_dir().iterdir() if f.is_dir() and f.name in used)
     options = [f"  {group}: {', '.join(sorted(p.stem for p in (conf_dir() / group).glob('*.yaml')))}" for group in groups]
     settings = OmegaConf.to_yaml(compose(_config_name(name)), resolve=False)
