@@ -57,10 +57,10 @@ def main() -> None:
         sys.exit(
             f"{args.folder} has {free / 1e9:.0f} GB free, {frames} frames ask for {FREE_BYTES_PER_FRAME * frames / 1e9:.0f}"
         )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench_data_") as work:
         result = {"writing": writing_share(Path(work), 20 if args.quick else 200, args.seed)}
         result["large"] = large_dataset(Path(work), frames, args.seed, 100 if args.quick else 1500)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     result |= {"command": " ".join(sys.argv), "commit": commit, "seed": args.seed}
     result["versions"] = {name: version(name) for name in ("numpy", "pyarrow")}
     report(result)
