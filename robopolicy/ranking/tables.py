@@ -65,7 +65,7 @@ def load_episodes(path: str | Path) -> pa.Table:
     """The episode table of a parquet file. Raises RankingError when there is none."""
     if not Path(path).is_file():
         raise RankingError(f"no episode table at {path}: give a parquet file with the columns {', '.join(COLUMNS)}")
-    return pq.read_table(path)
+    return pq.read_table(path, use_threads=False)  # reader threads may abort Python at exit
 
 
 def _columns(table: pa.Table, name: str) -> dict[str, Array]:
