@@ -12,10 +12,10 @@ from scipy.spatial import ConvexHull
 import robopolicy
 from robopolicy import spec
 from robopolicy.data.collect import play
-from robopolicy.geometry import matrix_from_6d
+from robopolicy.geometry import matrix_from_6d, pose
 from robopolicy.sim import robot
 from robopolicy.sim.camera import deproject, height_over_table
-from robopolicy.sim.collision import collision_urdf
+from robopolicy.sim.collision import collision_urdf, merged
 from robopolicy.sim.description import checked_urdf, panda_urdf
 from robopolicy.sim.parameters import PARAMETERS
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Camera, look_at
@@ -303,9 +303,13 @@ def test_kinematics_agree_with_the_simulator():
     env = make()
     env.reset(seed=0)
     c, uid = env.engine._p, env.engine._robot
-    hand = c.getLinkState(uid, 11, computeForwardKinematics=1)  # the URDF's own grasp target frame
     T = robot.forward(env.engine.joints()[0])
-    assert np.allclose(T[:3, 3], hand[4], atol=1e-4)
+    for former in (8, 11):  # the URDF's own hand and grasp target frames, in the link that they are part of
+        link, T_link_frame = merged()[1][former]
+        state = c.getLinkState(uid, link, computeForwardKinematics=1)
+        T_frame = pose(np.array(state[4]), np.array(state[5])) @ T_link_frame
+        assert np.allclose(T[:3, 2], T_frame[:3, 2], atol=1e-4)
+    assert np.allclose(T[:3, 3], T_frame[:3, 3], atol=1e-4)
 
 
 def test_inverse_kinematics_reaches_its_target():

@@ -12,15 +12,15 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from robopolicy.sim.collision import collision_urdf
+from robopolicy.sim.collision import collision_urdf, merged
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.inertia import mass_properties
-from robopolicy.sim.meshes import panda_visuals, shape_mesh
+from robopolicy.sim.meshes import Mesh, panda_visuals, shape_mesh
 from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
@@ -52,8 +52,15 @@ SOLVER_ITERATIONS = 30
 RESIDUAL = 1e-4  # of the solver, below which it stops early: what moves freely costs less
 _BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: position, quaternion
 _ARM = list(range(NUM_JOINTS))
-_FINGERS = [9, 10]
+_FINGERS = [NUM_JOINTS, NUM_JOINTS + 1]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
+
+
+@cache
+def _visuals() -> list[tuple[int, Mesh, tuple[float, float, float]]]:
+    """Link of collision_urdf(), mesh in its frame, and colour of everything that shows of the robot."""
+    _, moved = merged()
+    return [(moved[v.link][0], v.mesh.moved(moved[v.link][1]), v.rgb) for v in panda_visuals()]
 
 
 class _Handle(NamedTuple):
@@ -136,7 +143,7 @@ class BulletEngine:
             c.changeDynamics(robot, link, linearDamping=0, angularDamping=0, jointDamping=scene.joint_damping)
         for finger in _FINGERS:
             c.changeDynamics(robot, finger, lateralFriction=scene.finger_friction, spinningFriction=0.002, frictionAnchor=1)
-        gear = c.createConstraint(robot, 9, robot, 10, p.JOINT_GEAR, [1, 0, 0], [0, 0, 0], [0, 0, 0])
+        gear = c.createConstraint(robot, _FINGERS[0], robot, _FINGERS[1], p.JOINT_GEAR, [1, 0, 0], [0, 0, 0], [0, 0, 0])
         c.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
 
     def _add_body(self, body: Body) -> _Handle:
@@ -210,10 +217,10 @@ class BulletEngine:
                 self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
 
     def _prepare_drawing(self, scene: Scene) -> None:
-        visuals = panda_visuals()
-        self._links = sorted({v.link for v in visuals} - {-1})
+        visuals = _visuals()
+        self._links = sorted({link for link, _, _ in visuals} - {-1})
         frame = {link: i for i, link in enumerate([-1, *self._links])}
-        arm = [Part(v.mesh, frame[v.link], ROBOT, np.multiply(v.rgb, scene.robot_rgb).tolist()) for v in visuals]
+        arm = [Part(mesh, frame[link], ROBOT, np.multiply(rgb, scene.robot_rgb).tolist()) for link, mesh, rgb in visuals]
         bodies = [
             Part(shape_mesh(shape), len(frame) + i, FIRST_BODY + i, shape.rgb, shape.texture)
             for i, body in enumerate(scene.bodies)

@@ -18,6 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
+from robopolicy.geometry import pose
 from robopolicy.resources import cache_dir
 from robopolicy.sim.scene import Shape
 
@@ -41,6 +42,11 @@ class Mesh:
     normals: np.ndarray
     uv: np.ndarray
     faces: np.ndarray
+
+    def moved(self, T: np.ndarray) -> Mesh:
+        """The same mesh in another frame, in which its own has the pose T [4, 4]."""
+        vertices, normals = self.vertices @ T[:3, :3].T + T[:3, 3], self.normals @ T[:3, :3].T
+        return Mesh(vertices.astype(np.float32), normals.astype(np.float32), self.uv, self.faces)
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,8 @@ def _unit_mesh(kind: str) -> Mesh:
 def shape_mesh(shape: Shape) -> Mesh:
     """The mesh of a shape in its body's frame."""
     unit = _unit_mesh(shape.kind)  # a shape is this stretched along its axes, which leaves the normals as they are
-    rotation = Rotation.from_quat(shape.quaternion).as_matrix()
-    vertices = (unit.vertices * shape.size) @ rotation.T + np.asarray(shape.position)
-    return Mesh(vertices.astype(np.float32), (unit.normals @ rotation.T).astype(np.float32), unit.uv, unit.faces)
+    stretched = Mesh((unit.vertices * shape.size).astype(np.float32), unit.normals, unit.uv, unit.faces)
+    return stretched.moved(pose(np.array(shape.position), np.array(shape.quaternion)))
 
 
 def panda_visuals() -> list[PandaVisual]:

@@ -55,7 +55,7 @@ PARAMETERS: dict[str, Parameter] = {
     "robot.rgb": rgb(0.92, 0.92, 0.92),
     "robot.joints": Parameter(HOME.tolist(), "rad", float(JOINT_LOW.min()), float(JOINT_HIGH.max()), "at reset"),
     "robot.time_constant": Parameter(0.04, "s", 0.005, 1.0, "lag of the joint controllers"),
-    "robot.joint_damping": Parameter(0.0, "N m s/rad", 0.0, 5.0, "passive, beyond the controllers'; PyBullet is unstable above"),
+    "robot.joint_damping": Parameter(0.0, "N m s/rad", 0.0, 5.0, "passive, beyond the controllers'; unstable above"),
     "robot.finger_friction": ratio(1.0, 0.0, 5.0, "lateral, of the finger pads"),
     "robot.grip_force": Parameter(40.0, "N", 1.0, 200.0, "most that a finger pushes"),
     "robot.gripper_speed": ratio(1.0, 0.1, 5.0, "over the nominal speed"),
