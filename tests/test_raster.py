@@ -484,3 +484,19 @@ def test_mesh_cache_survives_two_builders(tmp_path):
     assert first.files == second.files
     for name in first.files:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_a_camera_that_stands_still_sees_what_another_sees(supersample):
+    scene = replace(SCENE, table_texture=6, background_texture=12)
+    moving, still = camera(72), replace(camera(72), still=True)
+    poses, far = at(*BODIES), at(*BODIES) + [0.1, 0.05, 0.1, 0, 0, 0, 0]
+    raster = drawing(BODIES, scene, supersample=supersample)
+    for place in (poses, far, poses):
+        a, b = raster.render(place, moving).rgb.astype(int), raster.render(place, still).rgb.astype(int)
+        assert np.abs(a - b).max() <= 1
+    assert np.array_equal(
+        raster.render(poses, still).rgb, drawing(BODIES, scene, supersample=supersample).render(poses, still).rgb
+    )
+    elsewhere = replace(camera(72, eye=(1.0, 0.5, 0.7)), still=True)
+    assert np.abs(raster.render(poses, elsewhere).rgb.astype(int) - a).max() > 20

@@ -1,7 +1,7 @@
 """The Panda's description as PyBullet simulates it: made once from pybullet_data's into the user's cache folder.
 
-Visuals are left out (the rasteriser has its own). Links on fixed joints are merged into their parents and each collision mesh
-is written as its convex hull, which Bullet would take anyway: the same robot, simulated 10 % faster and loaded in half the time.
+Visuals are left out (the rasteriser has its own). Links on fixed joints are merged into their parents, and each collision
+mesh is written as its convex hull, which Bullet takes anyway: the same robot, simulated faster and loaded in half the time.
 """
 
 from __future__ import annotations

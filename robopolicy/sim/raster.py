@@ -22,6 +22,7 @@ SKY_TILES = 4  # textures around the horizon
 TEXELS_PER_PIXEL = 1.0  # side of a pixel where the camera looks at the table, over that of a texel of the shadow map
 MAX_TEXELS_PER_PIXEL = 2.5  # in number
 FINEST_TEXEL, COARSEST_TEXEL = 0.001, 0.008  # m
+_NOTHING = np.empty((2, 0, 0, 3), np.float32)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Rasterizer:
         )
         has_shadows = shadow_size and scene.light.shadow > 0 and num
         self._shadow_map = np.empty((shadow_size if has_shadows else 0,) * 2, np.float32)
+        self._still: dict[str, tuple[Camera, np.ndarray]] = {}
         self._from_cam, self._forms = np.zeros((3, 4), np.float32), np.empty((7, 4), np.float32)
 
     def render(self, poses: np.ndarray, camera: Camera, rgb: bool = True) -> Frame:
@@ -125,11 +127,9 @@ class Rasterizer:
         shadows = shading.Shadows(self._shadow_map, self._from_cam, columns, rows, texel)
         if self.supersample == 2:
             nearness, face = self._samples(poses, camera)
-        picture, line, places = (
-            np.empty((height, width, 3), np.uint8),
-            np.empty((5, width), np.float32),
-            np.empty((2, width), np.int32),
-        )
+        line, places = np.empty((5, width), np.float32), np.empty((2, width), np.int32)
+        still = self._backdrop(camera, view, shadows, line, places)
+        picture = np.empty((height, width, 3), np.uint8)
         shading.shade(
             geometry,
             scratch.in_cam,
@@ -140,12 +140,26 @@ class Rasterizer:
             shadows,
             nearness,
             face,
+            still,
             line,
             places,
             self._forms,
             picture,
         )
         return Frame(picture, depth, segmentation)
+
+    def _backdrop(
+        self, camera: Camera, view: kernels.View, shadows: shading.Shadows, line: np.ndarray, places: np.ndarray
+    ) -> np.ndarray:
+        """shading.backdrop() of a camera that stands still, made when it is first looked through; else nothing."""
+        if not camera.still:
+            return _NOTHING
+        known, found = self._still.get(camera.name, (None, _NOTHING))
+        if known is not camera:
+            found = np.empty((2, camera.height, camera.width, 3), np.float32)
+            shading.backdrop(view, self._table, self._looks, self._lamp, shadows, line, places, self._forms, found)
+            self._still[camera.name] = camera, found
+        return found
 
     def _samples(self, poses: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
         """Nearness and face index of 2 x 2 samples a pixel."""

@@ -114,6 +114,7 @@ class Light:
 class Camera:
     """A pinhole camera in the OpenCV convention (x right, y down, z forward), square pixels.
 
+    still: whether it will be looked through again from the same place, so that what stays behind is worth remembering.
     center: principal point as shares of width and height; (0.5, 0.5) is the middle of the image.
     T_base_cam: pose of the camera in the base frame, float64 [4, 4]. fov_deg: vertical field of view.
     T_base_cam_believed: the pose that calibration reports (None = exact); point clouds are computed with it.
@@ -128,6 +129,7 @@ class Camera:
     far: float = 3.0
     T_base_cam_believed: np.ndarray | None = None
     center: tuple[float, float] = (0.5, 0.5)
+    still: bool = False
 
     @property
     def focal(self) -> float:

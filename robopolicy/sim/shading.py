@@ -265,9 +265,44 @@ def _forms(view, lamp, shadows, forms):
         forms[6, j] = A[2, 0] * E[0, j] + A[2, 1] * E[1, j] + A[2, 2] * E[2, j]
 
 
+@_inline
+def _table_colour(table, texels, x, y, footprint):
+    """Colour of the table at (x, y) in UNITs."""
+    r, g, b = _textured(texels, x, y, footprint)
+    return table.rgb[0] * r, table.rgb[1] * g, table.rgb[2] * b
+
+
 @_kernel
-def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, line, places, forms, rgb):
+def backdrop(view, table, looks, lamp, shadows, line, places, forms, out):
+    """The unlit colours of the table and of the background at every pixel, as if it showed them: out float32 [2, H, W, 3].
+
+    They stay what they are while the camera stays, so that shade() need not sample their textures again. The rest: shade().
+    """
+    _forms(view, lamp, shadows, forms)
+    E, up = view.T_base_cam, forms[2]
+    step, centre_x, centre_y = np.float32(1 / view.focal), np.float32(view.centre_x), np.float32(view.centre_y)
+    above, repeats = np.float32(table.height - E[2, 3]), np.float32(table.repeats)
+    shift_x, shift_y, footprint = np.float32(E[0, 3] - table.x), np.float32(E[1, 3]), step * repeats * np.float32(TEXTURE_SIZE)
+    texels = looks.pyramid[max(table.texture, 0)]
+    for row in range(out.shape[1]):
+        u, v = (HALF - centre_x) * step, (np.float32(row) + HALF - centre_y) * step
+        _table_depth(forms, u, v, step, above, ONE, ONE, ZERO, line[0], line[1])
+        _table_texture(forms, u, v, step, repeats * UNITS, shift_x, shift_y, line[0], places[0], places[1])
+        for column in range(out.shape[2]):
+            colour = table.rgb[0], table.rgb[1], table.rgb[2]
+            if table.texture >= 0:
+                colour = _table_colour(table, texels, places[0, column], places[1, column], line[0, column] * footprint)
+            x = (np.float32(column) + HALF - centre_x) * step
+            sky = _background(looks, _start(forms[0], x, v), _start(forms[1], x, v), _start(up, x, v), step)
+            for c in range(3):
+                out[0, row, column, c], out[1, row, column, c] = colour[c], sky[c]
+
+
+@_kernel
+def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, still, line, places, forms, rgb):
     """Colour of every pixel into rgb, uint8 [H, W, 3]; line float32 [5, W], places int32 [2, W], forms [7, 4] are scratch.
+
+    still: what backdrop() made for this camera, or [2, 0, 0, 3].
 
     nearness and face may be twice as large: then a pixel is the mean of 2 x 2 samples, and a surface that several of them show
     is shaded once, at their middle (multisampling); the table and the background always at the middle of the pixel.
@@ -286,7 +321,8 @@ def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, l
     repeats, shift_x, shift_y = np.float32(table.repeats), np.float32(E[0, 3] - table.x), np.float32(E[1, 3])
     table_towards, table_footprint = side * rise, step * repeats * np.float32(TEXTURE_SIZE)
     table_ambient = ambient * (np.float32(0.75) + np.float32(0.35) * (TWO * side * rise - table_towards))
-    table_texels, has_texture = looks.pyramid[max(table.texture, 0)], table.texture >= 0
+    is_still = still.shape[1] > 0
+    table_texels, has_texture = looks.pyramid[max(table.texture, 0)], table.texture >= 0 and not is_still
     depth, gloss, shadow_x, shadow_y, shadow_z = line[0], line[1], line[2], line[3], line[4]
     for row in range(height):
         u, v = (HALF - centre_x) * step, (np.float32(row) + HALF - centre_y) * step
@@ -306,10 +342,11 @@ def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, l
                 sunlight = ONE
                 if f == TABLE_FACE:
                     r, g, b = table.rgb[0], table.rgb[1], table.rgb[2]
-                    if has_texture:
+                    if is_still:
+                        r, g, b = still[0, row, column, 0], still[0, row, column, 1], still[0, row, column, 2]
+                    elif has_texture:
                         footprint = depth[column] * table_footprint
-                        tr, tg, tb = _textured(table_texels, places[0, column], places[1, column], footprint)
-                        r, g, b = r * tr, g * tg, b * tb
+                        r, g, b = _table_colour(table, table_texels, places[0, column], places[1, column], footprint)
                     brightness, highlight = table_ambient, ZERO
                     if table_towards > ZERO:
                         if texel > ZERO:  # the table casts no shadow itself, so there is no offset
@@ -318,8 +355,11 @@ def shade(geometry, in_cam, view, table, looks, lamp, shadows, nearness, face, l
                         brightness += diffuse * table_towards * sunlight
                         highlight = gloss[column]
                 elif f == NO_FACE:
-                    u, v = (np.float32(column) + HALF - centre_x) * step, (np.float32(row) + HALF - centre_y) * step
-                    r, g, b = _background(looks, _start(forms[0], u, v), _start(forms[1], u, v), _start(up, u, v), step)
+                    if is_still:
+                        r, g, b = still[1, row, column, 0], still[1, row, column, 1], still[1, row, column, 2]
+                    else:
+                        u, v = (np.float32(column) + HALF - centre_x) * step, (np.float32(row) + HALF - centre_y) * step
+                        r, g, b = _background(looks, _start(forms[0], u, v), _start(forms[1], u, v), _start(up, u, v), step)
                     red, green, blue = red + weight * r, green + weight * g, blue + weight * b
                     continue
                 else:

@@ -60,4 +60,4 @@ def camera(name: str, world: World, T_base_ee: np.ndarray, size: int) -> Camera:
     believed[:3, :3] = rotvec_matrix(world.vector("sensor.calibration_rotation")) @ T[:3, :3]
     believed[:3, 3] += world.vector("sensor.calibration_position")
     x, y = world.vector("camera.center" if name == "front" else "wrist.center").tolist()
-    return Camera(name, T, fov, size, size, near=0.015, T_base_cam_believed=believed, center=(x, y))
+    return Camera(name, T, fov, size, size, near=0.015, T_base_cam_believed=believed, center=(x, y), still=name == "front")
