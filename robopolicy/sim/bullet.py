@@ -49,7 +49,7 @@ with _quiet():
 
 TIME_STEP = 1 / 180
 SOLVER_ITERATIONS = 30
-RESIDUAL = 1e-4  # of the solver, below which it stops early: what moves freely costs less
+RESIDUAL = 1e-3  # of the solver, below which it stops early: what moves freely costs less
 _BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: position, quaternion
 _ARM = list(range(NUM_JOINTS))
 _FINGERS = [NUM_JOINTS, NUM_JOINTS + 1]
