@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -244,6 +245,7 @@ class _Worker:
 
 def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process at the other end decides
+    tqdm.set_lock(threading.RLock())  # its own one is a semaphore, which a process that is ended leaves behind
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # it is gone
         while True:
             work, unit = pipe.recv()
