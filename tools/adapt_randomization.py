@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import yaml
+from provenance import provenance, write_json
 from tqdm import tqdm
 
-import robopolicy
 from robopolicy.data.collect import Actor, play, robot_env, scripted_actor
-from robopolicy.files import atomic_write
 from robopolicy.sim.adaptive import AutomaticRandomization
 from robopolicy.sim.distributions import Distribution, Level
 from robopolicy.sim.env import randomized
@@ -93,18 +89,14 @@ def write(
     nominal: World,
 ) -> None:
     """The state and what it means, with where it comes from."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     facts = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "versions": {"robopolicy": robopolicy.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **provenance(),
         "env": arguments.env,
         "episodes": episodes,
         "ranges": {name: reached(distributions[name], nominal[name], level) for name, level in adr.levels.items()},
         "state": adr.state(),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(arguments.out, json.dumps(facts, indent=1).encode())
+    write_json(arguments.out, facts)
 
 
 def print_table(adr: AutomaticRandomization, distributions: dict[str, Distribution], nominal: World) -> None:

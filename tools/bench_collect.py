@@ -10,17 +10,15 @@ core is therefore also given per CPU-second of the workers (their whole CPU time
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from provenance import provenance, write_json
 
 from robopolicy import executor
 from robopolicy.data import collect as collection
@@ -59,11 +57,8 @@ def main() -> None:
         )
     for name, row in result["parts_ms"].items():
         print(f"{name}: " + ", ".join(f"{part} {value:.2f} ms" for part, value in row.items()))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    result |= {"command": sys.argv, "commit": commit, "seeds": rounds}
-    result["versions"] = {name: version(name) for name in ("numpy", "numba", "pybullet", "zarr", "gymnasium")}
     if args.out:
-        args.out.write_text(json.dumps(result, indent=2))
+        write_json(args.out, {**result, **provenance("numba", "pybullet", "gymnasium"), "seeds": rounds})
 
 
 def throughput(folder: Path, workers: list[int], episodes: int, rounds: int, seed: int) -> dict[str, dict[str, float]]:

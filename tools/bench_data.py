@@ -10,19 +10,17 @@ CPU times are of the process that does the work; memory is what the sampling pro
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance, write_json
 
 from robopolicy.data.actors import ExpertActor
 from robopolicy.data.collect import dataset_spec, environment, episode_seed, play
@@ -57,15 +55,14 @@ def main() -> None:
         sys.exit(
             f"{args.folder} has {free / 1e9:.0f} GB free, {frames} frames ask for {FREE_BYTES_PER_FRAME * frames / 1e9:.0f}"
         )
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    origin = provenance("pyarrow")
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="bench_data_") as work:
         result = {"writing": writing_share(Path(work), 20 if args.quick else 200, args.seed)}
         result["large"] = large_dataset(Path(work), frames, args.seed, 100 if args.quick else 1500)
-    result |= {"command": " ".join(sys.argv), "commit": commit, "seed": args.seed}
-    result["versions"] = {name: version(name) for name in ("numpy", "pyarrow")}
+    result |= {**origin, "seed": args.seed}
     report(result)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=2))
+        write_json(args.out, result)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

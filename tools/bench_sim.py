@@ -30,9 +30,7 @@ What is compared, and what to bear in mind:
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,12 +39,11 @@ import cv2
 import numpy as np
 from peers import step_profile, summary
 from peers.client import WorkerError
-from peers.environments import REQUIREMENTS, ROOT
+from peers.environments import REQUIREMENTS
 from peers.rounds import Field, entries
 from peers.stability import AMPLITUDES
 from peers.summary import OURS
-
-from robopolicy.files import atomic_write, plain
+from provenance import provenance, write_json
 
 PARTS = ("steps", "equal", "cores", "stability", "profile")
 PEERS = tuple(REQUIREMENTS)
@@ -87,8 +84,7 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     field = Field(cores, arguments.gl, arguments.seconds, arguments.seed)
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": _commit(),
+        **provenance(),
         "seed": arguments.seed,
         "image_size": arguments.size,
         "num_cores": len(cores),
@@ -103,8 +99,7 @@ def main() -> None:
     def save(**found: Any) -> None:
         result.update(found)
         if arguments.out:
-            text = json.dumps(plain(result, where="result", nonfinite="null"), indent=1)
-            atomic_write(arguments.out, (text + "\n").encode())
+            write_json(arguments.out, result)
 
     try:
         if {"steps", "equal", "cores"} & set(arguments.parts):
@@ -176,14 +171,6 @@ def side_by_side(field: Field, path: Path) -> None:
     large = np.hstack(columns).repeat(4, axis=0).repeat(4, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), large[:, :, ::-1])
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ Success rates with Wilson 95 % intervals, in the worlds of --seed; none of 1,000
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
-import robopolicy
+from provenance import provenance, write_json
+
 from robopolicy.data.actors import ExpertActor
 from robopolicy.data.collect import environment, episode_seed, play
 from robopolicy.executor import map_units
@@ -73,16 +70,8 @@ def main() -> None:
         cell = (f"{c['success']:6.1%} [{c['ci'][0]:.1%}, {c['ci'][1]:.1%}]" for c in of.values())
         print(f"{task:12}" + "".join(f"{text:>24}" for text in cell))
     if arguments.out is not None:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-        facts = {
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": {"robopolicy": robopolicy.__version__, "python": platform.python_version()},
-            "seed": arguments.seed,
-            "episodes": blocks * BLOCK,
-        }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({**facts, "tasks": found}, indent=1) + "\n")
+        facts = {**provenance("pybullet", "mujoco"), "seed": arguments.seed, "episodes": blocks * BLOCK}
+        write_json(arguments.out, {**facts, "tasks": found})
 
 
 if __name__ == "__main__":

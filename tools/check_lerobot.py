@@ -43,6 +43,8 @@ def main() -> None:
     if args.inside:
         inside(args.inside)
         return
+    from provenance import provenance, write_json  # not there in LeRobot's environment
+
     python = peer_python()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -54,10 +56,10 @@ def main() -> None:
             result["exports"][name].update(export)
         result |= found
         result["import_of_theirs"] = compare_import(work)
-    result |= {"command": " ".join(sys.argv), "seed": args.seed, **versions()}
+    result |= {**provenance("av", "pyarrow"), "seed": args.seed}
     report(result)
     if args.out:
-        args.out.write_text(json.dumps(result, indent=2))
+        write_json(args.out, result)
     sys.exit(0 if result["passed"] else 1)
 
 
@@ -255,14 +257,6 @@ def record(dataset_class, root: Path, arrays: dict, lengths, fps: int) -> None:
             row += 1
         dataset.save_episode()
     dataset.finalize()
-
-
-def versions() -> dict:
-    """What this ran with."""
-    from importlib.metadata import version
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return {"commit": commit, "versions": {name: version(name) for name in ("av", "pyarrow", "numpy")}}
 
 
 def report(result: dict) -> None:

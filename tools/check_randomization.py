@@ -10,9 +10,6 @@ and the rank correlations of all pairs.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +19,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from provenance import provenance, write_json
 from tqdm import tqdm
 
-import robopolicy
 from robopolicy.data.collect import robot_env
 from robopolicy.sim.coverage import Coverage, Factor, columns, coverage
 from robopolicy.sim.randomize import nominal, parse
@@ -55,17 +52,8 @@ def main() -> int:
     found = coverage(worlds, distributions, around)
     print_table(found, {name: parameters[name.partition("[")[0]].unit for name in columns(worlds[:1], distributions)})
     if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-        facts = {
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit,
-            "versions": {"robopolicy": robopolicy.__version__, "numpy": np.__version__, "python": platform.python_version()},
-            "env": arguments.env,
-            "preset": arguments.preset,
-            "seeds": [seeds[0], seeds[-1]],
-        }
-        arguments.out.write_text(json.dumps({**facts, **found.to_dict()}, indent=1))
+        facts = {**provenance(), "env": arguments.env, "preset": arguments.preset, "seeds": [seeds[0], seeds[-1]]}
+        write_json(arguments.out, {**facts, **found.to_dict()})
         draw_picture(arguments.out.with_suffix(".png"), found, columns(worlds, distributions), arguments)
         print(f"{arguments.out} and {arguments.out.with_suffix('.png')}")
     return 1 if found.problems else 0

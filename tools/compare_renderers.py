@@ -10,18 +10,15 @@ segmentation (white) and depth (black 0 to yellow 10 mm).
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import gymnasium
 import numpy as np
+from provenance import provenance, write_json
 
 import robopolicy.sim  # noqa: F401
 from robopolicy.sim import robot, world
@@ -198,16 +195,14 @@ def main() -> None:
         )
     print("CPU time a frame, median: " + ", ".join(f"{name} {value:.2f} ms" for name, value in milliseconds.items()))
     report = {
-        "command": " ".join(sys.argv),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
-        "versions": {name: version(name) for name in ("numpy", "numba", "pybullet", "mujoco")},
+        **provenance("numba", "pybullet", "mujoco"),
         "seed": args.seed,
         "num_scenes": num_scenes,
         "image_size": args.size,
         "figures": figures,
         "cpu_milliseconds_per_frame": milliseconds,
     }
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(args.out, report)
 
 
 if __name__ == "__main__":

@@ -150,26 +150,44 @@ def looks(prefix: str, world: World) -> dict[str, Any]:
     return {"rgb": world.colour(f"{prefix}.rgb"), "texture": int(world.scalar(f"{prefix}.texture"))}
 
 
-def goal_parameters(prefix: str, radius: float, rgb: tuple[float, float, float]) -> dict[str, Parameter]:
-    """Parameters of a place on the table that is marked by a disc."""
+class GoalTask(Task):
+    """A task whose object has to get to a place on the table that a disc marks. Subclasses add to its parameters."""
+
+    APART: ClassVar[float] = 0.10  # m, least distance of the place from where the object starts
+
+    further_names = ("goal_x", "goal_y", "goal_z")
+
+    def feasible(self, world: World) -> bool:
+        """See Task.feasible."""
+        return self.distance(self.start("object", world), world) > self.APART
+
+    def goal(self, world: World) -> np.ndarray:
+        """The marked place [3] (m) on the table."""
+        return np.array([world.scalar("goal.x"), world.scalar("goal.y"), world.scalar("table.height")])
+
+    def distance(self, position: np.ndarray, world: World) -> float:
+        """Distance (m) of a position [3] from the place, in the plane."""
+        return float(np.linalg.norm(position[:2] - self.goal(world)[:2]))
+
+    def further_state(self, engine: Engine, world: World) -> list[float]:
+        """See Task.further_state."""
+        return self.goal(world).tolist()
+
+    def marker(self, world: World) -> Body:
+        """The disc that marks the place: seen, not felt."""
+        radius, (x, y, z) = world.scalar("goal.radius"), self.goal(world).tolist()
+        disc = Shape("cylinder", (radius, radius, 0.001), rgb=world.colour("goal.rgb"))
+        return Body("goal", (disc,), 0.0, (x, y, z + 0.001), collides=False)
+
+
+def goal_parameters(radius: float) -> dict[str, Parameter]:
+    """Parameters of the place of a GoalTask, its disc of `radius` m."""
     return {
-        f"{prefix}.radius": Parameter(radius, "m", 0.01, 0.2),
-        f"{prefix}.rgb": colour(*rgb),
-        f"{prefix}.x": Parameter(0.5, "m", 0.25, 0.8),
-        f"{prefix}.y": Parameter(0.12, "m", -0.45, 0.45),
+        "goal.radius": Parameter(radius, "m", 0.01, 0.2),
+        "goal.rgb": colour(0.1, 0.55, 0.25),
+        "goal.x": Parameter(0.5, "m", 0.25, 0.8),
+        "goal.y": Parameter(0.12, "m", -0.45, 0.45),
     }
-
-
-def goal_marker(prefix: str, world: World) -> Body:
-    """The disc that marks a place: seen, not felt."""
-    radius, position = world.scalar(f"{prefix}.radius"), goal_position(prefix, world)
-    shape = Shape("cylinder", (radius, radius, 0.001), rgb=world.colour(f"{prefix}.rgb"))
-    return Body(prefix, (shape,), 0.0, (position[0], position[1], position[2] + 0.001), collides=False)
-
-
-def goal_position(prefix: str, world: World) -> np.ndarray:
-    """The marked place [3] (m) on the table."""
-    return np.array([world.scalar(f"{prefix}.x"), world.scalar(f"{prefix}.y"), world.scalar("table.height")])
 
 
 def reaching(T_base_ee: np.ndarray, point: np.ndarray) -> float:

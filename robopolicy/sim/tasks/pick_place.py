@@ -10,11 +10,9 @@ from robopolicy.sim.randomize import World
 from robopolicy.sim.scene import Body
 from robopolicy.sim.tasks.base import (
     INITIAL,
+    GoalTask,
     Outcome,
-    Task,
-    goal_marker,
     goal_parameters,
-    goal_position,
     holding,
     movable,
     movable_parameters,
@@ -37,48 +35,35 @@ class PickPlaceExpert(Expert):
         return place(self, env, "object", goal) if action is None else action
 
 
-class PickPlace(Task):
+class PickPlace(GoalTask):
     """Success: the object rests within TOLERANCE of the marked place, let go."""
 
     TOLERANCE = 0.03  # m
-    APART = 0.10  # m, least distance of the place from where the object starts
 
     name = "pick_place"
     parameters = {  # noqa: RUF012
         **movable_parameters("object", [0.022, 0.022, 0.022], 0.08, (0.85, 0.1, 0.1)),
-        **goal_parameters("goal", 0.04, (0.1, 0.55, 0.25)),
+        **goal_parameters(0.04),
     }
     initial = {"object": INITIAL, "goal": {"x": {"uniform": [0.40, 0.60]}, "y": {"uniform": [-0.18, 0.18]}}}  # noqa: RUF012
     tracked = ("object",)
-    further_names = ("goal_x", "goal_y", "goal_z")
     expert_class = PickPlaceExpert
 
     def bodies(self, world: World) -> tuple[Body, ...]:
         """See Task.bodies."""
-        return (movable("object", world), goal_marker("goal", world))
-
-    def feasible(self, world: World) -> bool:
-        """See Task.feasible."""
-        return self._distance(self.start("object", world), world) > self.APART
+        return (movable("object", world), self.marker(world))
 
     def place(self, world: World) -> np.ndarray:
         """Where the object's centre has to come to rest [3] (m)."""
-        return goal_position("goal", world) + [0.0, 0.0, self.half("object", world)[2]]
-
-    def further_state(self, engine: Engine, world: World) -> list[float]:
-        """See Task.further_state."""
-        return goal_position("goal", world).tolist()
-
-    def _distance(self, position: np.ndarray, world: World) -> float:
-        return float(np.linalg.norm(position[:2] - goal_position("goal", world)[:2]))
+        return self.goal(world) + [0.0, 0.0, self.half("object", world)[2]]
 
     def evaluate(self, engine: Engine, T_base_ee: np.ndarray, world: World) -> Outcome:
         """See Task.evaluate. Progress: 0.2 for reaching, 0.2 for holding it off the table, 0.6 for coming nearer."""
         position, _ = engine.pose("object")
-        distance, height = self._distance(position, world), position[2] - self.place(world)[2]
+        distance, height = self.distance(position, world), position[2] - self.place(world)[2]
         if distance < self.TOLERANCE and abs(height) < 0.01 and resting(engine, "object"):
             return Outcome(True, 1.0)
-        start = self._distance(self.start("object", world), world)
+        start = self.distance(self.start("object", world), world)
         there = distance < self.TOLERANCE
         carried = there or (holding(engine) and height > 0.01)
         progress = 0.2 * (there or reaching(T_base_ee, position)) + 0.2 * carried + 0.55 * nearness(distance, start)

@@ -10,11 +10,9 @@ from robopolicy.sim.randomize import World
 from robopolicy.sim.scene import Body
 from robopolicy.sim.tasks.base import (
     INITIAL,
+    GoalTask,
     Outcome,
-    Task,
-    goal_marker,
     goal_parameters,
-    goal_position,
     movable,
     movable_parameters,
     nearness,
@@ -36,7 +34,7 @@ class PushExpert(Expert):
         position, _ = env.engine.pose("object")
         position = position + self.grasp_offset
         size = env.task.half("object", env.world)
-        to_goal = (goal_position("goal", env.world) + self.goal_offset - position)[:2]
+        to_goal = (env.task.goal(env.world) + self.goal_offset - position)[:2]
         along = to_goal / max(float(np.linalg.norm(to_goal)), 1e-6)
         contact = (
             max(size[:2]) * (1.0 if env.task.layout(env.world)["object"].shapes[0].kind == "cylinder" else 1.2) + self.FINGER
@@ -61,44 +59,31 @@ class PushExpert(Expert):
         return step_towards(env, delta, turn, grip=0.0, speed=self.speed, measured=True)
 
 
-class Push(Task):
+class Push(GoalTask):
     """Success: the puck's centre is within TOLERANCE of the marked place."""
 
     TOLERANCE = 0.03  # m
-    APART = 0.10  # m, least distance of the place from where the puck starts
 
     name = "push"
     parameters = {  # noqa: RUF012
         **movable_parameters("object", [0.045, 0.045, 0.02], 0.15, (0.85, 0.1, 0.1), shape=1),
-        **goal_parameters("goal", 0.05, (0.1, 0.55, 0.25)),
+        **goal_parameters(0.05),
     }
     initial = {  # noqa: RUF012
         "object": {**INITIAL, "x": {"uniform": [0.42, 0.58]}},
         "goal": {"x": {"uniform": [0.42, 0.58]}, "y": {"uniform": [-0.18, 0.18]}},
     }
     tracked = ("object",)
-    further_names = ("goal_x", "goal_y", "goal_z")
     expert_class = PushExpert
 
     def bodies(self, world: World) -> tuple[Body, ...]:
         """See Task.bodies."""
-        return (movable("object", world, max_half=0.06), goal_marker("goal", world))
-
-    def feasible(self, world: World) -> bool:
-        """See Task.feasible."""
-        return self._distance(self.start("object", world), world) > self.APART
-
-    def further_state(self, engine: Engine, world: World) -> list[float]:
-        """See Task.further_state."""
-        return goal_position("goal", world).tolist()
-
-    def _distance(self, position: np.ndarray, world: World) -> float:
-        return float(np.linalg.norm(position[:2] - goal_position("goal", world)[:2]))
+        return (movable("object", world, max_half=0.06), self.marker(world))
 
     def evaluate(self, engine: Engine, T_base_ee: np.ndarray, world: World) -> Outcome:
         """See Task.evaluate. Progress: 0.2 for reaching, 0.8 for the way to the place."""
         position, _ = engine.pose("object")
-        distance, start = self._distance(position, world), self._distance(self.start("object", world), world)
+        distance, start = self.distance(position, world), self.distance(self.start("object", world), world)
         if distance < self.TOLERANCE:
             return Outcome(True, 1.0)
         return Outcome(False, min(0.2 * reaching(T_base_ee, position) + 0.8 * nearness(distance, start), 0.99))
