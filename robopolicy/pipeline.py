@@ -257,11 +257,12 @@ def rank_run(
     """Rank a score table and write everything about it to `out`: ranking.json, ranking.csv, report.html."""
     from robopolicy.ranking.rank import rank  # here, because verbs that do not rank start three seconds sooner without it
     from robopolicy.ranking.report import write_report
+    from robopolicy.ranking.worlds import drawn_parameters
 
     settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap}
     ranking = rank(table, features, target_outcomes=outcomes, **settings)  # type: ignore[arg-type]
     ranking.write(out)
-    write_report(Path(out) / "report.html", ranking, context or {})
+    write_report(Path(out) / "report.html", ranking, {"worlds": drawn_parameters(table), **(context or {})})
     return ranking
 
 

@@ -16,6 +16,7 @@ from robopolicy.ranking.rank import compare, rank
 from robopolicy.ranking.report import verdict, write_report
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.tables import RankingError, check_features, load_episodes, load_features
+from robopolicy.ranking.worlds import drawn_parameters
 
 NUM_CONDITIONS, NUM_FEATURES = 40, 8
 SUCCESS = {"a@1": 0.85, "a@2": 0.9, "b@1": 0.6, "b@2": 0.65, "c@1": 0.3, "c@2": 0.4}
@@ -492,3 +493,26 @@ def test_report_refuses_what_it_cannot_show(ranking, tmp_path):
     for image, message in [(b"plain text", "unknown format"), (np.zeros((4, 4, 3)), "give uint8")]:
         with pytest.raises(RankingError, match=message):
             write_report(tmp_path / "r.html", ranking, {"galleries": [{"title": "t", "images": [("x", image)]}]})
+
+
+def test_the_report_says_what_was_drawn_and_what_makes_worlds_hard(tmp_path):
+    table, rng = episode_table({"a@1": 0.5, "b@1": 0.6}), np.random.default_rng(0)
+    conditions = np.array(table["condition"].to_pylist())
+    success = np.array(table["success"].to_pylist(), float)
+    rate = np.bincount(conditions, success) / 2
+    heavy = 0.1 - 0.05 * rate + rng.uniform(0, 0.01, NUM_CONDITIONS)
+    drawn = {"object.mass": heavy, "camera.fov": rng.uniform(40, 50, NUM_CONDITIONS), "table.height": np.zeros(NUM_CONDITIONS)}
+    drawn["light.rgb"] = rng.uniform(0, 1, (NUM_CONDITIONS, 3))
+    for name, values in drawn.items():
+        table = table.append_column(f"randomization.{name}", pa.array([values[c].tolist() for c in conditions]))
+    found = drawn_parameters(table)
+    assert {p.name for p in found} == {"object.mass", "camera.fov", "light.rgb[0]", "light.rgb[1]", "light.rgb[2]"}
+    assert found[0].name == "object.mass"
+    assert found[0].correlation < -0.7
+    assert found[0].correlation == pytest.approx(stats.spearmanr(heavy, rate).statistic)
+    assert found[0].interval[1] < 0
+    assert (found[0].low, found[0].high) == (heavy.min(), heavy.max())
+    assert drawn_parameters(episode_table({"a@1": 0.5})) == []
+    page = write_report(tmp_path / "report.html", rank(table, {}, **QUICK), {"worlds": found}).read_text()
+    assert "what makes them hard" in page
+    assert "object.mass" in page

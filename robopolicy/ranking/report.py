@@ -20,11 +20,12 @@ from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
 
-CONTEXT = ("title", "subtitle", "target_name", "what_ran", "galleries", "steering", "not_computed")
+CONTEXT = ("title", "subtitle", "target_name", "what_ran", "galleries", "steering", "not_computed", "worlds")
 MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
 STRIP_ASPECT = 2.5
 STRIP_GAP = 3  # pixels between the frames of a strip
 NUM_OPEN_ROWS = 25
+NUM_OPEN_PARAMETERS = 8
 CLEAR, LIKELY = 0.8, 0.5
 
 
@@ -179,7 +180,8 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
     context, all optional: "title", "subtitle", "target_name" (str, e.g. "the MuJoCo twin"); "what_ran" {key: value}: command,
     commit, seeds, versions, times; "galleries" [{"title", "caption", "images": [(label, image)]}], an image being bytes (PNG,
     APNG, GIF, JPEG, WebP), uint8 [H, W, 3] or a film strip uint8 [T, H, W, 3]; "steering": one or a list of
-    PairedComparison.to_dict() plus optional "title", "base_name", "other_name", "note"; "not_computed" {what: why}.
+    PairedComparison.to_dict() plus optional "title", "base_name", "other_name", "note"; "not_computed" {what: why}; "worlds":
+    what worlds.drawn_parameters() found.
 
     Raises:
         RankingError: an unknown context key or an image that cannot be shown.
@@ -191,6 +193,7 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
     target_name = context.get("target_name", "the target")
     steering = context.get("steering") or []
     galleries = _galleries(context.get("galleries", ()))
+    worlds = list(context.get("worlds", ()))
     loader = jinja2.PackageLoader("robopolicy.ranking")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["percent"], environment.filters["points"] = percent, points
@@ -209,6 +212,7 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
         figures=_figures(ranking, target_name),
         galleries=galleries,
         steering=[steering] if isinstance(steering, Mapping) else list(steering),
+        worlds=[w for w in (worlds[:NUM_OPEN_PARAMETERS], worlds[NUM_OPEN_PARAMETERS:]) if w],
         what_ran=context.get("what_ran", {}),
         not_computed=_not_computed(ranking, context.get("not_computed", {})),
     )
