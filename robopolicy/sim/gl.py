@@ -22,8 +22,8 @@ from robopolicy.sim.textures import NUM_TEXTURES, TEXTURE_SIZE, texture_bank
 
 SHADOW_MARGIN = 0.01  # m before and behind everything that casts shadows
 NUM_SIZES = 16  # of pictures whose targets are kept
-_SEEN, _FINE, _BANK, _SHADOWS = range(4)  # texture units
-_SAMPLERS = {"coarse": _SEEN, "fine": _FINE, "bank": _BANK, "shadow_map": _SHADOWS}
+_PLACED, _SEEN, _FINE, _BANK, _SHADOWS = range(5)  # texture units
+_SAMPLERS = {"in_cam": _PLACED, "coarse": _SEEN, "fine": _FINE, "bank": _BANK, "shadow_map": _SHADOWS}
 _EGL: dict[str, Any] = {"backend": "egl", "libgl": "libGL.so.1", "libegl": "libEGL.so.1"}  # names without a -dev package
 _INSTALL = "pip install robopolicy[gl], and on Debian apt install libegl1 libgl1 libgl1-mesa-dri; or use renderer='cpu'"
 
@@ -124,8 +124,8 @@ class GLRasterizer(Rasterizer):
         look = np.zeros((len(parts), 8), np.float32)
         look[:, :3], look[:, 3], look[:, 4] = looks.rgb, looks.texture, geometry.segmentation
         plane = np.column_stack([geometry.planes[:3].T, geometry.mesh_of_face])
-        self._in_cam = c.buffer(reserve=48 * max(len(parts), 1))
-        self._storage = [self._in_cam, *(self._buffer(a) for a in (plane, geometry.surface, look))]
+        self._in_cam = c.texture((3, max(len(parts), 1)), 4, dtype="f4")
+        self._storage = [self._buffer(a) for a in (plane, geometry.surface, look)]
         self._fixed = np.array(
             [
                 (table.x, table.height, table.half, table.repeats),
@@ -161,6 +161,7 @@ class GLRasterizer(Rasterizer):
             self._in_cam.write(in_cam.astype(np.float32).tobytes())
         for i, buffer in enumerate(self._storage):
             buffer.bind_to_storage_buffer(i)
+        self._in_cam.use(_PLACED)
 
         samples = self.supersample if rgb else 0
         projection = _projection(view, width, height)

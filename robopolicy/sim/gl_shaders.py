@@ -11,7 +11,8 @@ from robopolicy.sim.textures import TEXTURE_SIZE
 VERSION = "#version 430\n"
 
 MESHES = """
-layout(std430, binding = 0) readonly buffer Meshes { vec4 in_cam[]; };  // three rows of T_cam_mesh for every mesh
+uniform sampler2D in_cam;  // row k: the three rows of T_cam_mesh of mesh k. A texture, because not every driver gives vertices buffers
+vec4 placed(int row, int mesh) { return texelFetch(in_cam, ivec2(row, mesh), 0); }
 """
 
 PLACE = f"""{VERSION}{MESHES}
@@ -20,7 +21,7 @@ in vec3 point;
 in int mesh;
 void main() {{
     vec4 p = vec4(point, 1.0);
-    gl_Position = projection * vec4(dot(in_cam[3 * mesh], p), dot(in_cam[3 * mesh + 1], p), dot(in_cam[3 * mesh + 2], p), 1.0);
+    gl_Position = projection * vec4(dot(placed(0, mesh), p), dot(placed(1, mesh), p), dot(placed(2, mesh), p), 1.0);
 }}
 """
 
@@ -38,9 +39,9 @@ void main() {{ gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 
 """
 
 _RESOLVE = """
-layout(std430, binding = 1) readonly buffer Planes { vec4 plane[]; };  // unit normal of every face, index of its mesh
-layout(std430, binding = 2) readonly buffer Surfaces { vec4 surface[]; };  // six for every face
-layout(std430, binding = 3) readonly buffer Looks { vec4 look[]; };  // two for every mesh: rgb, texture; segmentation
+layout(std430, binding = 0) readonly buffer Planes { vec4 plane[]; };  // unit normal of every face, index of its mesh
+layout(std430, binding = 1) readonly buffer Surfaces { vec4 surface[]; };  // six for every face
+layout(std430, binding = 2) readonly buffer Looks { vec4 look[]; };  // two for every mesh: rgb, texture; segmentation
 layout(std140, binding = 0) uniform Picture {
     vec4 base_from_cam[3];
     vec4 map_from_cam[3];  // column, row and depth in the shadow map
@@ -120,7 +121,7 @@ vec3 shade(Hit h, vec2 pixel, vec2 middle) {  // at `pixel`; the table and the b
     float footprint, push = 0.0, rise = light.w;
     if (h.face >= 0) {
         int k = mesh_of(h.face), s = 6 * h.face;
-        vec4 x = in_cam[3 * k], y = in_cam[3 * k + 1], z = in_cam[3 * k + 2];
+        vec4 x = placed(0, k), y = placed(1, k), z = placed(2, k);
         at = d / h.nearness;
         vec4 p = vec4(mat3(x.xyz, y.xyz, z.xyz) * (at - vec3(x.w, y.w, z.w)), 1.0);  // in the mesh's frame
         vec3 n = vec3(dot(surface[s], p), dot(surface[s + 1], p), dot(surface[s + 2], p));
