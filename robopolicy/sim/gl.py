@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -47,9 +48,9 @@ class Device:
             self.context = c = moderngl.create_context(require=430, standalone=True, **_EGL)
         except Exception as error:  # moderngl has no class of its own for it
             raise RuntimeError(f"renderer='gl' found no OpenGL 4.3 through EGL ({error}): {_INSTALL}") from error
-        self.owner = os.getpid(), threading.get_ident()
+        self._process, self._lock = os.getpid(), threading.RLock()
         self.name = f"{c.info['GL_RENDERER']}, OpenGL {c.version_code / 100}"
-        c.gc_mode = "auto"
+        c.gc_mode = "context_gc"  # what Python forgets is freed when the context is next in use
         c.front_face = "cw"
         self.geometry_state, self.plain_state = c.DEPTH_TEST | c.CULL_FACE, c.NOTHING
         self.see = c.program(vertex_shader=gl_shaders.PLACE, fragment_shader=gl_shaders.SEE)
@@ -64,15 +65,24 @@ class Device:
         self.painter, self.seen, self.picture, self.shadows = (
             lru_cache(maxsize=NUM_SIZES)(make) for make in (self._painter, self._seen, self._picture, self._shadow_map)
         )
+        with c:  # and release it: from here on every use is within in_use()
+            pass
 
-    def check(self) -> None:
-        """Raise RuntimeError outside of the process and thread that the context belongs to."""
-        here = os.getpid(), threading.get_ident()
-        if here != self.owner:
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Makes the context current, in any thread, one at a time; then that which was current before it.
+
+        Raises:
+            RuntimeError: in another process than the one that made it.
+        """
+        if os.getpid() != self._process:
             raise RuntimeError(
-                f"renderer='gl' draws in the process and thread of its first environment {self.owner}, this is {here}: "
-                "make environments in worker processes that are spawned, not forked, or use renderer='cpu'"
+                f"renderer='gl' began in process {self._process} and this is its fork {os.getpid()}, which OpenGL does not "
+                "survive: start worker processes by spawn, or use renderer='cpu'"
             )
+        with self._lock, self.context:
+            self.context.gc()
+            yield
 
     def _painter(self, samples: int) -> Any:
         """Program and vertex array that cover a picture; samples: 0 (no colour), 1 or 2, a side."""
@@ -110,7 +120,7 @@ def device() -> Device:
 class GLRasterizer(Rasterizer):
     """Draws a scene again and again, wherever its parts are. Arguments and render() are those of Rasterizer.
 
-    Draws in the process and thread that made the first one. Its buffers are freed with it.
+    All instances of a process share one OpenGL context, which one thread uses at a time. Its buffers are freed after it.
 
     Raises:
         ValueError: as Rasterizer. ImportError, RuntimeError: as device().
@@ -119,7 +129,10 @@ class GLRasterizer(Rasterizer):
     def __init__(self, parts: Sequence[Part], scene: Scene, *, supersample: int = 1, shadow_size: int = 512):
         super().__init__(parts, scene, supersample=supersample, shadow_size=shadow_size)
         self._device = device()
-        self._device.check()
+        with self._device.in_use():
+            self._upload(parts)
+
+    def _upload(self, parts: Sequence[Part]) -> None:
         c, geometry, looks, lamp, table = self._device.context, self._geometry, self._looks, self._lamp, self._table
         look = np.zeros((len(parts), 8), np.float32)
         look[:, :3], look[:, 3], look[:, 4] = looks.rgb, looks.texture, geometry.segmentation
@@ -149,9 +162,13 @@ class GLRasterizer(Rasterizer):
         return self._device.context.buffer(np.ascontiguousarray(array, np.float32).tobytes() or bytes(16))
 
     def render(self, poses: np.ndarray, camera: Camera, rgb: bool = True) -> Frame:
-        """See Rasterizer.render. Raises RuntimeError in another thread or process than that of the first rasterizer."""
-        d, poses, view = self._device, self._checked_poses(poses), pinhole(camera, 1)
-        d.check()
+        """See Rasterizer.render. Raises RuntimeError in a fork of the process that made the first rasterizer."""
+        poses = self._checked_poses(poses)
+        with self._device.in_use():
+            return self._render(poses, camera, rgb)
+
+    def _render(self, poses: np.ndarray, camera: Camera, rgb: bool) -> Frame:
+        d, view = self._device, pinhole(camera, 1)
         height, width = camera.height, camera.width
         placed = self._placed(poses)
         T_cam_base = np.linalg.inv(view.T_base_cam)

@@ -11,7 +11,7 @@ from robopolicy.sim.textures import TEXTURE_SIZE
 VERSION = "#version 430\n"
 
 MESHES = """
-uniform sampler2D in_cam;  // row k: the three rows of T_cam_mesh of mesh k. A texture, because not every driver gives vertices buffers
+uniform sampler2D in_cam;  // row k: the three rows of T_cam_mesh of mesh k; not every driver lets vertices read a buffer
 vec4 placed(int row, int mesh) { return texelFetch(in_cam, ivec2(row, mesh), 0); }
 """
 
