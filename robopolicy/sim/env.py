@@ -84,7 +84,7 @@ class RobotEnv(gymnasium.Env):
         nominal: {parameter: value} overrides of the nominal world.
         antialiasing: draw images at twice the size and average, about three times slower (the twin always does).
         renderer: "cpu", or "gl" for OpenGL through EGL, on a GPU where there is one (pip install robopolicy[gl]; not in the
-            twin). Their pictures agree but not to the bit, and those of "gl" are another driver's only nearly.
+            twin). Their pictures agree but not to the bit; "gl" promises equal bits only with the same driver and device.
 
     Raises:
         ValueError: unknown task, engine, renderer, observation, reward, preset or parameter; the message names what exists.
