@@ -1,9 +1,13 @@
-"""The same randomised scenes by our rasteriser, PyBullet's TinyRenderer (full meshes) and the MuJoCo twin's ray caster.
+"""The same randomised scenes by our rasteriser, the same in OpenGL (where it can be had), PyBullet's TinyRenderer (full meshes)
+and the MuJoCo twin's ray caster.
 
     python tools/compare_renderers.py --out renderers.json        # 20 scenes, two cameras each
     python tools/compare_renderers.py --quick --seed 3 --out renderers.json
 
-Writes the figures as JSON and a picture beside it (.png): the three renderers, and where ours differs from TinyRenderer in
+CPU time is that of all threads of the process; LP_NUM_THREADS=0 makes OpenGL in software draw in the calling one. What a GPU
+spends is not in it.
+
+Writes the figures as JSON and a picture beside it (.png): the renderers, and where ours differs from TinyRenderer in
 segmentation (white) and depth (black 0 to yellow 10 mm).
 """
 
@@ -13,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -21,7 +26,7 @@ import numpy as np
 from provenance import provenance, write_json
 
 import robopolicy.sim  # noqa: F401
-from robopolicy.sim import robot, world
+from robopolicy.sim import gl, robot, world
 from robopolicy.sim.bullet import BulletEngine
 from robopolicy.sim.scene import BACKGROUND, FIRST_BODY, ROBOT, TABLE, Body, Camera, Frame, Scene, Shape
 
@@ -32,7 +37,7 @@ EXTRAS = (
     Body("can", (Shape("cylinder", (0.03, 0.03, 0.055), rgb=(0.25, 0.4, 0.85), texture=10),), 0.1, (0.42, 0.2, 0.055)),
     Body("ball", (Shape("sphere", (0.035, 0.035, 0.035), rgb=(0.95, 0.8, 0.2)),), 0.1, (0.6, 0.16, 0.035)),
 )
-COLOURS = {"ours": "our rasteriser", "tiny": "TinyRenderer", "mujoco": "MuJoCo rays"}
+COLOURS = {"ours": "our rasteriser", "gl": "ours in OpenGL", "tiny": "TinyRenderer", "mujoco": "MuJoCo rays"}
 
 
 class TinyRenderer:
@@ -104,11 +109,24 @@ def draw_scene(seed: int, size: int) -> tuple[Scene, dict[str, Camera]]:
     return scene, cameras
 
 
+@cache
+def opengl() -> str | None:
+    """Name of the OpenGL that draws here; None, after a word why, where there is none."""
+    try:
+        return gl.device().name
+    except (ImportError, RuntimeError) as error:
+        print(f"without OpenGL: {error}")
+        return None
+
+
 def renderers(scene: Scene) -> dict[str, Callable[[Camera], Frame]]:
     """Every renderer that can be had here, with the scene in it."""
-    ours = BulletEngine()
-    ours.build(scene)
-    out = {"ours": ours.render, "tiny": TinyRenderer(scene).render}
+    out: dict[str, Callable[[Camera], Frame]] = {}
+    for name, renderer in {"ours": "cpu", **({"gl": "gl"} if opengl() else {})}.items():
+        engine = BulletEngine(renderer=renderer)
+        engine.build(scene)
+        out[name] = engine.render
+    out["tiny"] = TinyRenderer(scene).render
     try:
         from robopolicy.sim.twin import MujocoEngine
     except ImportError:
@@ -119,7 +137,9 @@ def renderers(scene: Scene) -> dict[str, Callable[[Camera], Frame]]:
 
 
 def compare(a: Frame, b: Frame) -> dict[str, float]:
-    """Share of equal segmentation; depth differences (mm) where both see the same thing; share of them above 1 cm."""
+    """Share of equal segmentation; depth differences (mm) where both see the same thing and share of them above
+    1 cm; mean difference of colour (of 255).
+    """
     same = a.segmentation == b.segmentation
     depth = 1000 * np.abs(a.depth - b.depth)[same & (a.segmentation != BACKGROUND)]
     return {
@@ -127,6 +147,7 @@ def compare(a: Frame, b: Frame) -> dict[str, float]:
         "depth_median_mm": float(np.median(depth)),
         "depth_95_mm": float(np.percentile(depth, 95)),
         "depth_above_10_mm": float((depth > 10).mean()),
+        "colour_mean": float(np.abs(a.rgb.astype(int) - b.rgb).mean()),
     }
 
 
@@ -187,11 +208,12 @@ def main() -> None:
         for (name, camera), values in measured.items()
     }
     milliseconds = {name: 1000 * float(np.median(values)) for name, values in seconds.items()}
-    print(f"{'against ours':16} {'agreement':>10} {'worst':>8} {'depth median':>13} {'95 %':>9} {'> 10 mm':>8}")
+    print(f"{'against ours':16} {'agreement':>10} {'worst':>8} {'depth median':>13} {'95 %':>9} {'> 10 mm':>8} {'colour':>7}")
     for name, f in figures.items():
         print(
             f"{name:16} {100 * f['segmentation_agreement']:9.2f} % {100 * f['segmentation_agreement_min']:6.2f} % "
-            f"{f['depth_median_mm']:10.3f} mm {f['depth_95_mm']:6.2f} mm {100 * f['depth_above_10_mm']:6.2f} %"
+            f"{f['depth_median_mm']:10.3f} mm {f['depth_95_mm']:6.2f} mm {100 * f['depth_above_10_mm']:6.2f} % "
+            f"{f['colour_mean']:7.2f}"
         )
     print("CPU time a frame, median: " + ", ".join(f"{name} {value:.2f} ms" for name, value in milliseconds.items()))
     report = {
@@ -199,6 +221,7 @@ def main() -> None:
         "seed": args.seed,
         "num_scenes": num_scenes,
         "image_size": args.size,
+        "opengl": opengl(),
         "figures": figures,
         "cpu_milliseconds_per_frame": milliseconds,
     }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robopolicy.sim.collision import collision_urdf, merged
-from robopolicy.sim.engine import whole_steps
+from robopolicy.sim.engine import check_renderer, whole_steps
 from robopolicy.sim.inertia import mass_properties
 from robopolicy.sim.meshes import Mesh, panda_visuals, shape_mesh
 from robopolicy.sim.raster import Part, Rasterizer
@@ -91,13 +91,32 @@ class _Move:
     num_steps: int
 
 
+def _rasterizer(renderer: str) -> type[Rasterizer]:
+    """The class that draws. A missing OpenGL shows here rather than at the first picture."""
+    check_renderer("bullet", renderer)
+    if renderer == "cpu":
+        return Rasterizer
+    from robopolicy.sim import gl
+
+    gl.device()
+    return gl.GLRasterizer
+
+
 class BulletEngine:
-    """robopolicy.sim.engine.Engine on PyBullet."""
+    """robopolicy.sim.engine.Engine on PyBullet.
+
+    Args:
+        antialiasing: see Rasterizer. renderer: "cpu" (raster.py) or "gl" (gl.py).
+
+    Raises:
+        ValueError: another renderer. ImportError, RuntimeError: renderer="gl" without moderngl or OpenGL.
+    """
 
     time_step = TIME_STEP
 
-    def __init__(self, antialiasing: bool = False) -> None:
+    def __init__(self, antialiasing: bool = False, renderer: str = "cpu") -> None:
         self._supersample = 2 if antialiasing else 1
+        self._rasterizer = _rasterizer(renderer)
         with _quiet():
             self._client: _Client | None = _Client()
 
@@ -226,7 +245,7 @@ class BulletEngine:
             for i, body in enumerate(scene.bodies)
             for shape in body.shapes
         ]
-        self._raster = Rasterizer(arm + bodies, scene, supersample=self._supersample)
+        self._raster = self._rasterizer(arm + bodies, scene, supersample=self._supersample)
 
     def joints(self) -> tuple[np.ndarray, float]:
         """See Engine.joints."""

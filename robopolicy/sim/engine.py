@@ -7,6 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from robopolicy.sim.scene import Camera, Frame, Scene
+from robopolicy.spec import did_you_mean
+
+RENDERERS = ("cpu", "gl")
 
 
 class Engine(Protocol):
@@ -52,6 +55,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the engine. Safe to call twice."""
+
+
+def check_renderer(engine: str, renderer: str) -> None:
+    """Raise ValueError unless `renderer` is one of RENDERERS that the engine "bullet" or "mujoco" has."""
+    if renderer not in RENDERERS:
+        raise ValueError(f"renderer={renderer!r}; {did_you_mean(renderer, RENDERERS)}")
+    if engine == "mujoco" and renderer != "cpu":
+        raise ValueError(f"renderer={renderer!r}: the twin draws with its own ray caster; leave it at 'cpu'")
 
 
 def whole_steps(seconds: float, time_step: float) -> int:

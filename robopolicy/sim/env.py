@@ -14,7 +14,7 @@ from robopolicy import spec
 from robopolicy.sim import robot, world
 from robopolicy.sim.description import panda_urdf
 from robopolicy.sim.distributions import Distribution
-from robopolicy.sim.engine import Engine, whole_steps
+from robopolicy.sim.engine import Engine, check_renderer, whole_steps
 from robopolicy.sim.experts import Expert
 from robopolicy.sim.randomize import World, draw, parse, stream
 from robopolicy.sim.randomize import nominal as nominal_world
@@ -39,15 +39,16 @@ class _Token:
     sensors: tuple[Any, ...]
 
 
-def make_engine(name: str, antialiasing: bool = False) -> Engine:
+def make_engine(name: str, antialiasing: bool = False, renderer: str = "cpu") -> Engine:
     """The physics engine "bullet" or "mujoco"; each is imported when it is first asked for.
 
-    antialiasing: of the bullet engine's pictures; the mujoco engine's always are.
+    antialiasing, renderer: of the bullet engine's pictures; the mujoco engine's are always antialiased, by its own ray caster.
     """
+    check_renderer(name, renderer)
     if name == "bullet":
         from robopolicy.sim.bullet import BulletEngine
 
-        return BulletEngine(antialiasing=antialiasing)
+        return BulletEngine(antialiasing=antialiasing, renderer=renderer)
     if name == "mujoco":
         from robopolicy.sim.twin import MujocoEngine
 
@@ -82,9 +83,12 @@ class RobotEnv(gymnasium.Env):
         randomization: preset name (conf/randomization) or mapping (randomize.parse).
         nominal: {parameter: value} overrides of the nominal world.
         antialiasing: draw images at twice the size and average, about three times slower (the twin always does).
+        renderer: "cpu", or "gl" for OpenGL through EGL, on a GPU where there is one (pip install robopolicy[gl]; not in the
+            twin). Their pictures agree but not to the bit; "gl" promises equal bits only with the same driver and device.
 
     Raises:
-        ValueError: unknown task, engine, observation, reward, preset or parameter; the message names what exists.
+        ValueError: unknown task, engine, renderer, observation, reward, preset or parameter; the message names what exists.
+        ImportError, RuntimeError: renderer="gl" without moderngl or OpenGL; the message says what to install.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
@@ -101,6 +105,7 @@ class RobotEnv(gymnasium.Env):
         reward: str = "sparse",
         nominal: Mapping[str, Any] | None = None,
         antialiasing: bool = False,
+        renderer: str = "cpu",
         render_mode: str | None = None,
     ) -> None:
         self.task = make_task(task) if isinstance(task, str) else task
@@ -116,7 +121,7 @@ class RobotEnv(gymnasium.Env):
         self.observation_space = gymnasium.spaces.Dict({key: _space(f) for key, f in self.features.items()})
         self.action_space = gymnasium.spaces.Box(ACTION_LOW, ACTION_HIGH, dtype=np.float32)
         self.action_spec = spec.FeatureSpec((len(ACTION_NAMES),), "float32", "m, rad, 0..1", "base", ACTION_NAMES)
-        self.engine, self.robot = make_engine(engine, antialiasing), Panda(period=self.period)
+        self.engine, self.robot = make_engine(engine, antialiasing, renderer), Panda(period=self.period)
         whole_steps(self.period, self.engine.time_step)
         self._ee_of: np.ndarray | None = None
 
@@ -287,6 +292,7 @@ def check_settings(env_id: str, env_kwargs: Mapping[str, Any]) -> None:
         ValueError: as RobotEnv. FileNotFoundError: the robot's description is not whole.
     """
     given = {**gymnasium.spec(env_id).kwargs, **env_kwargs}
+    check_renderer(given["engine"], given.get("renderer", "cpu"))
     task = make_task(given["task"])
     randomized(task, given.get("randomization", "none"), given.get("nominal") or {}, given["engine"])
     Sensors(tuple(given.get("observation") or task.observation), task.environment_names, 8, 8)

@@ -93,16 +93,9 @@ class Rasterizer:
         Raises:
             ValueError: another number of poses, or one that is not finite.
         """
-        poses = np.ascontiguousarray(poses, np.float64)
-        if poses.shape != (self.num_frames, 7):
-            raise ValueError(f"poses {poses.shape}: the parts are in {self.num_frames} frames, so give [{self.num_frames}, 7]")
-        bad = kernels.bad_pose(poses)
-        if bad >= 0:
-            raise ValueError(
-                f"pose {poses[bad].tolist()} of frame {bad}: give a finite position (m) and a unit quaternion (xyzw)"
-            )
+        poses = self._checked_poses(poses)
         height, width, geometry, scratch = camera.height, camera.width, self._geometry, self._scratch
-        view = _view(camera, 1)
+        view = pinhole(camera, 1)
         nearness, face = _buffers(height, width)
         depth, segmentation = np.empty((height, width), np.float32), np.empty((height, width), np.uint8)
         kernels.see(geometry, poses, view, scratch, width, nearness, face)
@@ -119,7 +112,7 @@ class Rasterizer:
                 height,
                 least,
                 self._lamp.axes,
-                _texel(view, self._table.height),
+                shadow_texel(view, self._table.height),
                 MAX_TEXELS_PER_PIXEL * height * width,
                 self._shadow_map,
                 self._from_cam,
@@ -148,6 +141,18 @@ class Rasterizer:
         )
         return Frame(picture, depth, segmentation)
 
+    def _checked_poses(self, poses: np.ndarray) -> np.ndarray:
+        """The poses as float64 [num_frames, 7]; ValueError if they are not that."""
+        poses = np.ascontiguousarray(poses, np.float64)
+        if poses.shape != (self.num_frames, 7):
+            raise ValueError(f"poses {poses.shape}: the parts are in {self.num_frames} frames, so give [{self.num_frames}, 7]")
+        bad = kernels.bad_pose(poses)
+        if bad >= 0:
+            raise ValueError(
+                f"pose {poses[bad].tolist()} of frame {bad}: give a finite position (m) and a unit quaternion (xyzw)"
+            )
+        return poses
+
     def _backdrop(
         self, camera: Camera, view: kernels.View, shadows: shading.Shadows, line: np.ndarray, places: np.ndarray
     ) -> np.ndarray:
@@ -163,7 +168,7 @@ class Rasterizer:
 
     def _samples(self, poses: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
         """Nearness and face index of 2 x 2 samples a pixel."""
-        view, shape = _view(camera, 2), (2 * camera.height, 2 * camera.width)
+        view, shape = pinhole(camera, 2), (2 * camera.height, 2 * camera.width)
         nearness, face = _buffers(*shape)
         kernels.see(self._geometry, poses, view, self._scratch, shape[1], nearness, face)
         depth, segmentation = np.empty(shape, np.float32), np.empty(shape, np.uint8)
@@ -177,7 +182,8 @@ def _buffers(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(shape, np.float32), np.empty(shape, np.int32)
 
 
-def _view(camera: Camera, supersample: int) -> kernels.View:
+def pinhole(camera: Camera, supersample: int) -> kernels.View:
+    """The camera, in pixels of a picture that is `supersample` times as large."""
     height, width = supersample * camera.height, supersample * camera.width
     return kernels.View(
         T_base_cam=np.ascontiguousarray(camera.T_base_cam, np.float64),
@@ -233,7 +239,7 @@ def _lamp(light: Light) -> shading.Lamp:
     )
 
 
-def _texel(view: kernels.View, table_height: float) -> float:
+def shadow_texel(view: kernels.View, table_height: float) -> float:
     """Side of a shadow texel (m): a fraction of a pixel's where the camera looks at the table, in steps of the square root of 2
     so that a moving camera seldom changes it.
     """
