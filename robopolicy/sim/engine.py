@@ -33,7 +33,7 @@ class Engine(Protocol):
         """Position [3] (m) and quaternion [4] (xyzw) of the body `name` in the base frame."""
 
     def velocity(self, name: str) -> np.ndarray:
-        """Linear velocity [3] (m/s, base frame) of the body `name`."""
+        """Linear velocity [3] (m/s, base frame) of the origin of the body `name`."""
 
     def joint_position(self, name: str) -> float:
         """Position (m or rad) of the joint that holds the body `name`. Raises ValueError for a body without one."""

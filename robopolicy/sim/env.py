@@ -82,7 +82,7 @@ class RobotEnv(gymnasium.Env):
             cameras front, wrist. None = the task's own choice, which is never privileged.
         randomization: preset name (conf/randomization) or mapping (randomize.parse).
         nominal: {parameter: value} overrides of the nominal world.
-        antialiasing: draw images at twice the size and average, about three times slower (the twin always does).
+        antialiasing: 2 x 2 samples a pixel in images (the twin always antialiases).
         renderer: "cpu", or "gl" for OpenGL through EGL, on a GPU where there is one (pip install robopolicy[gl]; not in the
             twin). Their pictures agree but not to the bit; "gl" promises equal bits only with the same driver and device.
 

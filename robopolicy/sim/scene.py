@@ -64,8 +64,11 @@ class Body:
 
     joint: None = free where mass > 0, fixed where mass = 0. collides: False for markers, which are seen but not felt.
     friction: lateral coefficient, multiplied with that of the other body in contact; spinning_friction and
-    rolling_friction (m) likewise add torsional resistance. restitution in [0, 1]. linear_damping, angular_damping: share of
-    the velocity that is lost per second.
+    rolling_friction (m) likewise add torsional resistance. restitution in [0, 1]. linear_damping, angular_damping: rate
+    (1/s) at which velocity is lost; PyBullet's grows with the speed, d (1 + |v|).
+
+    Raises:
+        ValueError: no shapes, a joint without mass, a joint whose range leaves out 0.
     """
 
     name: str
@@ -81,6 +84,14 @@ class Body:
     angular_damping: float = 0.04
     joint: Joint | None = None
     collides: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ValueError(f"body {self.name!r} has no shapes: give it at least one")
+        if self.joint and self.mass <= 0:
+            raise ValueError(f"body {self.name!r} hangs on a joint but has mass {self.mass}: give it one above 0 (kg)")
+        if self.joint and not self.joint.low <= 0.0 <= self.joint.high:
+            raise ValueError(f"the joint of {self.name!r} starts at 0, outside of {self.joint.low}..{self.joint.high}")
 
     @classmethod
     def box(

@@ -214,13 +214,6 @@ def _check(scene: Scene) -> None:
     for name, texture in textures.items():
         if not -1 <= texture < NUM_TEXTURES:
             raise ValueError(f"texture {texture} of {name} must lie in -1..{NUM_TEXTURES - 1}")
-    for body in scene.bodies:
-        if not body.shapes:
-            raise ValueError(f"body {body.name!r} has no shapes: give it at least one")
-        if body.joint and body.mass <= 0:
-            raise ValueError(f"body {body.name!r} hangs on a joint but has mass {body.mass}: give it one above 0 (kg)")
-        if body.joint and not body.joint.low <= 0.0 <= body.joint.high:
-            raise ValueError(f"the joint of {body.name!r} starts at 0, outside of {body.joint.low}..{body.joint.high}")
 
 
 def compile_scene(scene: Scene) -> tuple[mujoco.MjModel, dict[str, BodyFrame]]:
