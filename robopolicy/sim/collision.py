@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from robopolicy.resources import cache_dir
-from robopolicy.sim.description import panda_urdf
+from robopolicy.sim.description import link_indices, origin_pose, panda_urdf, without_visuals
 
 CACHE_NAME = "panda-collision-v2"
 
@@ -49,16 +49,13 @@ def merged() -> tuple[ET.Element, dict[int, tuple[int, np.ndarray]]]:
     Returns:
         The URDF's root, and {PyBullet's index of a link in pybullet_data's URDF: (index in this one, T_new_old [4, 4])}.
     """
-    robot = ET.parse(panda_urdf()).getroot()
+    robot = without_visuals()
     links = {link.attrib["name"]: link for link in robot.findall("link")}
-    for link in links.values():
-        for visual in link.findall("visual"):
-            link.remove(visual)
     place = {name: (name, np.eye(4)) for name in links}
-    before = _indices(robot)
+    before = link_indices(robot)
     for joint in [joint for joint in robot.findall("joint") if joint.get("type") == "fixed"]:
         parent, child = (joint.find(end).attrib["link"] for end in ("parent", "child"))  # type: ignore[union-attr]
-        T = _pose(joint.find("origin"))
+        T = origin_pose(joint)
         _join(links[parent], links.pop(child), T)
         robot.remove(joint)
         robot.remove(next(link for link in robot.findall("link") if link.attrib["name"] == child))
@@ -66,11 +63,11 @@ def merged() -> tuple[ET.Element, dict[int, tuple[int, np.ndarray]]]:
             end = other.find("parent")
             if end is not None and end.attrib["link"] == child:
                 end.set("link", parent)
-                _set_pose(other, T @ _pose(other.find("origin")))
+                _set_pose(other, T @ origin_pose(other))
         for name, (now, T_now) in place.items():
             if now == child:
                 place[name] = parent, T @ T_now
-    after = _indices(robot)
+    after = link_indices(robot)
     return robot, {before[name]: (after[now], T) for name, (now, T) in place.items()}
 
 
@@ -86,16 +83,10 @@ def hull(obj: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _indices(robot: ET.Element) -> dict[str, int]:
-    """{link: PyBullet's index}, that of the joint it is the child of; the base is -1."""
-    children = [joint.find("child").attrib["link"] for joint in robot.findall("joint")]  # type: ignore[union-attr]
-    return {link.attrib["name"]: -1 for link in robot.findall("link")} | {name: i for i, name in enumerate(children)}
-
-
 def _join(parent: ET.Element, child: ET.Element, T: np.ndarray) -> None:
     """Move the collision shapes and the mass of `child` to `parent`, in whose frame it has the pose T."""
     for shape in child.findall("collision"):
-        _set_pose(shape, T @ _pose(shape.find("origin")))
+        _set_pose(shape, T @ origin_pose(shape))
         parent.append(shape)
     (mass, at, into), (more, far, _) = _inertial(parent), _inertial(child)
     if more > 0:
@@ -108,15 +99,7 @@ def _inertial(link: ET.Element) -> tuple[float, np.ndarray, ET.Element]:
     element = link.find("inertial")
     if element is None:
         raise ValueError(f"the link {link.get('name')!r} of {panda_urdf()} has no mass: reinstall pybullet")
-    return float(element.find("mass").attrib["value"]), _pose(element.find("origin"))[:3, 3], element  # type: ignore[union-attr]
-
-
-def _pose(origin: ET.Element | None) -> np.ndarray:
-    """T [4, 4] of a URDF <origin>; the identity where there is none."""
-    given = {} if origin is None else origin.attrib
-    T = _shift(np.array(given.get("xyz", "0 0 0").split(), float))
-    T[:3, :3] = Rotation.from_euler("xyz", np.array(given.get("rpy", "0 0 0").split(), float)).as_matrix()
-    return T
+    return float(element.find("mass").attrib["value"]), origin_pose(element)[:3, 3], element  # type: ignore[union-attr]
 
 
 def _set_pose(element: ET.Element, T: np.ndarray) -> None:

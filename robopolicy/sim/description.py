@@ -7,6 +7,9 @@ import xml.etree.ElementTree as ET
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from scipy.spatial.transform import Rotation
+
 
 @cache
 def panda_urdf() -> Path:
@@ -30,3 +33,28 @@ def checked_urdf(path: Path) -> Path:
         if not file.is_file():
             raise FileNotFoundError(f"{path} names the mesh {file}, which is missing: reinstall pybullet")
     return path
+
+
+def without_visuals() -> ET.Element:
+    """The root of panda.urdf with no visuals in it, parsed anew for every caller. Raises FileNotFoundError as panda_urdf()."""
+    robot = ET.parse(panda_urdf()).getroot()
+    for link in robot.findall("link"):
+        for visual in link.findall("visual"):
+            link.remove(visual)
+    return robot
+
+
+def link_indices(robot: ET.Element) -> dict[str, int]:
+    """{link: PyBullet's index}, that of the joint it is the child of; the base is -1."""
+    children = [joint.find("child").attrib["link"] for joint in robot.findall("joint")]  # type: ignore[union-attr]
+    return {link.attrib["name"]: -1 for link in robot.findall("link")} | {name: i for i, name in enumerate(children)}
+
+
+def origin_pose(element: ET.Element) -> np.ndarray:
+    """T [4, 4] that the <origin> of a joint, visual, collision or inertial says; the identity where it has none."""
+    origin = element.find("origin")
+    given = {} if origin is None else origin.attrib
+    T = np.eye(4)
+    T[:3, :3] = Rotation.from_euler("xyz", np.array(given.get("rpy", "0 0 0").split(), float)).as_matrix()
+    T[:3, 3] = np.array(given.get("xyz", "0 0 0").split(), float)
+    return T

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.transform import Rotation
 
-from robopolicy.geometry import pose
+from robopolicy.geometry import pose, transform
 from robopolicy.resources import cache_dir
+from robopolicy.sim.description import link_indices, origin_pose, panda_urdf
 from robopolicy.sim.scene import Shape
 
 FACES_PER_LINK = 500
@@ -144,7 +144,7 @@ def panda_visuals() -> list[PandaVisual]:
 @lru_cache(maxsize=2)
 def _load(path: Path) -> tuple[PandaVisual, ...]:
     if not path.exists():
-        _save(path, list(_build(_panda_urdf())))
+        _save(path, list(_build(panda_urdf())))
     with np.load(path, allow_pickle=False) as data:
         return tuple(
             PandaVisual(
@@ -170,23 +170,17 @@ def _save(path: Path, visuals: list[PandaVisual]) -> None:
         raise
 
 
-def _panda_urdf() -> Path:
-    import pybullet_data
-
-    return Path(pybullet_data.getDataPath()) / "franka_panda" / "panda.urdf"
-
-
 def _build(urdf: Path) -> Iterator[PandaVisual]:
     """Decimated visuals of every link of `urdf`. PyBullet's index of a link is that of the joint it is the child of."""
     root = ET.parse(urdf).getroot()
-    index_of = {joint.find("child").get("link"): i for i, joint in enumerate(root.findall("joint"))}  # type: ignore[union-attr]
+    index_of = link_indices(root)
     for link in root.findall("link"):
         for visual in link.findall("visual"):
             mesh = visual.find("geometry/mesh")
             if mesh is None:
                 continue
             path = urdf.parent / mesh.attrib["filename"].removeprefix("package://")
-            rotation, translation = _origin(visual.find("origin"))
+            T = origin_pose(visual)
             vertices, faces, colours = _read_obj(path)
             if len(faces) > KEEP_MESH:
                 seen = _seen_from_outside(vertices, faces)
@@ -196,16 +190,8 @@ def _build(urdf: Path) -> Iterator[PandaVisual]:
             for vertices, faces, rgb in parts:
                 if len(colours) > KEEP_MESH:
                     vertices, faces = _decimate(vertices, faces, faces_per_area=FACES_PER_LINK / area)
-                placed = vertices @ rotation.T + translation
-                yield PandaVisual(link=index_of.get(link.attrib["name"], -1), mesh=_smooth(placed, faces), rgb=rgb)
-
-
-def _origin(element: ET.Element | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation [3, 3] and translation [3] of a URDF <origin>; the identity where there is none."""
-    attributes = {} if element is None else element.attrib
-    xyz = np.array(attributes.get("xyz", "0 0 0").split(), float)
-    rpy = np.array(attributes.get("rpy", "0 0 0").split(), float)
-    return Rotation.from_euler("xyz", rpy).as_matrix(), xyz
+                placed = transform(T, vertices)
+                yield PandaVisual(link=index_of[link.attrib["name"]], mesh=_smooth(placed, faces), rgb=rgb)
 
 
 def _read_obj(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,15 +9,14 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import mujoco
 import numpy as np
-import pybullet_data
 from scipy.spatial.transform import Rotation
 
 from robopolicy.sim import raycast
 from robopolicy.sim import twin_contacts as contacts
+from robopolicy.sim.description import panda_urdf, without_visuals
 from robopolicy.sim.inertia import mass_properties, shape_masses
 from robopolicy.sim.meshes import panda_visuals
 from robopolicy.sim.robot import NUM_JOINTS
@@ -57,11 +56,7 @@ _JOINT_TYPES = {"slide": mujoco.mjtJoint.mjJNT_SLIDE, "hinge": mujoco.mjtJoint.m
 
 def _urdf() -> str:
     """pybullet_data's Panda without visuals, mesh paths absolute, with MuJoCo's compiler options."""
-    folder = Path(pybullet_data.getDataPath()) / "franka_panda"
-    robot = ET.parse(folder / "panda.urdf").getroot()
-    for link in robot.iter("link"):
-        for visual in link.findall("visual"):
-            link.remove(visual)
+    folder, robot = panda_urdf().parent, without_visuals()
     for mesh in robot.iter("mesh"):
         mesh.set("filename", mesh.get("filename", "").replace("package://", f"{folder}/"))
     options = {"strippath": "false", "discardvisual": "false", "fusestatic": "false", "angle": "radian"}
