@@ -123,7 +123,7 @@ class DiffusionPolicy(SinglePhasePolicy):
         most = len(self.alphas)
         if sampler not in DEFAULT_STEPS:
             raise ValueError(f"sampler={sampler!r} does not exist; {did_you_mean(sampler, DEFAULT_STEPS)}")
-        num = num_inference_steps or min(DEFAULT_STEPS[sampler] or most, most)
+        num = min(DEFAULT_STEPS[sampler] or most, most) if num_inference_steps is None else num_inference_steps
         if not 1 <= num <= most:
             raise ValueError(f"num_inference_steps={num} must be in 1..num_training_steps={most}")
         self.sampler = sampler
