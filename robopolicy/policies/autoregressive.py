@@ -23,7 +23,7 @@ MAX_ROWS = 4096  # chunks scored in one forward pass
 class AutoregressivePolicy(SinglePhasePolicy):
     """Each step of the chunk given those before it; the entries of a step are drawn independently of each other.
 
-    Where two modes differ in several entries of a step, drawn candidates can therefore mix them; candidate 0 rarely does.
+    Where two modes differ in several entries of a step, candidates can therefore mix them.
 
     Bins are `num_bins` levels from -1 to 1 in normalised units, the 1-99 % range of the data: rarer actions count as the
     nearest level. Candidate 0 takes the most likely tokens; the others are drawn.
