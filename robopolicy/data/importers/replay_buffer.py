@@ -60,9 +60,7 @@ class ReplayBufferSource:
             if not hasattr(array, "shape") or not array.ndim or array.dtype.kind not in "buif":
                 left_out[name] = "is no array of numbers"
             elif array.shape[0] < ends[-1]:
-                raise DatasetError(
-                    f"{path}: data/{name} has {array.shape[0]} steps, and meta/episode_ends goes up to {ends[-1]}"
-                )
+                raise DatasetError(f"{path}: data/{name} has {array.shape[0]} steps, and meta/episode_ends ends at {ends[-1]}")
             else:
                 self._arrays[name] = array
         self.layout = Layout(tuple(self._arrays), self._defaults(), len(ends), left_out=left_out)

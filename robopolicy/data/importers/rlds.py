@@ -81,7 +81,7 @@ class RldsSource:
                 try:
                     arrays = {field: self._array(field, example) for field in fields}
                     info = self._info(example, split)
-                except (KeyError, TypeError, ValueError, zlib.error) as error:
+                except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
                     what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
                     raise DatasetError(f"{self.path}, {label} does not fit features.json: {what}") from error
                 yield Episode(arrays, info, label, f"episode_{number:06d}")
@@ -200,7 +200,10 @@ def _decode_image(field: str, data: bytes, leaf: _Feature) -> Array:
 
     color = leaf.dtype == "uint8" and leaf.shape[-1:] != (1,)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if color else cv2.IMREAD_UNCHANGED
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        image = None
     if image is None:
         raise ValueError(f"{field!r} holds {len(data)} bytes that are no image that can be decoded")
     image = image[..., ::-1] if color else image.reshape(*image.shape[:2], -1)
