@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import struct
 import sys
 import zlib
@@ -509,7 +510,12 @@ def test_rlds_that_is_incomplete_is_refused(tmp_path):
     shard.write_bytes(record(example({"steps/action": np.zeros(4)})))
     refused(r"record 0 does not fit features.json: it lacks 'steps/observation/image'")
     shard.unlink()
-    refused(r"lacks shard 1 of 2 of its split 'train'")
+    refused(r"lacks toy-train.tfrecord-00001-of-00002; fetch it, or take the 1 before it: episodes=1")
+    (tmp_path / "1.0.0/toy-val.tfrecord-00000-of-00001").unlink()
+    assert any(
+        "split val is left out" in line for line in import_dataset(tmp_path / "1.0.0", tmp_path / "some", fps=5, episodes=1)
+    )
+    shutil.rmtree(tmp_path / "some")
     with pytest.raises(DatasetError, match=r"give path=.*1.0.0, which looks like an RLDS folder"):
         import_dataset(tmp_path, tmp_path / "out", fps=5)
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class RldsSource:
     """A TFDS folder of RLDS episodes. Fields are the paths of the steps' features, e.g. observation/image.
 
     Raises:
-        DatasetError: no such folder, shards that are missing, features that are not of an RLDS dataset.
+        DatasetError: no such folder or no shards in it, features that are not of an RLDS dataset.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +67,8 @@ class RldsSource:
         instructions = [name for name in self.texts if "instruction" in name.rpartition("/")[2]]
         self.instruction = min(instructions, key=lambda name: (name.count("/"), name), default="")
         left_out |= {name: "holds text" for name in self.texts if name != self.instruction}
+        here = {split for split, _, _ in self.shards}
+        left_out |= {f"split {split}": "has no file here" for split, each in self.lengths.items() if each and split not in here}
         total = sum(count or 0 for _, _, count in self.shards)
         self.layout = Layout(fields, self._defaults(), total, left_out=left_out)
 
@@ -75,6 +77,10 @@ class RldsSource:
         number = 0
         for split, shard, expected in self.shards:
             found = 0
+            if not shard.exists():
+                raise DatasetError(
+                    f"{self.path} lacks {shard.name}; fetch it, or take the {number} before it: episodes={number}"
+                )
             for record in read_records(shard):
                 label = f"{shard.name} record {found}"
                 example = parse_example(record)
@@ -137,30 +143,27 @@ class RldsSource:
         """Split, file and number of episodes, if known, of each shard."""
         try:
             info = json.loads((self.path / "dataset_info.json").read_text())
-            lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info.get("splits", [])}
+            self.lengths = {split["name"]: [int(n) for n in split["shardLengths"]] for split in info.get("splits", [])}
             kind = info.get("fileFormat", "tfrecord")
         except FileNotFoundError:
-            lengths, kind = {}, "tfrecord"
+            self.lengths, kind = {}, "tfrecord"
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{self.path / 'dataset_info.json'} is damaged ({error!r}); restore it from a copy") from error
         if kind != "tfrecord":
             raise DatasetError(f"{self.path} keeps its episodes as {kind}; only tfrecord can be read")
-        found: dict[str, dict[int, Path]] = {}
-        counts: dict[str, int] = {}
-        for file in sorted(self.path.iterdir()):
-            if match := _SHARD.fullmatch(file.name):
-                found.setdefault(match["split"], {})[int(match["number"])] = file
-                counts[match["split"]] = max(int(match["count"]), counts.get(match["split"], 0))
-        counts |= {split: len(each) for split, each in lengths.items()}
-        if not found:
+        files = [match for file in sorted(self.path.iterdir()) if (match := _SHARD.fullmatch(file.name))]
+        if not files:
             raise DatasetError(f"{self.path} holds no *.tfrecord-00000-of-000NN file")
         shards: list[tuple[str, Path, int | None]] = []
-        for split in sorted(counts, key=lambda name: (name != "train", name)):
-            missing = [number for number in range(counts[split]) if number not in found.get(split, {})]
-            if missing:
-                raise DatasetError(f"{self.path} lacks shard {missing[0]} of {counts[split]} of its split {split!r}")
-            each = lengths.get(split, [None] * counts[split])
-            shards += [(split, found[split][number], each[number]) for number in range(counts[split])]
+        for split in sorted({match["split"] for match in files}, key=lambda name: (name != "train", name)):
+            name, count = next((match["name"], int(match["count"])) for match in files if match["split"] == split)
+            each: Sequence[int | None] = self.lengths.get(split, [None] * count)
+            if len(each) != count:
+                raise DatasetError(
+                    f"{self.path}: dataset_info.json has {len(each)} shards of {split!r}, the files' names {count}"
+                )
+            paths = (self.path / f"{name}-{split}.tfrecord-{number:05d}-of-{count:05d}" for number in range(count))
+            shards += [(split, file, length) for file, length in zip(paths, each, strict=True)]
         return shards
 
 
