@@ -166,7 +166,7 @@ def data_import(cfg: dict[str, Any]) -> None:
 
     robopolicy data import path=runs/lerobot/wide out=runs/data/wide
     robopolicy data import path=lift/ph/image.hdf5 out=runs/data/lift format=robomimic episodes=50
-    robopolicy data import path=pusht_cchi_v7_replay.zarr out=runs/data/pusht fps=10 task="push the T"
+    robopolicy data import path=pusht_cchi_v7_replay.zarr out=runs/data/pusht fps=10 instruction="push the T"
     robopolicy data import path=bridge/1.0.0 out=runs/data/bridge fps=5 keys='{observation.images.front: observation/image_0}'
     """
     from robopolicy.data.importers import import_dataset

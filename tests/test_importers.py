@@ -146,7 +146,15 @@ def test_a_lerobot_v21_folder_without_one_of_its_files_is_refused_with_its_name(
     (tmp_path / f"theirs/images/{FRONT}/episode_000001/frame_000002.png").unlink()
     with pytest.raises(DatasetError, match=r"lacks the image images/.*frame_000002.png"):
         import_dataset(tmp_path / "theirs", tmp_path / "ours")
-    (tmp_path / "theirs/data/chunk-000/episode_000000.parquet").unlink()
+    file = tmp_path / "theirs/data/chunk-000/episode_000000.parquet"
+    table = pq.read_table(file)
+    outside = [{"bytes": None, "path": "../outside.png"}] * len(table)
+    (tmp_path / "outside.png").write_bytes(encoded(np.zeros((16, 20, 3), np.uint8)))
+    pq.write_table(table.set_column(table.column_names.index(FRONT), FRONT, pa.array(outside)), file)
+    with pytest.raises(DatasetError, match=r"lacks the image ../outside.png"):
+        import_dataset(tmp_path / "theirs", tmp_path / "ours")
+    (tmp_path / "outside.png").unlink()
+    file.unlink()
     with pytest.raises(DatasetError, match=r"episode_000000.parquet cannot be read"):
         import_dataset(tmp_path / "theirs", tmp_path / "ours")
     assert [child.name for child in tmp_path.iterdir()] == ["theirs"]
@@ -223,7 +231,7 @@ def test_robomimic_comes_in_value_for_value(tmp_path):
 def test_keys_choose_and_order_fields_and_leave_keys_out(tmp_path):
     demo = robomimic(tmp_path / "image.hdf5")[0]
     keys = {STATE: ["robot0_gripper_qpos", "robot0_joint_pos"], FRONT: "agentview_image", image_key("agentview"): None}
-    import_dataset(tmp_path / "image.hdf5", tmp_path / "ours", episodes=1, task="lift the cube", keys=keys)
+    import_dataset(tmp_path / "image.hdf5", tmp_path / "ours", episodes=1, instruction="lift the cube", keys=keys)
     store = EpisodeStore(tmp_path / "ours")
     state = np.concatenate([demo["obs/robot0_gripper_qpos"], demo["obs/robot0_joint_pos"]], axis=1)
     assert np.array_equal(store.read(0)[STATE], state.astype(np.float32))
@@ -265,6 +273,9 @@ def test_a_robomimic_file_that_does_not_fit_is_refused_with_the_demo(tmp_path):
     refused(r"demo_2.*'action' is not finite: nan at index \[1, 3\]", spoil)
     refused(r"holds no observations .* dataset_states_to_obs.py", lambda data: data.__delitem__("demo_0/obs"))
     refused(r"holds no group data/demo_<k>", lambda data: [data.__delitem__(demo) for demo in list(data)])
+    robomimic(tmp_path / "edited.hdf5")
+    with pytest.raises(SpecError, match=r"fps=10 was given and .* says 20 Hz"):
+        import_dataset(tmp_path / "edited.hdf5", tmp_path / "out", fps=10)
     robomimic(tmp_path / "edited.hdf5", control_freq=None)
     with pytest.raises(SpecError, match=r"give fps=RATE"):
         import_dataset(tmp_path / "edited.hdf5", tmp_path / "out")
@@ -312,7 +323,7 @@ def test_a_replay_buffer_comes_in_value_for_value(tmp_path, name, zarr_format, s
     arrays = pusht(scale=scale)
     replay_buffer(tmp_path / name, arrays, np.cumsum(LENGTHS), zarr_format=zarr_format)
     keys = {"observation.keypoints": "keypoint"}
-    import_dataset(tmp_path / name, tmp_path / "ours", fps=10, task="push the T", keys=keys)
+    import_dataset(tmp_path / name, tmp_path / "ours", fps=10, instruction="push the T", keys=keys)
     store = EpisodeStore(tmp_path / "ours")
     assert store.lengths.tolist() == list(LENGTHS)
     found = {key: np.concatenate([store.read(i)[key] for i in range(3)]) for key in store.spec.features}
@@ -575,10 +586,12 @@ def test_arbitrary_bytes_are_a_message_or_refused(data):
 def test_the_command_line_tells_the_format_and_takes_a_mapping(tmp_path, monkeypatch, capsys):
     replay_buffer(tmp_path / "a.zarr", pusht(), np.cumsum(LENGTHS))
     monkeypatch.chdir(tmp_path)
-    words = ["data", "import", "path=a.zarr", "out=ours", "fps=10", "keys={observation.pose: state, observation.state: null}"]
+    words = ["data", "import", "path=a.zarr", "out=ours", "fps=10", "instruction=push the T"]
+    words += ["keys={observation.pose: state, observation.state: null}"]
     monkeypatch.setattr(sys, "argv", ["robopolicy", *words])
     main()
     assert "observation.pose = state" in capsys.readouterr().out
+    assert EpisodeStore("ours").info(0)["task"] == "push the T"
     features = EpisodeStore("ours").spec.features
     assert "observation.pose" in features
     assert STATE not in features

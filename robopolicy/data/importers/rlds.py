@@ -78,9 +78,8 @@ class RldsSource:
         for split, shard, expected in self.shards:
             found = 0
             if not shard.exists():
-                raise DatasetError(
-                    f"{self.path} lacks {shard.name}; fetch it, or take the {number} before it: episodes={number}"
-                )
+                before = f", or take the {number} before it: episodes={number}" if number else ""
+                raise DatasetError(f"{self.path} lacks {shard.name}; fetch it{before}")
             for record in read_records(shard):
                 label = f"{shard.name} record {found}"
                 example = parse_example(record)

@@ -35,7 +35,7 @@ def import_dataset(
     out: str | Path,
     format: str = AUTO,
     fps: float | None = None,
-    task: str | None = None,
+    instruction: str | None = None,
     episodes: int | None = None,
     keys: Mapping[str, Any] | None = None,
 ) -> list[str]:
@@ -45,7 +45,7 @@ def import_dataset(
         path: the file or folder. out: a folder that does not exist yet.
         format: one of FORMATS, or "auto" to tell by the content.
         fps: rate of the steps (Hz); needed where the source does not say, refused where it says otherwise.
-        task: text for every episode, instead of the source's own.
+        instruction: the task in words, for every episode, instead of the source's own.
         episodes: how many to import at most, from the first on.
         keys: {our key: field of the source, list of fields that are concatenated, or None}, on top of the defaults.
 
@@ -69,7 +69,7 @@ def import_dataset(
                 if writer is None:
                     writer = EpisodeWriter(folder, dataset_spec(mapped, episode.arrays, arrays, layout, rate))
                 arrays = {key: _adopt(array, writer.spec.features[key].dtype) for key, array in arrays.items()}
-                writer.add(arrays, _info(episode, arrays, task), episode.name)
+                writer.add(arrays, _info(episode, arrays, instruction), episode.name)
             except SpecError as error:
                 raise SpecError(f"{path}, {episode.label}: {error}") from error
         if writer is None:
@@ -155,11 +155,11 @@ def _adopt(array: np.ndarray, dtype: str) -> np.ndarray:
     return array
 
 
-def _info(episode: Episode, arrays: Mapping[str, np.ndarray], task: str | None) -> dict[str, Any]:
+def _info(episode: Episode, arrays: Mapping[str, np.ndarray], instruction: str | None) -> dict[str, Any]:
     info = {TASK: "", **episode.info}
     if SUCCESS in arrays:
         info.setdefault("success", bool(arrays[SUCCESS].any()))
-    return info if task is None else {**info, TASK: task}
+    return info if instruction is None else {**info, TASK: instruction}
 
 
 def _report(mapped: Mapped, layout: Layout) -> list[str]:
