@@ -8,7 +8,9 @@ from robopolicy.batch import fake_batch, to_torch
 from robopolicy.data.transforms import Normalizer
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding, draw
 from robopolicy.models.critic import SuccessCritic, discounted_outcome
-from robopolicy.models.encoders import ObservationEncoder, PointEncoder, random_shift, select_observation, spatial_softmax
+from robopolicy.models.encoders import ObservationEncoder, select_observation
+from robopolicy.models.images import random_shift, spatial_softmax
+from robopolicy.models.points import PointEncoder
 from robopolicy.models.tokenizer import (
     MultiScaleTokenizer,
     check_groups,

@@ -21,7 +21,7 @@ from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import ChunkExecutor, Exploring
-from robopolicy.spec import Array, Policy
+from robopolicy.spec import TASK, Array, Policy
 
 BLOCK = 5  # episodes of one work unit
 
@@ -62,10 +62,13 @@ class Suite:
 
 
 class PolicyActor:
-    """data.actors.Actor for a policy: history, chunk execution, one seed per episode."""
+    """data.actors.Actor for a policy: history, chunk execution, one seed per episode.
 
-    def __init__(self, policy: Policy) -> None:
-        self.executor = ChunkExecutor(policy)
+    task: what a policy that can do several things is told to do; None = what the environment says (env_task).
+    """
+
+    def __init__(self, policy: Policy, task: str | None = None) -> None:
+        self.executor, self.task = ChunkExecutor(policy), task
         self.facts: Mapping[str, Any] = {}
 
     @property
@@ -79,7 +82,22 @@ class PolicyActor:
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
+        if observation is not None and TASK in self.executor.policy.spec.observation:
+            observation = {TASK: np.asarray(env_task(env) if self.task is None else self.task), **observation}
         return self.executor.act(observation)
+
+
+def env_task(env: gymnasium.Env) -> str:
+    """What there is to do in `env`: its `task`, which is text or has a `name`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    task = getattr(env.unwrapped, "task", None)
+    name = getattr(task, "name", task)
+    if not isinstance(name, str):
+        raise ValueError(f"the policy needs to know its task, and {env} has no attribute `task` that says it")
+    return name
 
 
 def exploring_actor(checkpoint: str) -> PolicyActor:
@@ -102,7 +120,8 @@ def observing(env_kwargs: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """Keyword arguments of an environment that renders what the policy looks at and no more."""
     if "observation" not in env_kwargs:
         return dict(env_kwargs)
-    return {**env_kwargs, "observation": [key.removeprefix("observation.") for key in policy.spec.observation]}
+    keys = [key for key in policy.spec.observation if key != TASK]
+    return {**env_kwargs, "observation": [key.removeprefix("observation.") for key in keys]}
 
 
 def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
