@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +162,7 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
     """The arm with value-guided steering. steer: `critic` (its checkpoint or run) and keyword arguments of SteeredPolicy."""
     options = {key: value for key, value in steer.items() if key != "critic"}
     critic = find_checkpoints(steer["critic"])[-1].checkpoint
-    return Arm(f"{arm.name}+steer", arm.checkpoint, arm.run, arm.step, critic, options)
+    return replace(arm, name=f"{arm.name}+steer", critic=critic, steer=options)
 
 
 def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
@@ -282,7 +283,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     from robopolicy.ranking.rank import compare
     from robopolicy.ranking.statistics import wilson_interval
 
-    arms = find_checkpoints(settings["checkpoint"])
+    arms = [replace(arm, instruction=settings["instruction"]) for arm in find_checkpoints(settings["checkpoint"])]
     steer = settings["steer"]
     pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}

@@ -32,6 +32,7 @@ class Arm:
 
     checkpoint, critic: checkpoint folders. steer: keyword arguments of SteeredPolicy.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
+    instruction: what a policy that can do several things is told; None = what the environment says.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm:
     step: int = 0
     critic: str | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class Suite:
 class PolicyActor:
     """data.actors.Actor for a policy: history, chunk execution, one seed per episode.
 
-    task: what a policy that can do several things is told to do; None = what the environment says (env_task).
+    instruction: what a policy that can do several things is told; None = what the environment says (env_task).
     """
 
-    def __init__(self, policy: Policy, task: str | None = None) -> None:
-        self.executor, self.task = ChunkExecutor(policy), task
+    def __init__(self, policy: Policy, instruction: str | None = None) -> None:
+        self.executor, self.instruction = ChunkExecutor(policy), instruction
         self.facts: Mapping[str, Any] = {}
 
     @property
@@ -83,7 +85,8 @@ class PolicyActor:
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
         if observation is not None and TASK in self.executor.policy.spec.observation:
-            observation = {TASK: np.asarray(env_task(env) if self.task is None else self.task), **observation}
+            told = env_task(env) if self.instruction is None else self.instruction
+            observation = {**observation, TASK: np.asarray(told)}
         return self.executor.act(observation)
 
 
@@ -129,7 +132,7 @@ def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
 
     torch.set_num_threads(1)
     arm, suite = unit
-    actor = PolicyActor(arm_policy(arm))
+    actor = PolicyActor(arm_policy(arm), arm.instruction)
     env = environment(suite.env_id, observing(suite.env_kwargs, actor.executor.policy))
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 

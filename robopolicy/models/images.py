@@ -164,7 +164,7 @@ class ImageEncoder(nn.Module):
             x = (x - mean) / std
         features = self.backbone(x.flatten(0, 1).contiguous())
         features = spatial_softmax(features) if features.ndim == 4 else features
-        return self.frames(features.view(len(frames), -1))
+        return self.frames(features.reshape(len(frames), -1))
 
 
 def _small_cnn(channels: int) -> nn.Sequential:
