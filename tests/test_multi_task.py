@@ -3,6 +3,8 @@
 import logging
 import queue
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,11 +14,14 @@ from robopolicy import config, pipeline
 from robopolicy.data.collect import environment
 from robopolicy.data.manage import merge
 from robopolicy.deploy.client import RemoteError, RemotePolicy
+from robopolicy.deploy.ros_config import NodeConfig
+from robopolicy.deploy.ros_node import InferenceNode
 from robopolicy.deploy.server import serve
 from robopolicy.evaluation.rollout import PolicyActor, observing
+from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.spec import TASK, PolicySpec, SpecError, known_tasks
+from robopolicy.spec import STATE, TASK, FeatureSpec, PolicySpec, SpecError, known_tasks
 
 TASKS = ("lift", "pick_place", "push")
 SMALL = {"image_size": 24, "num_points": 32}
@@ -61,7 +66,7 @@ class Listening:
         self.policy.reset()
 
     def sample(self, observation, num_samples=1, seed=None):
-        self.told += observation[TASK][:, -1].tolist()
+        self.told += np.reshape(observation[TASK], (-1, 1))[-1].tolist()
         return self.policy.sample(observation, num_samples, seed)
 
 
@@ -133,3 +138,43 @@ def test_a_served_policy_is_told_its_task(merged, tmp_path):
     finally:
         stop.set()
         server.join()
+
+
+class Wire:
+    """A ros_transport.Transport of one topic of joint positions."""
+
+    def __init__(self):
+        self.callbacks, self.sent = [], []
+
+    def now(self):
+        return time.monotonic()
+
+    def stamp(self, message):
+        return time.monotonic()
+
+    def subscribe(self, topic, type_name, callback, *, reliable=False):
+        self.callbacks.append(callback)
+
+    def advertise(self, topic, type_name):
+        return SimpleNamespace, self.sent.append
+
+    def spin(self, hz, callback, stop):
+        for _ in range(40):
+            for receive in self.callbacks:
+                receive(SimpleNamespace(name=["a", "b"], position=[0.1, 0.2]))
+            callback()
+            time.sleep(0.005)
+
+
+def test_a_robot_is_told_its_task_by_the_mapping_file():
+    features = {STATE: FeatureSpec((2,)), TASK: FeatureSpec((), "str", values=TASKS)}
+    policy = Listening(BehaviourCloningPolicy(features, FeatureSpec((7,)), 20.0, obs_horizon=2))
+    policy.timeout_ms = 1000
+    joints = {"topic": "/joint_states", "type": "sensor_msgs/JointState", "joints": ["a", "b"]}
+    mapping = {"observation": {STATE: joints}, "command": {"topic": "/go", "type": "std_msgs/Float64MultiArray"}, "limits": {}}
+    with pytest.raises(ValueError, match=r"lacks 'task'.*'pick_place'"):
+        InferenceNode(Wire(), policy, NodeConfig.from_dict(mapping))
+    wire = Wire()
+    InferenceNode(wire, policy, NodeConfig.from_dict({**mapping, "task": "push"}), enabled=True).run(threading.Event())
+    assert set(policy.told) == {"push"}
+    assert len(wire.sent) > 5

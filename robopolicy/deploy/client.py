@@ -50,6 +50,12 @@ class RemoteFeature:
         lists = {name: tuple(data.get(name, ())) for name in ("shape", "names", "values")}
         return cls(**{**data, **lists})
 
+    def zeros(self, leading: tuple[int, ...] = ()) -> np.ndarray:
+        """An array [*leading, *shape] that fits: zeros, or the first known string."""
+        if self.dtype == "str":
+            return np.full((*leading, *self.shape), next(iter(self.values), ""))
+        return np.zeros((*leading, *self.shape), self.dtype)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, the same as FeatureSpec.to_dict()."""
         return {name: value for name, value in self.__dict__.items() if name != "values" or value}

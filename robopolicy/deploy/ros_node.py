@@ -142,12 +142,14 @@ class InferenceNode:
             frames.append(value)
 
     def _observation(self) -> dict[str, np.ndarray]:
-        """{key: [1, To, ...]}; before To frames were seen the first is repeated."""
+        """{key: [1, To, ...]}, and the task [1] if the policy wants it; before To frames were seen the first is repeated."""
         missing = self._policy.spec.obs_horizon
         observation = {
             key: np.stack([frames[0]] * (missing - len(frames)) + list(frames))[None] for key, frames in self._frames.items()
         }
-        return observation | ({TASK: np.array([self._config.task])} if TASK in self._policy.spec.observation else {})
+        if TASK in self._policy.spec.observation:
+            observation[TASK] = np.array([self._config.task])
+        return observation
 
     def _ee_position(self) -> np.ndarray | None:
         frames = self._frames.get(self._ee_key)
