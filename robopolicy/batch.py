@@ -39,6 +39,7 @@ from robopolicy.spec import (
 )
 
 Batch = dict[str, Tensor]
+MAX_NAMED = 20  # tasks that an error message lists
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def task_ids(tasks: Any, known: Sequence[str]) -> Array:
     place = {name: index for index, name in enumerate(known)}
     for name in names.tolist():
         if name not in place:
-            raise SpecError(f"unknown task {name!r}; {did_you_mean(name, known)} Known: {', '.join(map(repr, known))}")
+            few = len(known) <= MAX_NAMED
+            hint = f"known: {', '.join(map(repr, known))}" if few else did_you_mean(name, known)
+            raise SpecError(f"unknown task {name!r}; {hint}")
     return np.array([place[name] for name in names.tolist()], np.int64)
 
 

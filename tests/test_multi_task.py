@@ -91,7 +91,7 @@ def test_the_recipe_trains_and_evaluates_every_task(by, policy, merged, tmp_path
     if by == "text":
         assert pipeline.evaluate_run(evaluation("push", folder, instruction="please push it"))
     else:
-        with pytest.raises(SpecError, match=r"unknown task 'stack'.*Known: 'lift', 'pick_place', 'push'"):
+        with pytest.raises(SpecError, match=r"unknown task 'stack'; known: 'lift', 'pick_place', 'push'"):
             pipeline.evaluate_run(evaluation("lift", folder, instruction="stack"))
 
 
