@@ -156,24 +156,22 @@ def data_export(cfg: dict[str, Any]) -> None:
     """
     from robopolicy.data.lerobot import export_dataset
 
-    _only_lerobot(cfg.pop("format"))
+    if (name := cfg.pop("format")) != "lerobot":
+        raise ValueError(f"format={name!r} does not work; {did_you_mean(name, ['lerobot'])}")
     print("\n".join(export_dataset(**cfg)))
 
 
 def data_import(cfg: dict[str, Any]) -> None:
-    """Make a dataset of one in another format: LeRobotDataset v3.0 (needs PyAV: pip install robopolicy[lerobot]).
+    """Make a dataset of one in another format: LeRobotDataset v3.0 or v2.1, robomimic HDF5, zarr replay buffer, RLDS.
 
-    robopolicy data import path=runs/lerobot/wide out=runs/data/wide format=lerobot
+    robopolicy data import path=runs/lerobot/wide out=runs/data/wide
+    robopolicy data import path=lift/ph/image.hdf5 out=runs/data/lift format=robomimic episodes=50
+    robopolicy data import path=pusht_cchi_v7_replay.zarr out=runs/data/pusht fps=10 instruction="push the T"
+    robopolicy data import path=bridge/1.0.0 out=runs/data/bridge fps=5 keys='{observation.images.front: observation/image_0}'
     """
-    from robopolicy.data.lerobot import import_dataset
+    from robopolicy.data.importers import import_dataset
 
-    _only_lerobot(cfg.pop("format"))
     print("\n".join(import_dataset(**cfg)))
-
-
-def _only_lerobot(name: str) -> None:
-    if name != "lerobot":
-        raise ValueError(f"format={name!r} does not work; {did_you_mean(name, ['lerobot'])}")
 
 
 def view(cfg: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +32,12 @@ from robopolicy.evaluation.rollout import (
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_policy
+from robopolicy.spec import TASK
 
 if TYPE_CHECKING:
     from robopolicy.ranking.result import Ranking
+
+logger = logging.getLogger(__name__)
 
 ROLLOUT = "rollout"  # behaviour of episodes that a policy played
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
@@ -91,7 +96,7 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
-    from robopolicy.data.windows import Windows
+    from robopolicy.data.windows import Windows, task_feature
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
 
@@ -100,8 +105,15 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     store = EpisodeStore(settings["data"]["path"])
     episodes = select_episodes(store, settings["data"].get("where") or {})
     spec = store.spec
+    observation = {**spec.observation, TASK: task_feature(store, episodes)}
     with seeded(train_config.seed):
-        module = config.build(settings[kind], observation=spec.observation, action=spec.action, control_hz=spec.fps)
+        module = config.build(settings[kind], observation=observation, action=spec.action, control_hz=spec.fps)
+    if TASK not in module.spec.observation and len(observation[TASK].values) > 1:
+        logger.warning(
+            "the data has the tasks %s and the %s is not told which: add 'task' to inputs.observation_keys",
+            ", ".join(observation[TASK].values),
+            kind,
+        )
     horizon = getattr(module.spec, "action_horizon", module.spec.execute_horizon)
     windows = Windows(store, tuple(module.spec.observation), module.spec.obs_horizon, horizon, module.batch_keys, episodes)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
@@ -150,7 +162,7 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
     """The arm with value-guided steering. steer: `critic` (its checkpoint or run) and keyword arguments of SteeredPolicy."""
     options = {key: value for key, value in steer.items() if key != "critic"}
     critic = find_checkpoints(steer["critic"])[-1].checkpoint
-    return Arm(f"{arm.name}+steer", arm.checkpoint, arm.run, arm.step, critic, options)
+    return replace(arm, name=f"{arm.name}+steer", critic=critic, steer=options)
 
 
 def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
@@ -271,7 +283,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     from robopolicy.ranking.rank import compare
     from robopolicy.ranking.statistics import wilson_interval
 
-    arms = find_checkpoints(settings["checkpoint"])
+    arms = [replace(arm, instruction=settings["instruction"]) for arm in find_checkpoints(settings["checkpoint"])]
     steer = settings["steer"]
     pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}

@@ -21,7 +21,7 @@ ENVIRONMENT_STATE = "observation.environment_state"
 IMAGES = "observation.images."
 DEPTH = "observation.depth."
 SEGMENTATION = "observation.segmentation."
-TASK = "task"
+TASK = "task"  # which task an episode is, in words; an observation where a policy can do several: str [B] or [B, To]
 ACTION = "action"
 REWARD = "next.reward"
 TERMINATED = "next.terminated"
@@ -69,7 +69,9 @@ class FeatureSpec:
     """One key: the shape, dtype, unit and frame of its value at one time step.
 
     shape: per-step shape, e.g. (7,) or (84, 84, 3).
+    dtype: of numpy; "str" for text.
     names: names of the entries along the last axis, e.g. ("x", "y", "z"); () when they have none.
+    values: of text: the strings that are known, e.g. the tasks of a dataset; () for numbers.
     """
 
     shape: tuple[int, ...]
@@ -77,10 +79,12 @@ class FeatureSpec:
     unit: str = ""
     frame: str = ""
     names: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "values", tuple(self.values))
         np.dtype(self.dtype)
         if self.names and (not self.shape or len(self.names) != self.shape[-1]):
             raise SpecError(f"{len(self.names)} names {self.names} for shape {self.shape}: one name per entry of the last axis")
@@ -94,8 +98,12 @@ class FeatureSpec:
         array = np.asarray(value)
         if array.ndim != leading + len(self.shape) or tuple(array.shape[leading:]) != self.shape:
             axes = ", ".join(["B", "T", "N"][:leading] + [str(n) for n in self.shape])
-            raise SpecError(f"{key!r} has shape {list(array.shape)}, expected [{axes}]")
-        if array.dtype != np.dtype(self.dtype):
+            hint = image_hint(key, tuple(array.shape[leading:]), self.shape)
+            raise SpecError(f"{key!r} has shape {list(array.shape)}, expected [{axes}]{hint}")
+        if self.dtype == "str":
+            if array.dtype.kind != "U":
+                raise SpecError(f"{key!r} has dtype {array.dtype}, expected text: a str or an array of str")
+        elif array.dtype != np.dtype(self.dtype):
             raise SpecError(f"{key!r} has dtype {array.dtype}, expected {self.dtype}; convert it with .astype({self.dtype!r})")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = np.argwhere(~np.isfinite(array))[0].tolist()
@@ -109,9 +117,29 @@ class FeatureSpec:
                 raise SpecError(f"no entry {name!r}; {did_you_mean(name, self.names)}")
         return [self.names.index(name) for name in names]
 
+    def zeros(self, leading: tuple[int, ...] = ()) -> Array:
+        """An array [*leading, *shape] that fits: zeros, or the first known string."""
+        if self.dtype == "str":
+            return np.full((*leading, *self.shape), next(iter(self.values), ""))
+        return np.zeros((*leading, *self.shape), self.dtype)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
+        """JSON-ready form. `values` are left out where there are none, so numbers look as they did before text came."""
+        return {name: value for name, value in asdict(self).items() if name != "values" or value}
+
+
+def image_hint(key: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What is probably wrong with the shape of an image, as the rest of a sentence; "" where nothing is known."""
+    if not key.startswith(IMAGES) or len(wanted) != 3:
+        return ""
+    height, width, channels = wanted
+    if given == (channels, height, width):
+        return "; images are HWC (height, width, colour): np.moveaxis(x, -3, -1) makes them so"
+    if given in ((height, width), (height, width, 1), (1, height, width)):
+        return "; it looks grayscale: repeat its one channel three times"
+    if len(given) == 3 and given[-1] == channels:
+        return f"; resize it to {height} x {width} pixels"
+    return ""
 
 
 Features = dict[str, FeatureSpec]
@@ -125,6 +153,11 @@ def features_to_dict(features: Mapping[str, FeatureSpec]) -> dict[str, Any]:
 def features_from_dict(data: Mapping[str, Any]) -> Features:
     """Inverse of features_to_dict."""
     return {key: FeatureSpec(**value) for key, value in data.items()}
+
+
+def known_tasks(features: Mapping[str, FeatureSpec]) -> tuple[str, ...]:
+    """The tasks of the feature TASK; () where it is not among `features`."""
+    return features[TASK].values if TASK in features else ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +206,8 @@ class PolicySpec:
 def check_observation(observation: Mapping[str, Any], spec: PolicySpec | CriticSpec) -> int:
     """Batch size B of a batched observation {key: [B, To, ...]} that fits `spec`; extra keys are ignored.
 
+    TASK may also have no time axis: str [B], an array or a list.
+
     Raises:
         SpecError: a missing key, a missing To axis, a wrong shape or dtype, a non-finite value, unequal batch sizes.
     """
@@ -182,11 +217,12 @@ def check_observation(observation: Mapping[str, Any], spec: PolicySpec | CriticS
             needs, given = sorted(spec.observation), sorted(observation)
             raise SpecError(f"observation lacks {key!r}; it needs {needs}, given: {given}")
         array = np.asarray(observation[key])
-        if array.ndim == 1 + len(feature.shape) and tuple(array.shape[1:]) == feature.shape:
+        timeless = array.ndim == 1 + len(feature.shape) and tuple(array.shape[1:]) == feature.shape
+        if timeless and key != TASK:
             shape = list(array.shape)
             raise SpecError(f"{key!r} has shape {shape}: the time axis is missing, expected [B, {spec.obs_horizon}, ...]")
-        feature.check(key, array, leading=2)
-        if array.shape[1] != spec.obs_horizon:
+        feature.check(key, array, leading=1 if timeless else 2)
+        if not timeless and array.shape[1] != spec.obs_horizon:
             raise SpecError(f"{key!r} has {array.shape[1]} frames, it needs obs_horizon={spec.obs_horizon}")
         if batch is not None and array.shape[0] != batch:
             raise SpecError(f"{key!r} has batch size {array.shape[0]}, other keys have {batch}")

@@ -13,7 +13,8 @@ import pytest
 
 from robopolicy.data.episode_file import DatasetError
 from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
-from robopolicy.data.lerobot import export_dataset, exporting, import_dataset, layout
+from robopolicy.data.importers import import_dataset
+from robopolicy.data.lerobot import export_dataset, exporting, layout
 from robopolicy.data.lerobot.stats import QUANTILES
 from robopolicy.spec import (
     ACTION,
@@ -195,10 +196,10 @@ def test_what_cannot_be_exported_or_imported_says_why_and_leaves_nothing(tmp_pat
     dataset(tmp_path / "set")
     with pytest.raises(SpecError, match="did you mean 'h264'"):
         export_dataset(tmp_path / "set", tmp_path / "out", images="h265")
-    with pytest.raises(DatasetError, match=r"holds no meta/info.json"):
+    with pytest.raises(DatasetError, match=r"it is a robopolicy dataset already"):
         import_dataset(tmp_path / "set", tmp_path / "out")
-    foreign(tmp_path / "old", version="v2.1")
-    with pytest.raises(DatasetError, match=r"version v2.1; LeRobot converts it to v3.0"):
+    foreign(tmp_path / "old", version="v1.6")
+    with pytest.raises(DatasetError, match=r"version v1.6; v3.0, v2.1 and v2.0 are read here"):
         import_dataset(tmp_path / "old", tmp_path / "out")
     foreign(tmp_path / "cut")
     file = tmp_path / "cut/data/chunk-000/file-000.parquet"

@@ -1,14 +1,12 @@
-"""Encoders, tokenizer, coarse-to-fine transformer and critic, each by its properties."""
+"""Tokenizer, coarse-to-fine transformer and critic, each by its properties. Encoders: test_encoders.py."""
 
 import numpy as np
 import pytest
 import torch
 
 from robopolicy.batch import fake_batch, to_torch
-from robopolicy.data.transforms import Normalizer
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding, draw
 from robopolicy.models.critic import SuccessCritic, discounted_outcome
-from robopolicy.models.encoders import ObservationEncoder, PointEncoder, random_shift, select_observation, spatial_softmax
 from robopolicy.models.tokenizer import (
     MultiScaleTokenizer,
     check_groups,
@@ -22,16 +20,12 @@ from robopolicy.models.tokenizer import (
 )
 from robopolicy.spec import (
     ACTION,
-    ENVIRONMENT_STATE,
     OUTCOME,
-    POINTS,
     STATE,
     STEP,
     TASK,
     FeatureSpec,
     SpecError,
-    depth_key,
-    image_key,
 )
 
 LEVELS = (4, 3, 5)
@@ -271,113 +265,6 @@ def test_drawing_follows_temperature(generator):
     for temperature in (0.5, 1.0):
         share = torch.bincount(draw(logits, temperature, generator), minlength=3) / 20000
         assert torch.allclose(share, (logits[0] / temperature).softmax(-1), atol=0.02)
-
-
-# encoders
-
-
-def encoder_of(observation, obs_horizon=2, width=16, **options):
-    normalizer = Normalizer(observation)
-    return ObservationEncoder(observation=observation, obs_horizon=obs_horizon, normalizer=normalizer, width=width, **options)
-
-
-def test_default_observation_leaves_privileged_state_and_depth_out():
-    keys = [STATE, POINTS, ENVIRONMENT_STATE, image_key("front"), depth_key("front")]
-    features = {key: FeatureSpec((3,)) for key in [*keys, ACTION]}
-    assert list(select_observation(features, None)) == [STATE, POINTS, image_key("front")]
-    assert list(select_observation(features, [ENVIRONMENT_STATE])) == [ENVIRONMENT_STATE]
-    with pytest.raises(SpecError, match=r"did you mean 'observation.state'"):
-        select_observation(features, ["observation.stat"])
-    with pytest.raises(SpecError, match="no observation"):
-        select_observation({ACTION: FeatureSpec((3,))}, None)
-
-
-def test_every_kind_of_observation_is_encoded(generator):
-    observation = {
-        STATE: FeatureSpec((3,)),
-        POINTS: FeatureSpec((9, 5)),
-        image_key("front"): FeatureSpec((20, 24, 3), "uint8"),
-        depth_key("front"): FeatureSpec((20, 24)),
-        ENVIRONMENT_STATE: FeatureSpec((4,)),
-    }
-    encoder = encoder_of(observation)
-    batch = fake_batch(observation, FeatureSpec((2,)), 2, 4, 3, generator)
-    context = encoder(batch, generator)
-    context.sum().backward()
-    assert context.shape == (3, 16)
-    assert all(p.grad is not None for p in encoder.parameters())
-    with pytest.raises(SpecError, match="can be encoded"):
-        encoder_of({"observation.grid": FeatureSpec((4, 4))})
-
-
-def test_a_cloud_is_a_set_and_its_padding_is_nothing(generator):
-    encoder = PointEncoder(num_features=4, obs_horizon=1, width=8)
-    cloud = torch.randn((2, 1, 10, 4), generator=generator)
-    context = encoder(cloud)
-    assert torch.allclose(encoder(cloud[:, :, torch.randperm(10, generator=generator)]), context, atol=1e-6)
-    center = torch.randn((2, 1, 3), generator=generator)
-    padded = torch.cat([cloud, torch.zeros((2, 1, 5, 4))], 2)
-    assert torch.allclose(encoder(padded, None, center), encoder(cloud, None, center), atol=1e-6)
-    empty = encoder(torch.zeros((2, 1, 10, 4)), None, center)
-    assert torch.isfinite(empty).all()
-    empty.sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
-
-
-def test_a_centred_cloud_encoder_sees_relative_positions_only(generator):
-    observation = {STATE: FeatureSpec((4,), names=("grip", "x", "y", "z")), POINTS: FeatureSpec((6, 3))}
-    encoder = encoder_of(observation, obs_horizon=1, points_center=["x", "y", "z"])
-    encoder.parts["state"].requires_grad_(False)
-    batch = fake_batch(observation, FeatureSpec((2,)), 1, 4, 2, generator)
-    seen = []
-    encoder.parts["points"].points.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    encoder(batch)
-    shift = torch.tensor([0.3, -0.2, 0.1])
-    moved = {**batch, POINTS: batch[POINTS] + shift, STATE: batch[STATE] + torch.cat([torch.zeros(1), shift])}
-    encoder(moved)
-    assert torch.allclose(seen[0], seen[1], atol=1e-5)
-    for wrong in (["x", "y"], ["x", "y", "depth"]):
-        with pytest.raises(SpecError):
-            encoder_of(observation, points_center=wrong)
-
-
-def test_point_subsets_are_for_training_only(generator):
-    encoder = PointEncoder(num_features=3, obs_horizon=1, width=8, num_points=4)
-    cloud = torch.randn((2, 1, 30, 3), generator=generator)
-    assert torch.equal(encoder(cloud), encoder(cloud))
-    assert not torch.equal(encoder(cloud, generator), encoder(cloud, generator))
-
-
-def test_a_shifted_frame_is_a_crop_of_the_padded_one(generator):
-    frames = torch.arange(2 * 1 * 6 * 7, dtype=torch.float32).view(2, 1, 6, 7)
-    shifted = random_shift(frames, 2, generator)
-    padded = torch.nn.functional.pad(frames, (2, 2, 2, 2), mode="replicate")
-    crops = [padded[:, :, i : i + 6, j : j + 7] for i in range(5) for j in range(5)]
-    for b in range(2):
-        assert any(torch.equal(shifted[b], crop[b]) for crop in crops)
-
-
-def test_spatial_softmax_finds_the_peak():
-    maps = torch.full((1, 2, 5, 9), -50.0)
-    maps[0, 0, 0, 8] = 50.0  # top right
-    maps[0, 1, 4, 4] = 50.0  # bottom middle
-    assert torch.allclose(spatial_softmax(maps), torch.tensor([[1.0, 0.0, -1.0, 1.0]]), atol=1e-4)
-
-
-def test_an_unknown_backbone_is_refused_with_a_suggestion():
-    observation = {image_key("front"): FeatureSpec((32, 32, 3), "uint8")}
-    with pytest.raises(ValueError, match="did you mean"):
-        encoder_of(observation, images={"backbone": "resnet19"})
-    with pytest.raises(ValueError, match="did you mean 'backbone'"):
-        encoder_of(observation, images={"backbones": "small"})
-
-
-def test_a_timm_backbone_has_no_batch_statistics(generator):
-    observation = {image_key("front"): FeatureSpec((32, 32, 3), "uint8")}
-    encoder = encoder_of(observation, obs_horizon=1, images={"backbone": "resnet10t"})
-    batch = fake_batch(observation, FeatureSpec((2,)), 1, 4, 2, generator)
-    alone = encoder({key: value[:1] for key, value in batch.items()})
-    assert torch.allclose(encoder(batch)[:1], alone, atol=1e-4)
 
 
 # critic

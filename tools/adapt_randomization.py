@@ -68,11 +68,11 @@ def tested(checkpoint: Path | None) -> tuple[Actor, tuple[str, ...]]:
     """Who plays, and what it observes: a checkpoint's policy, or the expert."""
     if checkpoint is None:
         return scripted_actor("expert"), ("state",)
-    from robopolicy.evaluation.rollout import PolicyActor
+    from robopolicy.evaluation.rollout import PolicyActor, observing
     from robopolicy.policies.load import load_policy
 
     policy = load_policy(checkpoint)
-    return PolicyActor(policy), tuple(key.removeprefix("observation.") for key in policy.spec.observation)
+    return PolicyActor(policy), tuple(observing({"observation": []}, policy)["observation"])
 
 
 def reached(distribution: Distribution, nominal: float | list[float], level: list[float]) -> list[list[float]]:

@@ -84,7 +84,8 @@ def prepare(work: Path, quick: bool, seed: int) -> dict:
     from robopolicy.data.actors import ExpertActor
     from robopolicy.data.collect import dataset_spec, environment, episode_seed, play
     from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
-    from robopolicy.data.lerobot import export_dataset, import_dataset
+    from robopolicy.data.importers import import_dataset
+    from robopolicy.data.lerobot import export_dataset
 
     keys = ["state", "images.front", "images.wrist", "depth.front", "points"]
     env = environment("robopolicy/Lift-v0", {"observation": keys, "image_size": 84, "randomization": "wide"})
@@ -117,7 +118,7 @@ def compare_import(work: Path) -> dict:
     import numpy as np
 
     from robopolicy.data.episodes import EpisodeStore
-    from robopolicy.data.lerobot import import_dataset
+    from robopolicy.data.importers import import_dataset
 
     import_dataset(work / "theirs", work / "imported")
     store = EpisodeStore(work / "imported")

@@ -38,7 +38,9 @@ def dry_run(policy: RemotePolicy, config: NodeConfig | None, seconds: float) -> 
         raise ValueError(
             f"the limits describe {limits.action_dim} action entries, the policy has {spec.action_dim}: use --config"
         )
-    zeros = {key: np.zeros((1, spec.obs_horizon, *feature.shape), feature.dtype) for key, feature in spec.observation.items()}
+    zeros = {key: feature.zeros((1, spec.obs_horizon)) for key, feature in spec.observation.items()}
+    if config and config.task and "task" in zeros:
+        zeros["task"] = np.array([config.task])
     centre = None
     if limits.workspace_low is not None and limits.workspace_high is not None:
         centre = (np.array(limits.workspace_low) + np.array(limits.workspace_high)) / 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +23,9 @@ from robopolicy.spec import (
     OUTCOME,
     STEP,
     SUCCESS,
+    TASK,
     Array,
+    FeatureSpec,
     SpecError,
     did_you_mean,
 )
@@ -54,12 +57,26 @@ def window_indices(
     return start[:, None] + np.maximum(frames, 0), start[:, None] + np.minimum(actions, last), actions > last
 
 
+def episode_tasks(store: EpisodeStore) -> Array:
+    """The task of every episode of the store, str [E]; "" where none was recorded."""
+    if TASK not in store.table.column_names:
+        return np.full(len(store), "")
+    return np.array([task or "" for task in store.table[TASK].to_pylist()], str)
+
+
+def task_feature(store: EpisodeStore, episodes: Sequence[int] | None = None) -> FeatureSpec:
+    """The feature TASK of a store: its values are the tasks of `episodes` (None = all), sorted."""
+    tasks = episode_tasks(store)
+    chosen = tasks if episodes is None else tasks[np.asarray(episodes, np.int64)]
+    return FeatureSpec((), "str", values=tuple(np.unique(chosen).tolist()))
+
+
 class Windows:
     """A window for every step of the chosen episodes. Images stay uint8.
 
     Args:
         store: the dataset.
-        observation_keys: keys given with To frames.
+        observation_keys: keys given with To frames. TASK among them is given as text [B], from the episode table.
         obs_horizon: To. action_horizon: H.
         keys: further keys given at the current step only, e.g. SUCCESS.
         episodes: rows of the store to use; None for all.
@@ -67,7 +84,7 @@ class Windows:
             read once; windows of the others are read from the files, which gives the same values more slowly.
 
     Attributes:
-        spec: DatasetSpec of the store. data_hash: its hash.
+        spec: DatasetSpec of the store, and the feature TASK. data_hash: its hash.
         episodes: rows of the store in use, int64 [E]. lengths: their steps, int64 [E].
 
     Raises:
@@ -86,8 +103,9 @@ class Windows:
     ) -> None:
         if obs_horizon < 1 or action_horizon < 1:
             raise SpecError(f"obs_horizon={obs_horizon} and action_horizon={action_horizon} must be at least 1")
-        self.spec, self.data_hash = store.spec, store.hash
-        self.observation_keys, self.keys = tuple(observation_keys), tuple(keys)
+        self.data_hash = store.hash
+        self.observation_keys = tuple(key for key in observation_keys if key != TASK)
+        self.gives_task, self.keys = TASK in observation_keys, tuple(keys)
         self.obs_horizon, self.action_horizon = obs_horizon, action_horizon
         self.episodes = np.arange(len(store)) if episodes is None else np.asarray(episodes, np.int64)
         if not len(self.episodes):
@@ -95,6 +113,8 @@ class Windows:
         for index in self.episodes:
             if not 0 <= index < len(store):
                 raise SpecError(f"no episode {index}: {store.path} has episodes 0 to {len(store) - 1}")
+        self.spec = replace(store.spec, features={**store.spec.features, TASK: task_feature(store, self.episodes.tolist())})
+        self._tasks = episode_tasks(store)[self.episodes]
         self.lengths = store.lengths[self.episodes]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._row_episode = np.repeat(np.arange(len(self.episodes)), self.lengths)
@@ -126,7 +146,8 @@ class Windows:
             Observation keys [B, To, ...]; ACTION [B, H, A], whose first action belongs to the last frame; ACTION_IS_PAD
             bool [B, H], True where an action past the episode's end repeats the last; the further keys [B, ...] at the
             current step; EPISODE (row in the store), STEP and EPISODE_LENGTH, int64 [B]. With SUCCESS among the further
-            keys also OUTCOME, float32 [B]: 1 when the episode succeeds at any of its steps, else 0.
+            keys also OUTCOME, float32 [B]: 1 when the episode succeeds at any of its steps, else 0. TASK, str [B], when it
+            is among the observation keys.
         """
         rows = np.asarray(indices)
         episode = self._row_episode[rows]
@@ -137,6 +158,8 @@ class Windows:
         batch = self._take(self.observation_keys, frames) | self._take(self.keys, rows)
         if SUCCESS in self.keys:
             batch[OUTCOME] = self._outcomes[episode]
+        if self.gives_task:
+            batch[TASK] = self._tasks[episode]
         batch |= {ACTION: self._values[ACTION][actions], ACTION_IS_PAD: is_pad}
         return batch | {EPISODE: self.episodes[episode], STEP: rows - start, EPISODE_LENGTH: length}
 

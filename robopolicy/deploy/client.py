@@ -42,11 +42,23 @@ class RemoteFeature:
     unit: str = ""
     frame: str = ""
     names: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RemoteFeature:
         """Inverse of FeatureSpec.to_dict()."""
-        return cls(**{**data, "shape": tuple(data["shape"]), "names": tuple(data["names"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("shape", "names", "values")}
+        return cls(**{**data, **lists})
+
+    def zeros(self, leading: tuple[int, ...] = ()) -> np.ndarray:
+        """An array [*leading, *shape] that fits: zeros, or the first known string."""
+        if self.dtype == "str":
+            return np.full((*leading, *self.shape), next(iter(self.values), ""))
+        return np.zeros((*leading, *self.shape), self.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, the same as FeatureSpec.to_dict()."""
+        return {name: value for name, value in self.__dict__.items() if name != "values" or value}
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ class RemoteSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, the same as PolicySpec.to_dict()."""
-        observation = {key: dict(feature.__dict__) for key, feature in self.observation.items()}
-        return {**self.__dict__, "observation": observation, "action": dict(self.action.__dict__)}
+        observation = {key: feature.to_dict() for key, feature in self.observation.items()}
+        return {**self.__dict__, "observation": observation, "action": self.action.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RemoteSpec:

@@ -95,7 +95,7 @@ class NodeConfig:
 
     ee_position: names of the three observation entries that are the end effector's position; () = unknown.
     max_age_s: a stream older than this stops the robot. lead_steps: see ChunkScheduler. stop_topic: std_msgs/Bool; true
-    stops for good.
+    stops for good. task: what to do, for a policy that can do several things.
     """
 
     observation: dict[str, tuple[Source, ...]]
@@ -105,6 +105,7 @@ class NodeConfig:
     max_age_s: float = 0.25
     lead_steps: int = 0
     stop_topic: str = ""
+    task: str = ""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NodeConfig:

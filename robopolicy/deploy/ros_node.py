@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TASK = "task"  # robopolicy.spec.TASK
+
 
 def find_entries(spec: RemoteSpec, names: tuple[str, ...]) -> tuple[str, list[int]]:
     """The observation key that has all the entries `names`, and where they are in it; ("", []) without names.
@@ -54,18 +56,21 @@ class InferenceNode:
 
     def __init__(self, transport: Transport, policy: RemotePolicy, config: NodeConfig, *, enabled: bool = False) -> None:
         spec = policy.spec
-        missing = sorted(set(spec.observation) - set(config.observation))
+        keys = [key for key in spec.observation if key != TASK]
+        missing = sorted(set(keys) - set(config.observation))
         if missing:
             raise ValueError(f"the mapping lacks {missing}; the policy needs {sorted(spec.observation)}")
+        if TASK in spec.observation and not config.task:
+            raise ValueError(f"the mapping lacks {TASK!r}: say which; the policy knows {list(spec.observation[TASK].values)}")
         if config.limits.action_dim != spec.action_dim:
             raise ValueError(f"the limits describe {config.limits.action_dim} action entries, the policy has {spec.action_dim}")
         if config.command.type == TWIST and (len(config.limits.translation), len(config.limits.rotation)) != (3, 3):
             raise ValueError(f"{TWIST} needs 3 translation and 3 rotation entries; use {ARRAY} for other actions")
         self._transport, self._policy, self._config, self._enabled = transport, policy, config, enabled
         self._ee_key, self._ee_entries = find_entries(spec, config.ee_position)
-        self._sources = {f"{key}[{n}]": (key, s) for key in spec.observation for n, s in enumerate(config.observation[key])}
+        self._sources = {f"{key}[{n}]": (key, s) for key in keys for n, s in enumerate(config.observation[key])}
         self._latest: dict[str, np.ndarray] = {}
-        self._frames: dict[str, deque[np.ndarray]] = {key: deque(maxlen=spec.obs_horizon) for key in spec.observation}
+        self._frames: dict[str, deque[np.ndarray]] = {key: deque(maxlen=spec.obs_horizon) for key in keys}
         self._watchdog = Watchdog(self._sources, config.max_age_s)
         self.runtime = Runtime(
             limits=config.limits,
@@ -137,11 +142,14 @@ class InferenceNode:
             frames.append(value)
 
     def _observation(self) -> dict[str, np.ndarray]:
-        """{key: [1, To, ...]}; before To frames were seen the first is repeated."""
+        """{key: [1, To, ...]}, and the task [1] if the policy wants it; before To frames were seen the first is repeated."""
         missing = self._policy.spec.obs_horizon
-        return {
+        observation = {
             key: np.stack([frames[0]] * (missing - len(frames)) + list(frames))[None] for key, frames in self._frames.items()
         }
+        if TASK in self._policy.spec.observation:
+            observation[TASK] = np.array([self._config.task])
+        return observation
 
     def _ee_position(self) -> np.ndarray | None:
         frames = self._frames.get(self._ee_key)

@@ -144,10 +144,7 @@ def _check_actions(policy: Policy, actions: np.ndarray, num_samples: int) -> Non
 
 def _warm_up(policy: Policy) -> None:
     started = time.perf_counter()
-    zeros = {
-        key: np.zeros((1, policy.spec.obs_horizon, *feature.shape), feature.dtype)
-        for key, feature in policy.spec.observation.items()
-    }
+    zeros = {key: feature.zeros((1, policy.spec.obs_horizon)) for key, feature in policy.spec.observation.items()}
     _check_actions(policy, policy.sample(zeros, num_samples=1, seed=0), 1)
     policy.reset()
     log.info("first sample took %.0f ms", (time.perf_counter() - started) * 1000)

@@ -21,7 +21,7 @@ from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import ChunkExecutor, Exploring
-from robopolicy.spec import Array, Policy
+from robopolicy.spec import TASK, Array, Policy
 
 BLOCK = 5  # episodes of one work unit
 
@@ -32,6 +32,7 @@ class Arm:
 
     checkpoint, critic: checkpoint folders. steer: keyword arguments of SteeredPolicy.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
+    instruction: what a policy that can do several things is told; None = what the environment says.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm:
     step: int = 0
     critic: str | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,13 @@ class Suite:
 
 
 class PolicyActor:
-    """data.actors.Actor for a policy: history, chunk execution, one seed per episode."""
+    """data.actors.Actor for a policy: history, chunk execution, one seed per episode.
 
-    def __init__(self, policy: Policy) -> None:
-        self.executor = ChunkExecutor(policy)
+    instruction: what a policy that can do several things is told; None = what the environment says (env_task).
+    """
+
+    def __init__(self, policy: Policy, instruction: str | None = None) -> None:
+        self.executor, self.instruction = ChunkExecutor(policy), instruction
         self.facts: Mapping[str, Any] = {}
 
     @property
@@ -79,7 +84,23 @@ class PolicyActor:
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
+        if observation is not None and TASK in self.executor.policy.spec.observation:
+            told = env_task(env) if self.instruction is None else self.instruction
+            observation = {**observation, TASK: np.asarray(told)}
         return self.executor.act(observation)
+
+
+def env_task(env: gymnasium.Env) -> str:
+    """What there is to do in `env`: its `task`, which is text or has a `name`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    task = getattr(env.unwrapped, "task", None)
+    name = getattr(task, "name", task)
+    if not isinstance(name, str):
+        raise ValueError(f"the policy needs to know its task, and {env} has no attribute `task` that says it")
+    return name
 
 
 def exploring_actor(checkpoint: str) -> PolicyActor:
@@ -102,7 +123,8 @@ def observing(env_kwargs: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     """Keyword arguments of an environment that renders what the policy looks at and no more."""
     if "observation" not in env_kwargs:
         return dict(env_kwargs)
-    return {**env_kwargs, "observation": [key.removeprefix("observation.") for key in policy.spec.observation]}
+    keys = [key for key in policy.spec.observation if key != TASK]
+    return {**env_kwargs, "observation": [key.removeprefix("observation.") for key in keys]}
 
 
 def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
@@ -110,7 +132,7 @@ def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
 
     torch.set_num_threads(1)
     arm, suite = unit
-    actor = PolicyActor(arm_policy(arm))
+    actor = PolicyActor(arm_policy(arm), arm.instruction)
     env = environment(suite.env_id, observing(suite.env_kwargs, actor.executor.policy))
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robopolicy.batch import Batch, Phase, to_torch
+from robopolicy.batch import Batch, Phase
 from robopolicy.data.transforms import Normalizer, Statistics
 from robopolicy.models.encoders import ObservationEncoder, select_observation
 from robopolicy.spec import (
@@ -103,4 +103,4 @@ class Trainable(nn.Module, ABC):
         """
         check_observation(observation, self.spec)
         needed: Observation = {key: observation[key] for key in self.spec.observation}  # type: ignore[misc]
-        return self.encoder(to_torch(needed, self.device))
+        return self.encoder(self.encoder.tensors(needed, self.device))

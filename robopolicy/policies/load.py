@@ -8,6 +8,7 @@ from typing import Any
 
 from robopolicy import checkpoint, config
 from robopolicy.models.critic import SuccessCritic
+from robopolicy.models.images import weights_come_later
 from robopolicy.models.trainable import Trainable
 from robopolicy.policies.base import TrainablePolicy
 from robopolicy.spec import FeatureSpec, features_from_dict
@@ -17,14 +18,15 @@ ALLOWED = ("robopolicy.policies", "robopolicy.models")  # packages whose classes
 
 
 def module_from(node: Any, spec: Mapping[str, Any]) -> Trainable:
-    """The untrained module that `node` (with a `_target_`) and a spec's dict describe."""
-    return config.build(
-        node,
-        within=ALLOWED,
-        observation=features_from_dict(spec["observation"]),
-        action=FeatureSpec(**spec["action"]),
-        control_hz=float(spec["control_hz"]),
-    )
+    """The untrained module that `node` (with a `_target_`) and a spec's dict describe. No file is read for it."""
+    with weights_come_later():
+        return config.build(
+            node,
+            within=ALLOWED,
+            observation=features_from_dict(spec["observation"]),
+            action=FeatureSpec(**spec["action"]),
+            control_hz=float(spec["control_hz"]),
+        )
 
 
 def load_policy(path: str | Path) -> TrainablePolicy:

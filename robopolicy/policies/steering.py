@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from robopolicy.spec import Array, Critic, Features, Observation, Policy, PolicySpec, SpecError
+from robopolicy.spec import TASK, Array, Critic, Features, Observation, Policy, PolicySpec, SpecError
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +123,9 @@ class SteeredPolicy:
 
 
 def last_frames(observation: Observation, features: Features, obs_horizon: int) -> Observation:
-    """The keys of `features` that are there, each cut to its last `obs_horizon` frames."""
-    return {key: np.asarray(observation[key])[:, -obs_horizon:] for key in features if key in observation}
+    """The keys of `features` that are there, each cut to its last `obs_horizon` frames; a TASK without them stays as it is."""
+    arrays = {key: np.asarray(observation[key]) for key in features if key in observation}
+    return {key: array if key == TASK and array.ndim == 1 else array[:, -obs_horizon:] for key, array in arrays.items()}
 
 
 def check_fit(policy: Policy, critic: Critic) -> None:
@@ -145,5 +146,5 @@ def check_fit(policy: Policy, critic: Critic) -> None:
             "the critic was trained on %d executed steps, the policy executes %d", theirs.execute_horizon, ours.execute_horizon
         )
     for key in ours.observation.keys() & theirs.observation.keys():
-        if ours.observation[key] != theirs.observation[key]:
+        if replace(ours.observation[key], values=()) != replace(theirs.observation[key], values=()):
             raise SpecError(f"{key!r} is {ours.observation[key]} for the policy and {theirs.observation[key]} for the critic")

@@ -27,7 +27,7 @@ from robopolicy.data.transforms import fit_statistics
 from robopolicy.data.windows import Windows
 from robopolicy.files import plain
 from robopolicy.models.trainable import Metrics, Trainable
-from robopolicy.spec import ACTION
+from robopolicy.spec import ACTION, known_tasks
 from robopolicy.train import optim, plan
 from robopolicy.train.logging import MetricsLog, means, open_log
 from robopolicy.train.plan import Stage, TrainingError, batch_indices, checkpoint_steps, plan_stages, step_seeds
@@ -160,7 +160,7 @@ class _Run:
         for group in optimizer.param_groups:
             group["lr"] = rate
         indices = batch_indices(settings.seed, state.step, len(self.windows), settings.batch_size)
-        batch = to_torch(self.windows.batch(indices), self.device)
+        batch = to_torch(self.windows.batch(indices), self.device, known_tasks(self.module.spec.observation))
         global_seed, loss_seed = step_seeds(settings.seed, state.step)
         plan.seed_globals(global_seed, self.device)
         self.module.train()

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0 folders, written and read by ourselves with pyarrow and PyAV.
+"""LeRobotDataset v3.0 folders, written and read by ourselves with pyarrow and PyAV (v2.0 and v2.1 are read only).
 
     meta/info.json                                   version, rate, features, sizes
     meta/tasks.parquet                               task texts (index) and their numbers
@@ -10,10 +10,9 @@
 
 Images become video, or PNG inside the data files; depth, points and every other array are parquet columns. What our
 episodes' info holds (outcome, seeds, drawn parameters) are columns "robopolicy/..." of meta/episodes: LeRobot's loader
-ignores them, and an import restores them.
+ignores them, and an import (data/importers) restores them.
 """
 
 from robopolicy.data.lerobot.exporting import export_dataset
-from robopolicy.data.lerobot.importing import import_dataset
 
-__all__ = ["export_dataset", "import_dataset"]
+__all__ = ["export_dataset"]

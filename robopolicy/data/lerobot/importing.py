@@ -1,18 +1,17 @@
-"""Reading a LeRobotDataset v3.0 folder, ours or another's."""
+"""Reading a LeRobotDataset folder, ours or another's: v3.0 (episodes in shared files) and v2.0/v2.1 (files of their own)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from robopolicy.data.episode_file import DatasetError
-from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
+from robopolicy.data.importers.source import Episode, Layout
 from robopolicy.data.lerobot.layout import (
     COUNTERS,
     DATA_PATH,
@@ -20,109 +19,111 @@ from robopolicy.data.lerobot.layout import (
     OURS,
     SIDECAR,
     TASKS,
+    V2_DATA_PATH,
+    V2_EPISODES,
+    V2_TASKS,
+    V2_VIDEO_PATH,
     VERSION,
     VIDEO_PATH,
     Place,
     decode_png,
     from_arrow,
+    read_jsonl,
     read_parquet,
     read_tasks,
 )
 from robopolicy.data.lerobot.video import VideoReader
-from robopolicy.data.manage import building
-from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Features, FeatureSpec
+from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Features, FeatureSpec, SpecError
 
 if TYPE_CHECKING:
     import pyarrow
 
 _OBSERVATION = "observation."
+Row = Mapping[str, Any]
 
 
-def import_dataset(path: str | Path, out: str | Path) -> list[str]:
-    """Make the dataset `out`, which appears in one step, of a LeRobotDataset v3.0 folder; what was done, for people.
+class LeRobotSource:
+    """A LeRobotDataset folder.
 
     Raises:
-        DatasetError: no such dataset, another version, or a damaged file. SpecError: no action or observation in it.
+        DatasetError: no such dataset, another version, or damaged metadata.
     """
-    path = Path(path)
-    source = _Import(path)
-    with _complete(path), building(Path(out), resume=False) as folder:
-        writer = EpisodeWriter(folder, source.spec)
-        for arrays, info, name in tqdm(
-            source.episodes(), desc="import", total=source.num_episodes, unit="episode", leave=False
-        ):
-            writer.add(arrays, info, name)
-        store = EpisodeStore(folder)
-    lines = [f"{out}: {len(store)} episodes, {int(store.lengths.sum())} steps"]
-    return [*lines, *(f"  {key} is left out: a dataset holds no {kind} at every step" for key, kind in source.left_out.items())]
 
-
-@contextmanager
-def _complete(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyError as error:
-        raise DatasetError(f"{path} lacks {error} in its metadata or data: it is no LeRobotDataset {VERSION}") from error
-
-
-class _Import:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             info = json.loads((path / INFO).read_text())
             version = str(info["codebase_version"])
             described, self.fps = info["features"], float(info["fps"])
+            num_episodes = int(info["total_episodes"])
+            kept = {key: value for key, value in described.items() if key not in COUNTERS}
+            text = {key: value["dtype"] for key, value in kept.items() if value["dtype"] in ("string", "audio")}
+            self.described = {key: value for key, value in kept.items() if key not in text}
+            self._files = _files(path, version, info)
+            spec = self._read_spec()
         except FileNotFoundError as error:
-            raise DatasetError(f"{path} is no LeRobotDataset: it holds no meta/info.json") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{path / 'meta/info.json'} is damaged ({error}); restore it from a copy") from error
-        if not version.startswith("v3."):
-            raise DatasetError(f"{path} has version {version}; LeRobot converts it to {VERSION}, the version read here")
-        if info.get("data_path", DATA_PATH) != DATA_PATH or info.get("video_path") not in (None, VIDEO_PATH):
-            raise DatasetError(f"{path} keeps its files at {info['data_path']} and {info['video_path']}, not at {DATA_PATH}")
-        self.num_episodes = int(info["total_episodes"])
-        kept = {key: value for key, value in described.items() if key not in COUNTERS}
-        self.left_out = {key: value["dtype"] for key, value in kept.items() if value["dtype"] in ("string", "audio")}
-        self.described = {key: value for key, value in kept.items() if key not in self.left_out}
-        self.spec = self._read_spec()
+            raise DatasetError(f"{path} is no LeRobotDataset: it holds no {INFO}") from error
+        except (DatasetError, SpecError):
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{path / INFO} is damaged ({error}); restore it from a copy") from error
+        self.layout = Layout(
+            fields=tuple(self.described),
+            defaults={key: (key,) for key in self.described},
+            num_episodes=num_episodes,
+            fps=spec.fps,
+            specs=spec.features,
+            extra=spec.extra,
+            left_out={key: f"holds {kind}, which a dataset does not at every step" for key, kind in text.items()},
+        )
         self._videos: dict[str, VideoReader] = {}
 
-    def episodes(self) -> Iterator[tuple[dict[str, Array], dict[str, Any], str]]:
-        """Arrays, info and name of each episode."""
-        tasks = {number: text for text, number in read_tasks(self.path / TASKS).items()}
-        loaded, table = (-1, -1), None
-        for row in self._rows():
-            place = int(row["data/chunk_index"]), int(row["data/file_index"])
-            if place != loaded:
-                loaded, table = place, read_parquet(Place(*place).file(self.path, DATA_PATH))
-                owner = np.asarray(table["episode_index"])
-            at = np.flatnonzero(owner == row["episode_index"])
-            if table is None or len(at) != row["length"]:
-                raise DatasetError(f"{self.path}: episode {row['episode_index']} has {len(at)} of {row['length']} rows")
-            steps = table.slice(int(at[0]), len(at))
-            arrays = {key: self._array(key, steps, row) for key in self.described}
-            stored = row.get(f"{OURS}info")
-            info = json.loads(stored) if stored else {TASK: tasks.get(int(steps["task_index"][0].as_py()), "")}
-            yield arrays, info, row.get(f"{OURS}name") or f"episode_{row['episode_index']:06d}"
+    def episodes(self, fields: Collection[str]) -> Iterator[Episode]:
+        """Episodes in order; the names and info that our export kept are restored."""
+        with self._complete():
+            tasks = self._files.tasks()
+            for row in self._files.rows():
+                number = int(row["episode_index"])
+                steps = self._files.steps(row)
+                if len(steps) != row["length"]:
+                    raise DatasetError(f"{self.path}: episode {number} has {len(steps)} of {row['length']} rows")
+                if not len(steps):
+                    raise DatasetError(f"{self.path}: episode {number} has no steps")
+                arrays = {key: self._array(key, steps, row) for key in fields}
+                stored = row.get(f"{OURS}info")
+                info = json.loads(stored) if stored else {TASK: tasks.get(int(steps["task_index"][0].as_py()), "")}
+                yield Episode(arrays, info, f"episode {number}", row.get(f"{OURS}name") or f"episode_{number:06d}")
 
-    def _array(self, key: str, steps: pyarrow.Table, row: Mapping[str, Any]) -> Array:
-        feature, kind = self.spec.features[key], self.described[key]["dtype"]
+    @contextmanager
+    def _complete(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyError as error:
+            raise DatasetError(f"{self.path} lacks {error} in its metadata or data, a LeRobotDataset has it") from error
+
+    def _array(self, key: str, steps: pyarrow.Table, row: Row) -> Array:
+        feature, kind = self.layout.specs[key], self.described[key]["dtype"]
         if kind == "video":
-            place = Place(int(row[f"videos/{key}/chunk_index"]), int(row[f"videos/{key}/file_index"]))
-            file = place.file(self.path, VIDEO_PATH, video_key=key)
+            file, start = self._files.video(row, key)
             if key not in self._videos or self._videos[key].path != file:
                 self._videos[key] = VideoReader(file, self.fps)
-            array = self._videos[key].read(round(row[f"videos/{key}/from_timestamp"] * self.fps), len(steps))
-        elif kind == "image":
-            array = np.stack([decode_png(image.as_py()["bytes"]) for image in steps[key]])
-        else:
-            array = from_arrow(steps[key]).astype(feature.dtype, copy=False).reshape(len(steps), *feature.shape)
-        return array
+            return self._videos[key].read(round(start * self.fps), len(steps))
+        if kind == "image":
+            return np.stack([decode_png(self._image(image)) for image in steps[key].to_pylist()])
+        values = from_arrow(steps[key])
+        if values.size != len(steps) * int(np.prod(feature.shape)):
+            label = f"{self.path}: episode {row['episode_index']}"
+            raise DatasetError(f"{label}: {key!r} is not {list(feature.shape)} at every step")
+        return values.astype(feature.dtype, copy=False).reshape(len(steps), *feature.shape)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for file in sorted((self.path / "meta/episodes").glob("*/*.parquet")):
-            table = read_parquet(file)
-            yield from table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
+    def _image(self, image: Mapping[str, Any]) -> bytes:
+        """The encoded image of a parquet cell: inside it, or in a file of the dataset."""
+        if image["bytes"] is not None:
+            return image["bytes"]
+        file = (self.path / str(image["path"])).resolve()
+        if not file.is_relative_to(self.path.resolve()) or not file.is_file():
+            raise DatasetError(f"{self.path} lacks the image {image['path']}; restore it from a copy")
+        return file.read_bytes()
 
     def _read_spec(self) -> DatasetSpec:
         if (self.path / SIDECAR).exists():
@@ -145,3 +146,80 @@ class _Import:
             fits = isinstance(names, list) and len(shape) == 1 and len(names) == shape[0]
             features[key] = FeatureSpec(shape, dtype, names=tuple(map(str, names)) if fits else ())
         return DatasetSpec(features, self.fps)
+
+
+class _Files(Protocol):
+    """Where a version of the format keeps what."""
+
+    def tasks(self) -> dict[int, str]:
+        """{number: text}."""
+
+    def rows(self) -> Iterator[Row]:
+        """What is known of each episode, in order."""
+
+    def steps(self, row: Row) -> pyarrow.Table:
+        """The steps of an episode."""
+
+    def video(self, row: Row, key: str) -> tuple[Path, float]:
+        """The video of an episode's camera, and the time (s) in it at which the episode starts."""
+
+
+def _files(path: Path, version: str, info: Mapping[str, Any]) -> _Files:
+    major = version[:3]
+    if major not in ("v3.", "v2."):
+        raise DatasetError(f"{path} has version {version}; {VERSION}, v2.1 and v2.0 are read here: LeRobot converts to them")
+    data_path, video_path = (DATA_PATH, VIDEO_PATH) if major == "v3." else (V2_DATA_PATH, V2_VIDEO_PATH)
+    if info.get("data_path", data_path) != data_path or info.get("video_path") not in (None, video_path):
+        raise DatasetError(f"{path} keeps its files at {info['data_path']} and {info['video_path']}, not at {data_path}")
+    return _SharedFiles(path) if major == "v3." else _OwnFiles(path, int(info["chunks_size"]))
+
+
+class _SharedFiles:
+    """v3.0: many episodes in a file, one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._loaded: tuple[tuple[int, int], pyarrow.Table, Array] | None = None
+
+    def tasks(self) -> dict[int, str]:
+        return {number: text for text, number in read_tasks(self.path / TASKS).items()}
+
+    def rows(self) -> Iterator[Row]:
+        for file in sorted((self.path / "meta/episodes").glob("*/*.parquet")):
+            table = read_parquet(file)
+            yield from table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
+
+    def steps(self, row: Row) -> pyarrow.Table:
+        place = int(row["data/chunk_index"]), int(row["data/file_index"])
+        if self._loaded is None or self._loaded[0] != place:
+            table = read_parquet(Place(*place).file(self.path, DATA_PATH))
+            self._loaded = place, table, np.asarray(table["episode_index"])
+        at = np.flatnonzero(self._loaded[2] == row["episode_index"])
+        return self._loaded[1].slice(int(at[0]) if len(at) else 0, len(at))
+
+    def video(self, row: Row, key: str) -> tuple[Path, float]:
+        place = Place(int(row[f"videos/{key}/chunk_index"]), int(row[f"videos/{key}/file_index"]))
+        return place.file(self.path, VIDEO_PATH, video_key=key), float(row[f"videos/{key}/from_timestamp"])
+
+
+class _OwnFiles:
+    """v2.0 and v2.1: each episode in a file of its own, metadata in lines of JSON."""
+
+    def __init__(self, path: Path, chunks_size: int) -> None:
+        self.path, self._chunk = path, chunks_size
+
+    def tasks(self) -> dict[int, str]:
+        return {int(line["task_index"]): str(line["task"]) for line in read_jsonl(self.path / V2_TASKS)}
+
+    def rows(self) -> Iterator[Row]:
+        yield from sorted(read_jsonl(self.path / V2_EPISODES), key=lambda row: int(row["episode_index"]))
+
+    def steps(self, row: Row) -> pyarrow.Table:
+        return read_parquet(self._file(row, V2_DATA_PATH))
+
+    def video(self, row: Row, key: str) -> tuple[Path, float]:
+        return self._file(row, V2_VIDEO_PATH, video_key=key), 0.0
+
+    def _file(self, row: Row, pattern: str, **keys: str) -> Path:
+        number = int(row["episode_index"])
+        return self.path / pattern.format(episode_chunk=number // self._chunk, episode_index=number, **keys)

@@ -1,4 +1,4 @@
-"""Where LeRobotDataset v3.0 keeps what, and how arrays become its parquet columns."""
+"""Where LeRobotDataset v3.0, and v2.1 before it, keeps what, and how arrays become its parquet columns."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH, VIDEO_PATH = f"data/{_FILE}.parquet", f"videos/{{video_key}}/{_FILE}.mp4"
 EPISODES_PATH = f"meta/episodes/{_FILE}.parquet"
 INFO, TASKS, STATS = "meta/info.json", "meta/tasks.parquet", "meta/stats.json"
+V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+V2_VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+V2_EPISODES, V2_TASKS = "meta/episodes.jsonl", "meta/tasks.jsonl"
 SIDECAR = "meta/robopolicy.json"
 OURS = "robopolicy/"  # prefix of our columns of meta/episodes
 _INDEX = "__index_level_0__"
@@ -120,6 +123,14 @@ def read_parquet(file: Path) -> pyarrow.Table:
     try:
         return pq.ParquetFile(file).read()
     except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{file} cannot be read ({error}); restore it from a copy") from error
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines. Raises DatasetError."""
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{file} cannot be read ({error}); restore it from a copy") from error
 
 
