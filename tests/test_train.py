@@ -299,7 +299,7 @@ def test_memory_stays_flat_while_a_dataset_larger_than_memory_is_streamed(tmp_pa
     fit(policy, windows, tmp_path / "run", steps=12)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 0.05 * size < peak < 0.25 * size
+    assert 0.05 * size < peak < 0.5 * size
     assert windows.num_resident < 0.1 * len(windows) + 64
 
 
