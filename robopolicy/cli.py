@@ -51,10 +51,12 @@ def train(cfg: dict[str, Any]) -> None:
     robopolicy train policy=carp,bc inputs=points data.path=runs/data/wide train.seed=0,1 -m
     """
     from robopolicy.pipeline import train_run
+    from robopolicy.train.ranks import launched
 
     run_dir = cfg.pop("run_dir") or _default_run_dir()
     checkpoints = train_run(cfg, run_dir)
-    print(f"{len(checkpoints)} checkpoints; the last is {checkpoints[-1]}")
+    if launched()[0] == 0:
+        print(f"{len(checkpoints)} checkpoints; the last is {checkpoints[-1]}")
 
 
 def _default_run_dir() -> str:

@@ -25,6 +25,7 @@ from robopolicy.spec import did_you_mean
 PACKAGE = "robopolicy"
 TARGET = "_target_"
 PARTIAL = "_partial_"
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 T = TypeVar("T")
 
@@ -37,19 +38,28 @@ class ConfigError(ValueError):
 class TrainConfig:
     """How one trainable module is trained (`train.*` on the command line).
 
-    steps: optimiser steps, all phases together. batch_size: windows per step.
+    steps: optimiser steps, all phases together. batch_size: windows per step, of all processes together.
+    accumulate: parts that a process cuts its windows of a step into, so that fewer are in memory at once. The update is
+        that of the whole batch: gradients are averaged.
+    precision: "float32"; "bfloat16", in which networks compute (weights and losses stay float32); or "auto": bfloat16 on
+        a GPU that has it, else float32.
+    num_prefetch: parts of batches that a thread makes ready ahead; 0 = none. It changes no number.
     num_checkpoints: checkpoints kept, evenly spaced over the last phase, the last one at its end.
     seed: fixes the order of the windows and all randomness of the losses.
     learning_rate_scale: multiplies the learning rate of every phase. weight_decay: AdamW, not on biases and norms.
     clip_norm: largest gradient norm. ema_decay: decay per step of the averaged weights that checkpoints hold.
     warmup: fraction of a phase with a linearly rising learning rate; the rest follows a cosine to zero.
     log_every: steps per line of metrics.jsonl. save_every_seconds: least time between two resumable states.
-    num_threads: torch threads of this process. device: "cpu" or "cuda". logger: "jsonl", or "wandb" on top of it.
+    num_threads: torch threads of this process. device: "cpu" or "cuda" (under torchrun a GPU each).
+    logger: "jsonl", or "wandb" on top of it.
     resume: continue the run in the run folder, if there is one. progress: show a bar on a terminal.
     """
 
     steps: int = 10_000
     batch_size: int = 64
+    accumulate: int = 1
+    precision: str = "auto"
+    num_prefetch: int = 2
     num_checkpoints: int = 5
     seed: int = 0
     learning_rate_scale: float = 1.0
@@ -66,15 +76,16 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_checkpoints", "log_every", "num_threads"):
+        for name in ("steps", "batch_size", "accumulate", "num_checkpoints", "log_every", "num_threads"):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("learning_rate_scale", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
-        for name in ("seed", "weight_decay", "save_every_seconds"):
+        for name in ("seed", "weight_decay", "save_every_seconds", "num_prefetch"):
             self._require(name, getattr(self, name) >= 0, "a number of at least 0")
         for name in ("ema_decay", "warmup"):
             self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         self._require("num_checkpoints", self.num_checkpoints <= self.steps, f"at most steps={self.steps}")
+        self._require("precision", self.precision in PRECISIONS, "'auto', 'float32' or 'bfloat16'")
         self._require("device", re.fullmatch(r"cpu|cuda(:\d+)?", self.device), "'cpu', 'cuda' or 'cuda:N'")
         self._require("logger", self.logger in ("jsonl", "wandb"), "'jsonl' or 'wandb'")
 

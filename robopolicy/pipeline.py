@@ -96,7 +96,7 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
-    from robopolicy.data.windows import Windows, task_feature
+    from robopolicy.data.windows import MEMORY_GB, Windows, task_feature
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
 
@@ -115,7 +115,11 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
             kind,
         )
     horizon = getattr(module.spec, "action_horizon", module.spec.execute_horizon)
-    windows = Windows(store, tuple(module.spec.observation), module.spec.obs_horizon, horizon, module.batch_keys, episodes)
+    memory_gb = settings["data"].get("memory_gb", MEMORY_GB)
+    if not isinstance(memory_gb, int | float) or not memory_gb >= 0:
+        raise config.ConfigError(f"data.memory_gb={memory_gb!r} does not work: give a number of at least 0")
+    keys = tuple(module.spec.observation)
+    windows = Windows(store, keys, module.spec.obs_horizon, horizon, module.batch_keys, episodes, memory_gb)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
     resolved[kind] = settings[kind]
     resolved["data"] = {**settings["data"], "path": str(store.path.resolve())}  # ranking looks there again

@@ -3,7 +3,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from robopolicy.config import ConfigError, TrainConfig
 from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.data.transforms import Normalizer
 from robopolicy.data.windows import Windows
+from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.carp import CarpPolicy
 from robopolicy.spec import ACTION, STATE, PolicySpec
 from robopolicy.train import optim
+from robopolicy.train.feed import prefetched
 from robopolicy.train.logging import METRICS, MetricsLog, read_metrics
 from robopolicy.train.loop import train
 from robopolicy.train.plan import TrainingError, batch_indices, checkpoint_steps, plan_stages, seeded, step_seeds
@@ -42,7 +46,7 @@ class LinearModule(nn.Module):
         self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 2)
         self.dropout = nn.Dropout(0.1)
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
-        self.poison_step = poison_step
+        self.poison_step, self.noise = poison_step, 0.01
         self.students: list[torch.Tensor] = []  # weights that each step starts from
         self.noises: list[torch.Tensor] = []
 
@@ -57,7 +61,7 @@ class LinearModule(nn.Module):
         hidden = self.first(self.normalizer.normalize(STATE, batch[STATE])[:, -1])
         self.students.append(self.first.weight.detach().clone())
         if phase == "second":
-            noise = 0.01 * torch.randn(hidden.shape, generator=generator)
+            noise = self.noise * torch.randn(hidden.shape, generator=generator)
             self.noises.append(noise)
             hidden = self.second(self.dropout(hidden.detach()) + noise)
         loss = (hidden - target).square().mean()
@@ -194,6 +198,111 @@ def test_an_interrupted_run_resumes_bit_for_bit(windows, uninterrupted, tmp_path
     assert same_tensors(checkpoint.load(final).tensors, tensors)
 
 
+@pytest.mark.parametrize("stop", [7, 39, 62])
+def test_accumulated_and_low_precision_steps_resume_bit_for_bit_too(windows, tmp_path, stop):
+    options = {"accumulate": 2, "precision": "bfloat16"}
+    fit(linear(windows), windows, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(linear(windows), Stopping(windows, stop), tmp_path / "cut", **options)
+    fit(linear(windows), windows, tmp_path / "cut", resume=True, **options)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    finals = [checkpoint.load(checkpoint.list_checkpoints(tmp_path / name)[-1]).tensors for name in ("cut", "whole")]
+    assert same_tensors(*finals)
+
+
+def quiet(windows: Windows) -> LinearModule:
+    module = linear(windows)
+    module.dropout.p = module.noise = 0.0
+    return module
+
+
+def test_accumulated_gradients_make_the_step_of_the_whole_batch(windows, tmp_path):
+    modules = [quiet(windows) for _ in range(2)]
+    for module, accumulate in zip(modules, (1, 4), strict=True):
+        fit(module, windows, tmp_path / str(accumulate), accumulate=accumulate)
+    whole, parts = (losses(tmp_path / name) for name in ("1", "4"))
+    for one, other in zip(whole, parts, strict=True):
+        for name in ("loss", "gradient_norm", "learning_rate"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_slices_of_a_step_have_noise_of_their_own(windows, tmp_path):
+    module = linear(windows)
+    fit(module, windows, tmp_path, accumulate=2)
+    assert len({tuple(noise.flatten().tolist()) for noise in module.noises}) == len(module.noises) == 60
+
+
+class Peeking(LinearModule):
+    """Uses its weights without gradient before it uses them with one, and notes in what it computes."""
+
+    def loss(self, phase, batch, generator):
+        with torch.no_grad():
+            self.kind = self.first(self.normalizer.normalize(STATE, batch[STATE])[:, -1]).dtype
+        return super().loss(phase, batch, generator)
+
+
+def test_networks_compute_in_the_precision_asked_for_and_still_learn(windows, tmp_path):
+    rows = {}
+    for precision in ("float32", "auto", "bfloat16"):
+        with seeded(0):
+            module = Peeking(linear(windows).spec)
+        fit(module, windows, tmp_path / precision, precision=precision, steps=200)
+        assert module.kind == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+        rows[precision] = [row["loss"] for row in losses(tmp_path / precision) if row["phase"] == "first"]
+    assert rows["auto"] == rows["float32"] != rows["bfloat16"]
+    assert rows["bfloat16"][0] == pytest.approx(rows["float32"][0], rel=0.02)
+    assert rows["bfloat16"][-1] < 0.01 * rows["bfloat16"][0]
+
+
+@pytest.mark.parametrize("num_prefetch", [0, 1, 5])
+def test_batches_made_ahead_change_no_number(windows, uninterrupted, tmp_path, num_prefetch):
+    final = fit(linear(windows), windows, tmp_path, num_prefetch=num_prefetch)[-1]
+    assert losses(tmp_path) == uninterrupted[0]
+    assert same_tensors(checkpoint.load(final).tensors, uninterrupted[1])
+
+
+@pytest.mark.parametrize("num_ahead", [0, 1, 3])
+def test_what_fails_ahead_fails_in_its_turn_and_no_thread_is_left(num_ahead):
+    loaded = []
+
+    def load(key: int) -> int:
+        loaded.append(key)
+        return 10 // (4 - key)
+
+    feed = prefetched(load, range(100), num_ahead)
+    assert [next(feed) for _ in range(4)] == [2, 3, 5, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(feed)
+    assert len(loaded) <= 5 + num_ahead
+    feed = prefetched(load, range(5, 100), num_ahead)
+    next(feed)
+    feed.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+def test_memory_stays_flat_while_a_dataset_larger_than_memory_is_streamed(tmp_path):
+    rng, image = np.random.default_rng(0), "observation.images.front"
+    for _ in range(40):
+        frames = rng.integers(0, 256, (64, 64, 64, 3), dtype=np.uint8)
+        write_episodes(tmp_path / "set", [{image: frames, ACTION: frames[:, 0, 0, :2].astype(np.float32)}], fps=10)
+    store = EpisodeStore(tmp_path / "set")
+    size = frames.nbytes * len(store)
+    with seeded(0):
+        policy = BehaviourCloningPolicy(store.spec.observation, store.spec.action, 10.0, action_horizon=4, execute_horizon=2)
+    options = {"obs_horizon": 1, "action_horizon": 4, "memory_gb": 0.1 * size / 1e9}
+    fit(policy, Windows(store, [image], **options), tmp_path / "imports", steps=3)
+    tracemalloc.start()
+    windows = Windows(store, [image], **options)
+    fit(policy, windows, tmp_path / "run", steps=12)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.05 * size < peak < 0.5 * size
+    assert windows.num_resident < 0.1 * len(windows) + 64
+
+
 def test_the_seed_decides_and_the_global_generator_is_left_alone(windows, uninterrupted, tmp_path):
     before = torch.get_rng_state()
     fit(linear(windows), windows, tmp_path / "a")
@@ -298,11 +407,15 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(windows, tmp_
         fit(module, windows, tmp_path)
     with pytest.raises(TrainingError, match="num_checkpoints=40 exceeds the 30 steps of phase 'second'"):
         fit(linear(windows), windows, tmp_path, num_checkpoints=40)
+    with pytest.raises(TrainingError, match=r"batch_size=8 cannot be cut into 3 equal slices.*train\.batch_size=6 or 9"):
+        fit(linear(windows), windows, tmp_path, accumulate=3)
     with pytest.raises(TrainingError, match=r"cuda:77.*use train.device=cpu"):
         fit(linear(windows), windows, tmp_path, device="cuda:77")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match=r"train\.steps=0"):
         settings(steps=0)
+    with pytest.raises(ConfigError, match=r"train\.precision='float16'.*'bfloat16'"):
+        settings(precision="float16")
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.25, 0.75), (0.1, 0.2, 0.7)])

@@ -3,13 +3,19 @@
 That rests on three rules. The windows of a step, and all randomness in it, are functions of (seed, step) alone. A state
 is saved only where a line of metrics.jsonl ends, so no half-filled mean is lost. Whatever else a step depends on
 (weights, their average, AdamW's moments) is in that state.
+
+A batch is cut into `accumulate` times processes equal slices, each with random numbers of its own, and the gradients are
+averaged. So it does not matter which process takes a slice: two processes make the step that one makes with twice the
+`accumulate`, up to float error. Buffers that change in a forward pass (a codebook's averages) see one slice after the
+other within a process; after each step all processes take those of the first.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,7 @@ from torch.optim import AdamW
 from tqdm import tqdm
 
 from robopolicy import checkpoint
-from robopolicy.batch import to_torch
+from robopolicy.batch import Batch, to_torch
 from robopolicy.config import TrainConfig
 from robopolicy.data.transforms import fit_statistics
 from robopolicy.data.windows import Windows
@@ -29,8 +35,10 @@ from robopolicy.files import plain
 from robopolicy.models.trainable import Metrics, Trainable
 from robopolicy.spec import ACTION, known_tasks
 from robopolicy.train import optim, plan
+from robopolicy.train.feed import prefetched
 from robopolicy.train.logging import MetricsLog, means, open_log
 from robopolicy.train.plan import Stage, TrainingError, batch_indices, checkpoint_steps, plan_stages, step_seeds
+from robopolicy.train.ranks import Ranks, join
 from robopolicy.train.run_folder import RunState, drop_state, load_state, open_run, save_state
 
 logger = logging.getLogger(__name__)
@@ -49,6 +57,7 @@ def train(
     """Train `module` through all its phases and return its checkpoint folders by ascending step.
 
     Checkpoints hold averaged weights; each phase hands its average on to the next. The normaliser is fitted first.
+    Processes that torchrun launches train together: each calls this with the same arguments, the first writes the files.
 
     Args:
         module: trained in place, on the device of `settings`. It ends with the weights of the last checkpoint, in eval mode.
@@ -61,36 +70,52 @@ def train(
 
     Raises:
         TrainingError: a folder that holds another run, windows that lack a key, phases that do not fit into the steps,
-            a device that is not there, a loss that is not finite.
+            a device that is not there, a batch that cannot be cut evenly, a loss that is not finite, a process that failed.
     """
-    run_dir = Path(run_dir)
+    ranks = join(settings.device)
+    run_dir = Path(ranks.agree(str(run_dir)))
     stages = plan_stages(module.phases, settings.steps)
     marks = checkpoint_steps(stages[-1], settings.num_checkpoints)
-    device = plan.torch_device(settings.device)
+    slice_size = plan.slice_size(settings.batch_size, settings.accumulate, ranks.count)
+    dtype = plan.compute_dtype(settings.precision, ranks.device)
     _check_windows(module, windows)
-    open_run(run_dir, plain(config, where="config"), settings.resume)
+    if ranks.first:
+        open_run(run_dir, plain(config, where="config"), settings.resume)
+    ranks.wait()
     module.fit(fit_statistics(windows, [*module.spec.observation, ACTION]))
-    module.to(device)
+    module.to(ranks.device)
     meta = {"kind": kind, "data_hash": data_hash, "git_commit": checkpoint.git_commit()}
-    state = _state(module, run_dir, data={"hash": data_hash, "num_windows": len(windows)})
-    run = _Run(module, windows, run_dir, config, settings, meta, marks, device, state)
+    state = _state(module, run_dir, {"hash": data_hash, "num_windows": len(windows)}, settings.batch_size // slice_size)
+    run = _Run(module, windows, run_dir, config, settings, meta, marks, ranks, slice_size, dtype, state)
     if checkpoint.step_folder(run_dir, marks[-1]) not in checkpoint.list_checkpoints(run_dir):
         run.run(stages)
-    drop_state(run_dir)
+    if ranks.first:
+        drop_state(run_dir)
+    ranks.wait()
     checkpoints = checkpoint.list_checkpoints(run_dir)
     checkpoint.load_into(module, checkpoint.load(checkpoints[-1]).tensors, checkpoints[-1])
     module.eval()
     return checkpoints
 
 
-def _state(module: Trainable, run_dir: Path, data: dict[str, Any]) -> RunState:
-    """The newest saved state, its raw weights loaded into `module`, or that of step 0. Raises TrainingError: other data."""
+def _state(module: Trainable, run_dir: Path, data: dict[str, Any], num_slices: int) -> RunState:
+    """The newest saved state, its raw weights loaded into `module`, or that of step 0.
+
+    Raises:
+        TrainingError: it was trained on other data, or on batches that were cut otherwise.
+    """
     state = load_state(run_dir)
     if state is None:
         model = module.state_dict()
-        return RunState(data=data, model=model, average={name: value.clone() for name, value in model.items()})
+        average = {name: value.clone() for name, value in model.items()}
+        return RunState(data=data, model=model, average=average, num_slices=num_slices)
     if state.data != data:
         raise TrainingError(f"{run_dir} was trained on {state.data}, this dataset is {data}: start a new run")
+    if state.num_slices != num_slices:
+        raise TrainingError(
+            f"{run_dir} cannot resume: its batches were cut into {state.num_slices} slices, now {num_slices}: choose "
+            f"train.accumulate and the number of processes so that their product is {state.num_slices}"
+        )
     checkpoint.load_into(module, state.model, run_dir)
     logger.info("resuming %s after step %d", run_dir, state.step)
     average = {name: state.average[name].to(value.device) for name, value in module.state_dict().items()}
@@ -108,23 +133,26 @@ class _Run:
     settings: TrainConfig
     meta: dict[str, Any]
     marks: list[int]
-    device: torch.device
+    ranks: Ranks
+    slice_size: int
+    dtype: torch.dtype
     state: RunState
 
     def run(self, stages: Sequence[Stage]) -> None:
         """Run the steps of `stages` that are still to be done."""
-        settings, step = self.settings, self.state.step
+        settings, step, first = self.settings, self.state.step, self.ranks.first
+        wandb = settings.logger == "wandb"
         with (
             plan.torch_threads(settings.num_threads),
-            plan.seeded(settings.seed, self.device),
-            open_log(self.run_dir, step=step, wandb=settings.logger == "wandb", config=self.config) as log,
-            tqdm(total=settings.steps, initial=step, unit="step", disable=None if settings.progress else True) as bar,
+            plan.seeded(settings.seed, self.ranks.device),
+            open_log(self.run_dir, step=step, wandb=wandb, config=self.config) if first else nullcontext() as log,
+            tqdm(total=settings.steps, initial=step, unit="step", disable=None if settings.progress and first else True) as bar,
         ):
             for stage in stages:
                 if self.state.step < stage.last:
                     self._train_stage(stage, log, bar)
 
-    def _train_stage(self, stage: Stage, log: MetricsLog, bar: tqdm) -> None:
+    def _train_stage(self, stage: Stage, log: MetricsLog | None, bar: tqdm) -> None:
         state, rows = self.state, list[Metrics]()
         if state.step == stage.first:
             self.module.load_state_dict(state.average)
@@ -134,24 +162,52 @@ class _Run:
         optim.load_optimizer_tensors(optimizer, self.module, state.optimizer)
         saved = time.monotonic()
         start = saved - state.seconds
-        with optim.only_trainable(self.module, parameters):
+        feed = prefetched(self._load, self._slices(stage), self.settings.num_prefetch)
+        with optim.only_trainable(self.module, parameters), closing(feed):
             while state.step < stage.last:
-                rows.append(self._update(stage, parameters, optimizer))
+                rows += self._update(stage, parameters, optimizer, feed)
                 bar.update()
                 if state.step % self.settings.log_every == 0 or state.step == stage.last:
                     state.seconds = time.monotonic() - start
-                    state.row = {"step": state.step, "phase": stage.name, **means(rows)}
-                    log.write({**state.row, "seconds": round(state.seconds, 3)})
+                    state.row = {"step": state.step, "phase": stage.name, **self.ranks.means(means(rows))}
+                    if log is not None:
+                        log.write({**state.row, "seconds": round(state.seconds, 3)})
                     bar.set_postfix(phase=stage.name, loss=f"{state.row['loss']:.4g}")
                     rows.clear()
-                    if time.monotonic() - saved >= self.settings.save_every_seconds:
+                    if log is not None and time.monotonic() - saved >= self.settings.save_every_seconds:
                         state.optimizer = optim.optimizer_tensors(optimizer, self.module)
                         save_state(self.run_dir, state)
                         saved = time.monotonic()
-                if state.step in self.marks:
+                if log is not None and state.step in self.marks:
                     self._save_checkpoint()
 
-    def _update(self, stage: Stage, parameters: list[nn.Parameter], optimizer: AdamW) -> Metrics:
+    def _slices(self, stage: Stage) -> Iterator[tuple[int, int]]:
+        """(step, slice of its batch) of all that this process will take of `stage`, in order."""
+        mine = range(self.ranks.rank * self.settings.accumulate, (self.ranks.rank + 1) * self.settings.accumulate)
+        return ((step, number) for step in range(self.state.step, stage.last) for number in mine)
+
+    def _load(self, which: tuple[int, int]) -> tuple[int, Batch]:
+        """The number of a slice and its windows."""
+        step, number = which
+        indices = batch_indices(self.settings.seed, step, len(self.windows), self.settings.batch_size)
+        mine = indices[number * self.slice_size : (number + 1) * self.slice_size]
+        return number, to_torch(self.windows.batch(mine), self.ranks.device, known_tasks(self.module.spec.observation))
+
+    def _backward(self, phase: str, number: int, batch: Batch) -> Metrics:
+        """Add this slice's share of the gradient of the batch; its loss and metrics."""
+        device = self.ranks.device
+        global_seed, loss_seed = step_seeds(self.settings.seed, self.state.step, number)
+        plan.seed_globals(global_seed, device)
+        generator = torch.Generator(device).manual_seed(loss_seed)
+        # without cache: a weight that is first used under no_grad would be cached without its gradient
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
+            loss, metrics = self.module.loss(phase, batch, generator)
+        (loss.float() / self.settings.accumulate).backward()
+        return {"loss": loss.detach().float(), **metrics}
+
+    def _update(
+        self, stage: Stage, parameters: list[nn.Parameter], optimizer: AdamW, feed: Iterator[tuple[int, Batch]]
+    ) -> list[Metrics]:
         """One optimiser step and its metrics."""
         settings, state = self.settings, self.state
         local = state.step - stage.first
@@ -159,15 +215,11 @@ class _Run:
         rate *= stage.learning_rate * settings.learning_rate_scale
         for group in optimizer.param_groups:
             group["lr"] = rate
-        indices = batch_indices(settings.seed, state.step, len(self.windows), settings.batch_size)
-        batch = to_torch(self.windows.batch(indices), self.device, known_tasks(self.module.spec.observation))
-        global_seed, loss_seed = step_seeds(settings.seed, state.step)
-        plan.seed_globals(global_seed, self.device)
         self.module.train()
-        loss, metrics = self.module.loss(stage.name, batch, torch.Generator(self.device).manual_seed(loss_seed))
         optimizer.zero_grad()
-        loss.backward()
-        loss, norm = loss.detach(), nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        rows = [self._backward(stage.name, *next(feed)) for _ in range(settings.accumulate)]
+        loss = self.ranks.average_gradients(parameters, torch.stack([torch.as_tensor(row["loss"]) for row in rows]).mean())
+        norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         if not (loss.isfinite() and norm.isfinite()):
             raise TrainingError(
                 f"loss {float(loss)}, gradient norm {float(norm)} at step {state.step} of phase {stage.name!r} (learning "
@@ -175,9 +227,10 @@ class _Run:
                 f"checkpoints and the state in {self.run_dir} are from before this step"
             )
         optimizer.step()
+        self.ranks.share_buffers(self.module)
         optim.update_average(state.average, self.module, parameters, optim.average_decay(local, settings.ema_decay))
         state.step += 1
-        return {"loss": loss, "learning_rate": rate, "gradient_norm": norm, **metrics}
+        return [*rows, {"learning_rate": rate, "gradient_norm": norm}]
 
     def _save_checkpoint(self) -> None:
         step, row = self.state.step, self.state.row

@@ -57,9 +57,22 @@ def _permutation(seed: int, epoch: int, num_windows: int) -> Array:
     return np.random.default_rng((seed, epoch)).permutation(num_windows)
 
 
-def step_seeds(seed: int, step: int) -> tuple[int, int]:
-    """Two independent seeds in 0..2^63 - 1 for the randomness of one step."""
-    first, second = np.random.SeedSequence((seed, step)).generate_state(2, np.uint64) >> np.uint64(1)
+def slice_size(batch_size: int, accumulate: int, num_processes: int) -> int:
+    """Windows in each of the accumulate * num_processes equal slices of a batch. Raises TrainingError if it has no such."""
+    num_slices = accumulate * num_processes
+    size, rest = divmod(batch_size, num_slices)
+    if rest:
+        works = [str(n * num_slices) for n in (size, size + 1) if n]
+        raise TrainingError(
+            f"train.batch_size={batch_size} cannot be cut into {num_slices} equal slices (train.accumulate={accumulate}, "
+            f"{num_processes} processes): give train.batch_size={' or '.join(works)}"
+        )
+    return size
+
+
+def step_seeds(seed: int, step: int, number: int = 0) -> tuple[int, int]:
+    """Two independent seeds in 0..2^63 - 1 for the randomness of slice `number` of one step."""
+    first, second = np.random.SeedSequence((seed, step, number)).generate_state(2, np.uint64) >> np.uint64(1)
     return int(first), int(second)
 
 
@@ -70,6 +83,17 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise TrainingError(f"train.device={name!r}: torch sees {count} GPUs; use train.device=cpu")
     return device
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What networks compute in, see TrainConfig. Raises TrainingError for a GPU without bfloat16."""
+    has_bfloat16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "bfloat16" and not has_bfloat16:
+        name = torch.cuda.get_device_name(device)
+        raise TrainingError(f"train.precision='bfloat16': {name} lacks it; use train.precision=float32")
+    if precision == "float32" or not has_bfloat16 or (precision == "auto" and device.type == "cpu"):
+        return torch.float32
+    return torch.bfloat16
 
 
 @contextmanager

@@ -22,7 +22,10 @@ from robopolicy.train.plan import TrainingError
 
 CONFIG = "config.yaml"
 RESUME = "resume"
-MAY_CHANGE = ("run_dir", "logger", "train.resume", "train.save_every_seconds", "train.logger", "train.progress")
+MAY_CHANGE = (
+    *("run_dir", "logger", "data.memory_gb", "train.resume", "train.save_every_seconds", "train.logger", "train.progress"),
+    *("train.accumulate", "train.num_prefetch"),  # that the batches are cut as before is checked when the state is loaded
+)
 _PARTS = ("model", "average", "optimizer")
 
 
@@ -31,13 +34,14 @@ class RunState:
     """All that the next step depends on besides (seed, step).
 
     data: identity of the dataset. model, average: state dicts, raw and averaged. optimizer: see optim.optimizer_tensors.
-    step: finished steps. seconds: time spent. row: last row of metrics.
+    num_slices: parts of a joint batch. step: finished steps. seconds: time spent. row: last row of metrics.
     """
 
     data: dict[str, Any]
     model: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    num_slices: int = 1
     step: int = 0
     seconds: float = 0.0
     row: dict[str, Any] = field(default_factory=dict)
