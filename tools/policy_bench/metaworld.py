@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from peers.environments import REQUIREMENTS, ROOT, interpreter
+
 from policy_bench import frames
 from policy_bench.tasks import DEMONSTRATIONS, Advanced
 from robopolicy.data.episodes import EpisodeStore, write_episodes

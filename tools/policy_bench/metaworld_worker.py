@@ -57,21 +57,23 @@ class Worker:
 
     def reset(self, lanes: list[int], seeds: list[int]) -> Any:
         """Begin the episodes of `seeds`."""
-        return {}, {"observations": np.stack([self._reset(lane, seed) for lane, seed in zip(lanes, seeds)]).astype(np.float32)}
+        return {}, {
+            "observations": np.stack([self._reset(lane, seed) for lane, seed in zip(lanes, seeds, strict=True)]).astype(
+                np.float32
+            )
+        }
 
     def advance(self, lanes: list[int], chunks: np.ndarray, budgets: np.ndarray) -> Any:
         """Execute a chunk in each lane."""
         observations, success, steps = [], [], []
-        for lane, chunk, budget in zip(lanes, chunks, budgets):
-            done = False
-            for step, action in enumerate(chunk[:budget], 1):
-                observation, _, _, _, info = self._envs[lane].step(np.clip(action, -1.0, 1.0))
-                done = info["success"] > 0
-                if done:
-                    break
+        for lane, chunk, budget in zip(lanes, chunks, budgets, strict=True):
+            executed, done = 0, False
+            while executed < min(len(chunk), budget) and not done:
+                observation, _, _, _, info = self._envs[lane].step(np.clip(chunk[executed], -1.0, 1.0))
+                executed, done = executed + 1, info["success"] > 0
             observations.append(observation)
             success.append(done)
-            steps.append(step)
+            steps.append(executed)
         arrays = {"observations": np.stack(observations).astype(np.float32), "success": np.array(success)}
         return {}, {**arrays, "steps": np.array(steps)}
 

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def targets(node: Any) -> Iterator[str]:
         yield from targets(child)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str) -> tuple[str, tuple[str, ...]]:
     """A module's code and the names of the modules that it may import."""
     spec = importlib.util.find_spec(name)
