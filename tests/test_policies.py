@@ -11,13 +11,20 @@ import torch
 from robopolicy import checkpoint
 from robopolicy.batch import fake_batch
 from robopolicy.data.transforms import Normalizer, vector_statistics
+from robopolicy.models.chunk_transformer import ChunkTransformer, TimedChunkTransformer
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer
 from robopolicy.models.critic import SuccessCritic
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.tokenizer import MultiScaleTokenizer
-from robopolicy.policies.bc import BehaviourCloningPolicy, smooth_noise
+from robopolicy.policies.act import ActPolicy
+from robopolicy.policies.autoregressive import AutoregressivePolicy
+from robopolicy.policies.bc import BehaviourCloningPolicy
+from robopolicy.policies.candidates import smooth_noise
 from robopolicy.policies.carp import CarpPolicy
+from robopolicy.policies.diffusion import DiffusionPolicy
+from robopolicy.policies.flow import FlowPolicy
 from robopolicy.policies.load import load_critic, load_policy
+from robopolicy.policies.mip import MipPolicy
 from robopolicy.policies.steering import Selection, SteeredPolicy, select
 from robopolicy.policies.wrappers import ChunkExecutor, Exploring
 from robopolicy.spec import (
@@ -47,13 +54,22 @@ WORLDS = {
     ),
 }
 SMALL_TOKENIZER = {"width": 16, "levels": (4, 3), "scales": (1, 2, 3)}
+SMALL = {"width": 16, "depth": 2, "num_heads": 2}
+CHUNKS, TIMED = functools.partial(ChunkTransformer, **SMALL), functools.partial(TimedChunkTransformer, **SMALL)
 HYPER = {
     CarpPolicy: {
         "tokenizer": functools.partial(MultiScaleTokenizer, **SMALL_TOKENIZER),
-        "transformer": functools.partial(CoarseToFineTransformer, width=16, depth=2, num_heads=2),
+        "transformer": functools.partial(CoarseToFineTransformer, **SMALL),
     },
     BehaviourCloningPolicy: {"width": 32},
+    DiffusionPolicy: {"transformer": TIMED, "sampler": "ddim"},
+    FlowPolicy: {"transformer": TIMED},
+    MipPolicy: {"transformer": TIMED},
+    ActPolicy: {"transformer": CHUNKS},
+    AutoregressivePolicy: {"transformer": CHUNKS, "num_bins": 32},
 }
+PARTIAL = {"_partial_": True, **SMALL}
+DRAWN = (DiffusionPolicy, FlowPolicy)  # their candidate 0 starts from noise
 HORIZONS = {"obs_horizon": 2, "action_horizon": 8, "execute_horizon": 4}
 
 
@@ -118,7 +134,7 @@ def test_four_samples_are_overfitted(kind, generator):
     batch = {**batch_for(policy, 4, generator), ACTION_IS_PAD: torch.zeros((4, 8), dtype=torch.bool)}
     batch[ACTION] = batch[ACTION].cumsum(1) / 4
     observation = {key: batch[key].numpy() for key in policy.spec.observation}
-    error = [np.abs(policy.sample(observation)[:, 0] - batch[ACTION].numpy()).mean()]
+    error = [np.abs(policy.sample(observation, seed=0)[:, 0] - batch[ACTION].numpy()).mean()]
     for phase in policy.phases:
         parameters = policy.phase_parameters(phase.name)
         optimizer = torch.optim.Adam(parameters, 5e-3)
@@ -130,7 +146,7 @@ def test_four_samples_are_overfitted(kind, generator):
             optimizer.step()
             losses.append(loss.item())
         assert np.mean(losses[-5:]) < 0.7 * losses[0]
-    error.append(np.abs(policy.sample(observation)[:, 0] - batch[ACTION].numpy()).mean())
+    error.append(np.abs(policy.sample(observation, seed=0)[:, 0] - batch[ACTION].numpy()).mean())
     assert error[1] < 0.4 * error[0]
 
 
@@ -142,7 +158,7 @@ def test_padded_actions_do_not_decide_a_regression_loss(kind, generator):
     losses = [policy.loss("policy", b, torch.Generator().manual_seed(1))[0].item() for b in (batch, changed)]
     if kind is BehaviourCloningPolicy:
         assert losses[0] == losses[1]
-    else:  # tokens describe the whole chunk, held last action included
+    else:  # a chunk is one thing, held last action included
         assert losses[0] != losses[1]
 
 
@@ -172,7 +188,7 @@ def test_samples_have_the_promised_shape(kind, world, generator):
 def test_samples_are_physical(kind, generator):
     policy = make(kind)
     observation = observation_for(policy, 2, generator)
-    before = policy.sample(observation)
+    before = policy.sample(observation, seed=0)
     actions = np.random.default_rng(0).normal(5.0, 0.01, (500, 2))
     identity = vector_statistics(np.random.default_rng(0).normal(size=(5000, 3)))
     identity["mean"], identity["std"] = np.zeros(3), np.ones(3)
@@ -180,7 +196,7 @@ def test_samples_are_physical(kind, generator):
     policy.fit(stats)
     half = (stats[ACTION]["q99"] - stats[ACTION]["q01"]) / 2
     middle = (stats[ACTION]["q99"] + stats[ACTION]["q01"]) / 2
-    assert np.allclose(policy.sample(observation), before * half + middle, rtol=1e-5)
+    assert np.allclose(policy.sample(observation, seed=0), before * half + middle, rtol=1e-5)
 
 
 @every_policy
@@ -195,11 +211,17 @@ def test_equal_seeds_give_equal_samples_and_others_differ(kind, generator):
 
 
 @every_policy
-def test_sample_zero_depends_on_neither_seed_nor_number_nor_mode(kind, generator):
+def test_sample_zero_depends_on_neither_number_nor_mode_nor_where_it_is_not_drawn_on_the_seed(kind, generator):
     policy = make(kind)
     observation = observation_for(policy, 2, generator)
-    alone = policy.train().sample(observation)[:, 0]
-    assert np.array_equal(alone, policy.eval().sample(observation, 7, 3)[:, 0])
+    alone = policy.train().sample(observation, 1, 3)[:, 0]
+    among = policy.eval().sample(observation, 7, 3)[:, 0]
+    if kind in DRAWN:  # decoded in one batch with the others: equal but for rounding
+        assert np.allclose(alone, among, atol=1e-5)
+        assert not np.allclose(alone, policy.sample(observation, 1, 4)[:, 0], atol=1e-3)
+    else:
+        assert np.array_equal(alone, among)
+        assert np.array_equal(alone, policy.sample(observation)[:, 0])
 
 
 @every_policy
@@ -215,8 +237,10 @@ def test_using_a_policy_changes_nothing_in_it(kind, generator):
 
 
 @every_policy
-def test_a_batch_is_many_single_observations(kind, generator):
+def test_a_batch_is_many_single_observations(kind, generator, monkeypatch):
     policy = make(kind, "points")
+    if kind in DRAWN:
+        monkeypatch.setattr(f"{kind.__module__}.noise_source", lambda shape, *_: lambda: torch.ones(shape).flatten(0, 1))
     observation = observation_for(policy, 3, generator)
     together = policy.sample(observation)
     alone = np.concatenate([policy.sample({k: v[i : i + 1] for k, v in observation.items()}) for i in range(3)])
@@ -495,12 +519,9 @@ def node_of(kind):
     node = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **HORIZONS}
     encoder = {"_target_": "robopolicy.models.encoders.ObservationEncoder", "_partial_": True, "width": 16}
     tokenizer = {"_target_": "robopolicy.models.tokenizer.MultiScaleTokenizer", "_partial_": True, **SMALL_TOKENIZER}
-    transformer = {"_target_": "robopolicy.models.coarse_to_fine.CoarseToFineTransformer", "_partial_": True}
-    parts = {
-        CarpPolicy: {"tokenizer": tokenizer, "transformer": {**transformer, "width": 16, "depth": 2, "num_heads": 2}},
-        BehaviourCloningPolicy: {"width": 32},
-    }
-    return {**node, "encoder": encoder, **parts[kind]}
+    made = HYPER[kind].get("transformer")
+    parts = {} if made is None else {"transformer": {"_target_": f"{made.func.__module__}.{made.func.__name__}", **PARTIAL}}
+    return {**node, "encoder": encoder, **HYPER[kind], **parts, **({"tokenizer": tokenizer} if kind is CarpPolicy else {})}
 
 
 @every_policy

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Cache = tuple[Tensor, Tensor]  # keys and values [B, heads, L, D / heads] of the tokens seen so far
+Modulation = tuple[Tensor, ...]  # shift, scale and gate of attention, then of the MLP, [B, 1, D]; scales and gates near one
 
 
 class BatchedLinear(nn.Module):
@@ -78,14 +79,25 @@ class ConditionedBlock(nn.Module):
 
         mask_LL: bool, True where a row may look at a column; None = everywhere. cache: earlier tokens, seen by all of x.
         """
+        return self.modulated(x_BLD, self.modulate(context_BD), mask_LL, cache)
+
+    def modulate(self, context_BD: Tensor) -> Modulation:
+        """All that the block takes from contexts [..., D]; several passes with one context share it."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(functional.silu(context_BD)).unsqueeze(-2).chunk(6, -1)
+        return shift1, 1 + scale1, 1 + gate1, shift2, 1 + scale2, 1 + gate2
+
+    def modulated(
+        self, x_BLD: Tensor, modulation: Modulation, mask_LL: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
+        """`forward` with the context's part given."""
         width = x_BLD.shape[-1]
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(functional.silu(context_BD)).unsqueeze(1).chunk(6, -1)
-        normed = torch.addcmul(shift1, functional.layer_norm(x_BLD, (width,)), 1 + scale1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        normed = torch.addcmul(shift1, functional.layer_norm(x_BLD, (width,)), scale1)
         attended, cache = self._attend(normed, mask_LL, cache)
-        x_BLD = torch.addcmul(x_BLD, 1 + gate1, attended)
-        normed = torch.addcmul(shift2, functional.layer_norm(x_BLD, (width,)), 1 + scale2)
+        x_BLD = torch.addcmul(x_BLD, gate1, attended)
+        normed = torch.addcmul(shift2, functional.layer_norm(x_BLD, (width,)), scale2)
         hidden = self.contract(functional.gelu(self.expand(normed), approximate="tanh"))
-        return torch.addcmul(x_BLD, 1 + gate2, hidden), cache
+        return torch.addcmul(x_BLD, gate2, hidden), cache
 
     def _attend(self, x_BLD: Tensor, mask_LL: Tensor | None, cache: Cache | None) -> tuple[Tensor, Cache]:
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x_BLD).chunk(3, -1))

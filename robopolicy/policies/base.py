@@ -64,7 +64,7 @@ class TrainablePolicy(Trainable):
 
     @abstractmethod
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Normalised chunks [B, N, H, A]. Sample 0 is deterministic and does not depend on num_samples."""
+        """Normalised chunks [B, N, H, A]. Sample 0 is the same for any num_samples, given the generator's state."""
 
     @torch.no_grad()
     def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:

@@ -8,24 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.batch import Batch, Phase
+from robopolicy.batch import Batch
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.layers import ResidualBlock
 from robopolicy.models.trainable import Metrics
-from robopolicy.policies.base import TrainablePolicy
+from robopolicy.policies.candidates import around
+from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import ACTION, ACTION_IS_PAD, Features, FeatureSpec
 
-POLICY = "policy"
 
-
-def smooth_noise(shape: tuple[int, int, int, int], steps: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Gaussian noise [B, N, H, A] of unit variance that changes over about `steps` steps of H (a moving average)."""
-    batch, num, horizon, dim = shape
-    white = torch.randn((batch, num, horizon + steps - 1, dim), generator=generator, device=device)
-    return white.unfold(2, steps, 1).sum(-1) / steps**0.5
-
-
-class BehaviourCloningPolicy(TrainablePolicy):
+class BehaviourCloningPolicy(SinglePhasePolicy):
     """Encoder, residual MLP, Huber loss on the steps inside the episode.
 
     Sample 0 is the prediction; the others add smooth Gaussian noise, so that there is something to choose from.
@@ -63,18 +55,12 @@ class BehaviourCloningPolicy(TrainablePolicy):
             action_horizon=action_horizon,
             execute_horizon=execute_horizon,
             encoder=encoder,
-            capabilities=("features",),
+            learning_rate=learning_rate,
         )
         self.proposal_std = proposal_std
-        self.phases = (Phase(POLICY, 1.0, learning_rate),)
         blocks = [ResidualBlock(width) for _ in range(depth)]
         last = nn.Linear(width, action_horizon * self.spec.action_dim)
         self.head = nn.Sequential(nn.Linear(self.encoder.width, width), *blocks, nn.LayerNorm(width), last)
-
-    def phase_parameters(self, name: str) -> list[nn.Parameter]:
-        """All parameters: there is one phase."""
-        self.check_phase(name)
-        return list(self.parameters())
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Huber loss in normalised units, and the mean absolute error per action entry in physical units."""
@@ -90,13 +76,7 @@ class BehaviourCloningPolicy(TrainablePolicy):
 
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         """Normalised chunks [B, N, H, A]."""
-        chunks = self._predict(context_BD).unsqueeze(1)
-        if num_samples == 1:
-            return chunks
-        horizon = self.spec.action_horizon
-        shape = (len(context_BD), num_samples - 1, horizon, self.spec.action_dim)
-        noise = smooth_noise(shape, max(horizon // 4, 1), generator, context_BD.device)
-        return torch.cat([chunks, chunks + self.proposal_std * noise], 1)
+        return around(self._predict(context_BD), num_samples, self.proposal_std, generator)
 
     def _predict(self, context_BD: Tensor) -> Tensor:
         return self.head(context_BD).unflatten(-1, (self.spec.action_horizon, self.spec.action_dim))
