@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import torch
 import yaml
 
 from policy_bench import lock_step, sources
-from policy_bench.tasks import SPLITS, Task
+from policy_bench.tasks import SPLITS, Environments, Task
 from robopolicy import checkpoint
-from robopolicy.config import ConfigError, bind, compose, to_plain
+from robopolicy.config import bind, compose, to_plain
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.files import atomic_write, plain
 from robopolicy.pipeline import train_run
@@ -60,15 +60,15 @@ def contenders(path: Path | None = None) -> dict[str, Contender]:
     return {name: Contender(name, tuple(e["train"]), e.get("decode") or {}) for name, e in entries.items()}
 
 
-def settings(contender: Contender, budget: Budget, seed: int, task_overrides: Sequence[str], data: str) -> dict[str, Any]:
-    """The resolved train config of a contender on the dataset at `data`.
+def settings(contender: Contender, budget: Budget, seed: int, task: Task, data: Path) -> dict[str, Any]:
+    """The resolved train config of a contender on a task whose dataset is at `data`.
 
     Raises:
         ConfigError: there is no such policy, or it lacks an argument.
     """
     common = [f"train.steps={budget.steps}", f"train.batch_size={budget.batch_size}", f"train.seed={seed}"]
     common += ["train.num_checkpoints=1", "train.num_threads=1", "train.progress=false", f"data.path={data}"]
-    config = to_plain(compose("train", [*task_overrides, *contender.train, *common, *budget.overrides]))
+    config = to_plain(compose("train", [f"inputs={task.inputs}", *contender.train, *common, *budget.overrides]))
     config.pop("run_dir", None)
     bind({**config[POLICY], **contender.decode}, observation={}, action=None, control_hz=1.0)
     return config
@@ -132,7 +132,8 @@ def load(folder: Path, decode: Mapping[str, Any]) -> TrainablePolicy:
 class Evaluation:
     """The episodes of a contender in a split of its training's task.
 
-    drawn: execute drawn chunks instead of the best guess.
+    repeats: 0 = each episode once, executing the policy's best guess. n = each of a n-th as many episodes n times, executing
+    drawn chunks: what is the same in them is all but the policy's randomness.
     """
 
     training: Training
@@ -141,36 +142,35 @@ class Evaluation:
     episodes: int
     seed: int
     file: Path
-    drawn: bool = False
+    repeats: int = 0
 
     @classmethod
     def of(
-        cls, training: Training, contender: Contender, split: str, episodes: int, seed: int, folder: Path, drawn: bool = False
+        cls, training: Training, contender: Contender, split: str, episodes: int, seed: int, folder: Path, repeats: int = 0
     ) -> Evaluation:
         """The evaluation, in a file of its own below `folder`."""
-        where = [training.folder.name, dict(contender.decode), split, training.task.describe(split), episodes, seed, drawn]
-        return cls(training, contender, split, episodes, seed, folder / "evaluations" / f"{key(VERSION, where)}.json", drawn)
+        where = [training.folder.name, dict(contender.decode), split, training.task.describe(), episodes, seed, repeats]
+        return cls(training, contender, split, episodes, seed, folder / "evaluations" / f"{key(VERSION, where)}.json", repeats)
 
     def finished(self) -> bool:
         """Whether it was run."""
         return self.file.exists()
 
-    def run(self) -> dict[str, Any]:
-        """Evaluate unless that was done; the outcomes and what they cost."""
-        if not self.finished():
-            torch.set_num_threads(1)
-            policy = self.training.policy(self.contender.decode)
-            seeds = range(SPLITS[self.split], SPLITS[self.split] + self.episodes)
-            wall = time.perf_counter()
-            environments = self.training.task.environments(self.split)
-            outcomes, cost = lock_step.play(policy, environments, seeds, self.seed, self.drawn)
-            cost["wall_s"] = time.perf_counter() - wall
-            facts = {"policy": self.contender.name, "task": self.training.task.name, "split": self.split, "drawn": self.drawn}
-            facts |= {"training": self.training.folder.name, "git_commit": checkpoint.git_commit(), "evaluation_cost": cost}
-            content = {**facts, "outcomes": [asdict(outcome) for outcome in outcomes]}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.file, (json.dumps(plain(content, where="cell")) + "\n").encode())
+    def run(self, environments: Environments) -> None:
+        """Evaluate and write the outcomes and what they cost."""
+        torch.set_num_threads(1)
+        policy = self.training.policy(self.contender.decode)
+        copies = max(self.repeats, 1)
+        seeds = [SPLITS[self.split] + number for number in range(self.episodes // copies) for _ in range(copies)]
+        wall = time.perf_counter()
+        outcomes, cost = lock_step.play(policy, environments, seeds, self.seed, self.repeats > 0)
+        cost["wall_s"] = time.perf_counter() - wall
+        facts = {"policy": self.contender.name, "task": self.training.task.name, "split": self.split, "repeats": self.repeats}
+        facts |= {"training": self.training.folder.name, "git_commit": checkpoint.git_commit(), "evaluation_cost": cost}
+        content = {**facts, "outcomes": [asdict(outcome) for outcome in outcomes]}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.file, (json.dumps(plain(content, where="cell")) + "\n").encode())
+
+    def read(self) -> dict[str, Any]:
+        """What run() has written."""
         return json.loads(self.file.read_text())
-
-
-__all__ = ["Budget", "ConfigError", "Contender", "Evaluation", "Training", "contenders", "settings"]

@@ -26,6 +26,7 @@ class Outcome:
 
 @dataclass
 class _Running:
+    index: int
     outcome: Outcome
     actions: list[Array] = field(default_factory=list)
     observation: Observation = field(default_factory=dict)
@@ -41,13 +42,13 @@ def play(
     Args:
         policy: asked for a chunk for all lanes at once. It looks at one frame: those within a chunk are not kept.
         environments: of one task.
-        seeds: of the episodes.
+        seeds: of the episodes, repeated ones allowed.
         seed: of the policy's randomness; each decision has one of its own.
         drawn: execute sample 1, which is drawn, instead of sample 0, the policy's best guess.
     """
     if policy.spec.obs_horizon != 1:
         raise SpecError(f"obs_horizon={policy.spec.obs_horizon}: the benchmark runs policies of one frame, obs_horizon=1")
-    waiting = list(reversed(seeds))
+    waiting = list(reversed(list(enumerate(seeds))))
     running: dict[int, _Running] = {}
     outcomes: dict[int, Outcome] = {}
     execute, decisions, cpu = policy.spec.execute_horizon, 0, 0.0
@@ -55,9 +56,10 @@ def play(
         free = [lane for lane in range(environments.lanes) if lane not in running][: len(waiting)]
         if free:
             begun = [waiting.pop() for _ in free]
-            first = environments.reset(free, begun)
-            for row, (lane, number) in enumerate(zip(free, begun, strict=True)):
-                running[lane] = _Running(Outcome(number), observation={key: array[row] for key, array in first.items()})
+            first = environments.reset(free, [number for _, number in begun])
+            for row, (lane, (index, number)) in enumerate(zip(free, begun, strict=True)):
+                observation = {key: array[row] for key, array in first.items()}
+                running[lane] = _Running(index, Outcome(number), observation=observation)
         lanes = sorted(running)
         observation = {key: np.stack([[running[lane].observation[key]] for lane in lanes]) for key in policy.spec.observation}
         start = time.process_time()
@@ -74,9 +76,9 @@ def play(
             if advanced.ended[row] or state.outcome.steps >= environments.limit:
                 state.outcome.success = bool(advanced.success[row])
                 state.outcome.jerk = mean_jerk(np.stack(state.actions))
-                state.outcome.facts = {name: values[row].tolist() for name, values in advanced.facts.items()}
-                outcomes[state.outcome.seed] = running.pop(lane).outcome
-    return [outcomes[number] for number in seeds], {"cpu_s": cpu, "decisions": decisions}
+                state.outcome.facts = advanced.facts[row]
+                outcomes[state.index] = running.pop(lane).outcome
+    return [outcomes[index] for index in range(len(seeds))], {"cpu_s": cpu, "decisions": decisions}
 
 
 def mean_jerk(actions: Array) -> float:

@@ -6,7 +6,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.spec import ACTION, STATE, TASK, DatasetSpec, FeatureSpec, Observation
 
 LIMIT = 300  # steps of an episode
-LANES = 25  # environments side by side, about 30 MB each
+LANES = 25  # environments side by side, made when they are first used, about 30 MB each
 NOISE = 0.1  # standard deviation of what is added to the expert's xyz command when it is executed (DART, arXiv 1703.09327)
 LINGER = 10  # steps recorded beyond success
 NUM_DEMONSTRATIONS = 50
@@ -50,7 +49,7 @@ SPEC = DatasetSpec(
 class Remote:
     """A worker process with environments of one task."""
 
-    def __init__(self, task: str, lanes: int) -> None:
+    def __init__(self, task: str) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  lives as long as the process
         threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
         self._process = subprocess.Popen(
@@ -61,7 +60,7 @@ class Remote:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        facts, _ = self.ask("make", task=task, lanes=lanes)
+        facts, _ = self.ask("make", task=task)
         if not np.isclose(facts["fps"], FPS):
             raise MetaWorldError(f"{task} runs at {facts['fps']} Hz, expected {FPS}")
 
@@ -93,10 +92,14 @@ class Remote:
 class MetaWorldEnvironments:
     """See tasks.Environments."""
 
-    limit = LIMIT
+    lanes, limit = LANES, LIMIT
 
-    def __init__(self, task: str, lanes: int = LANES) -> None:
-        self.lanes, self._remote = lanes, Remote(task, lanes)
+    def __init__(self, task: str) -> None:
+        self._remote = Remote(task)
+
+    def close(self) -> None:
+        """End the worker."""
+        self._remote.close()
 
     def reset(self, lanes: Sequence[int], seeds: Sequence[int]) -> Observation:
         """See tasks.Environments.reset."""
@@ -106,12 +109,7 @@ class MetaWorldEnvironments:
         """See tasks.Environments.advance."""
         _, found = self._remote.ask("advance", {"chunks": chunks, "budgets": budgets}, lanes=list(lanes))
         success = found["success"]
-        return Advanced({STATE: found["observations"]}, found["steps"], success, success, {})
-
-
-@lru_cache(maxsize=1)
-def _environments(task: str) -> MetaWorldEnvironments:
-    return MetaWorldEnvironments(task)
+        return Advanced({STATE: found["observations"]}, found["steps"], success, success, [{}] * len(success))
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,8 @@ class MetaWorldTask:
     """See tasks.Task."""
 
     name: str
+    inputs: str = "auto"
+    kind: str = "metaworld"
 
     def demonstrations(self, folder: Path) -> EpisodeStore:
         """50 successful episodes of the expert under noise; the dataset's `extra` counts the attempts."""
@@ -133,7 +133,7 @@ class MetaWorldTask:
         return EpisodeStore(path)
 
     def _expert_episodes(self) -> Iterator[dict[str, Any]]:
-        remote, seed, kept = Remote(self.name, lanes=1), DEMONSTRATIONS, 0
+        remote, seed, kept = Remote(self.name), DEMONSTRATIONS, 0
         try:
             while kept < NUM_DEMONSTRATIONS:
                 if seed - DEMONSTRATIONS > 10 * NUM_DEMONSTRATIONS:
@@ -147,10 +147,10 @@ class MetaWorldTask:
         finally:
             remote.close()
 
-    def environments(self, split: str) -> MetaWorldEnvironments:
-        """The same environments for every split: their seeds differ."""
-        return _environments(self.name)
+    def environments(self) -> MetaWorldEnvironments:
+        """See tasks.Task.environments."""
+        return MetaWorldEnvironments(self.name)
 
-    def describe(self, split: str) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """See tasks.Task.describe."""
         return {"metaworld": list(REQUIREMENTS["metaworld"]), "limit": LIMIT, "lanes": LANES}

@@ -2,7 +2,7 @@
 
 Runs in the peer's own Python (tools/peers/environments.py). Requests and answers are messages of policy_bench.frames on
 stdin and stdout; whatever the simulator prints goes to stderr.
-    {"do": "make", "task": ..., "lanes": N}
+    {"do": "make", "task": ...}
     {"do": "reset", "lanes": [...], "seeds": [...]}   -> observations [n, 39]
     {"do": "advance", "lanes": [...]} + chunks [n, h, 4], budgets [n]
         -> observations [n, 39] after the last step, success [n], steps [n]; a lane stops at success or after its budget
@@ -37,31 +37,24 @@ def drawn_tasks(name: str, seed: int) -> Any:
 class Worker:
     """Environments of one task. An episode is a function of its seed and the actions alone."""
 
-    def make(self, task: str, lanes: int) -> Any:
-        """Build `lanes` environments."""
+    def make(self, task: str) -> Any:
+        """Choose the task."""
         from metaworld.policies import ENV_POLICY_MAP
 
-        self._task = task
-        benchmark = drawn_tasks(task, 0)
-        self._envs = [benchmark.train_classes[task]() for _ in range(lanes)]
-        for env in self._envs:
-            env.set_task(benchmark.train_tasks[0])
-        self._expert = ENV_POLICY_MAP[task]
-        env = self._envs[0]
-        return {"fps": 1.0 / env.dt}, {}
+        self._task, self._envs, self._expert = task, {}, ENV_POLICY_MAP[task]
+        self._reset(0, 0)
+        return {"fps": 1.0 / self._envs[0].dt}, {}
 
     def _reset(self, lane: int, seed: int) -> np.ndarray:
-        env = self._envs[lane]
-        env.set_task(drawn_tasks(self._task, seed // PER_BENCHMARK).train_tasks[seed % PER_BENCHMARK])
-        return env.reset()[0]
+        benchmark = drawn_tasks(self._task, seed // PER_BENCHMARK)
+        if lane not in self._envs:
+            self._envs[lane] = benchmark.train_classes[self._task]()
+        self._envs[lane].set_task(benchmark.train_tasks[seed % PER_BENCHMARK])
+        return self._envs[lane].reset()[0].astype(np.float32)
 
     def reset(self, lanes: list[int], seeds: list[int]) -> Any:
         """Begin the episodes of `seeds`."""
-        return {}, {
-            "observations": np.stack([self._reset(lane, seed) for lane, seed in zip(lanes, seeds, strict=True)]).astype(
-                np.float32
-            )
-        }
+        return {}, {"observations": np.stack([self._reset(lane, seed) for lane, seed in zip(lanes, seeds, strict=True)])}
 
     def advance(self, lanes: list[int], chunks: np.ndarray, budgets: np.ndarray) -> Any:
         """Execute a chunk in each lane."""
@@ -80,7 +73,7 @@ class Worker:
     def demonstrate(self, seed: int, noise: float, limit: int, linger: int) -> Any:
         """The scripted expert's episode; what is executed is its action plus noise on xyz, what is recorded is its action."""
         env, expert, rng = self._envs[0], self._expert(), np.random.default_rng(seed)
-        observation, observations, actions = self._reset(0, seed), [], []
+        observation, observations, actions = self._reset(0, seed).astype(np.float64), [], []
         succeeded_at = None
         for step in range(limit):
             action = np.clip(expert.get_action(observation), -1.0, 1.0).astype(np.float32)

@@ -22,14 +22,14 @@ class Advanced:
     """What a chunk led to in n lanes: the observation after the last step, whether the episode is over, its outcome.
 
     steps: executed steps of each chunk, int [n]. success, ended: bool [n]; success implies ended.
-    facts: further values of the task at the episode's end, {name: [n]}.
+    facts: further values of the task at this moment, one mapping a lane.
     """
 
     observations: Observation
     steps: np.ndarray
     success: np.ndarray
     ended: np.ndarray
-    facts: dict[str, np.ndarray]
+    facts: list[dict[str, Any]]
 
 
 class Environments(Protocol):
@@ -44,17 +44,28 @@ class Environments(Protocol):
     def advance(self, lanes: Sequence[int], chunks: np.ndarray, budgets: np.ndarray) -> Advanced:
         """Execute chunks [n, h, A] in `lanes`, at most `budgets` [n] steps of each."""
 
+    def close(self) -> None:
+        """Free them."""
+
 
 class Task(Protocol):
-    """A task with demonstrations and environments in which episodes of policies run in lock step."""
+    """A task with demonstrations and environments in which episodes of policies run in lock step.
 
-    name: str
+    kind: "metaworld", "simulated" or "detour". inputs: option of conf/inputs that its policies are given.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def inputs(self) -> str: ...  # noqa: D102
 
     def demonstrations(self, folder: Path) -> EpisodeStore:
         """The dataset of demonstrations, recorded below `folder` when it is not there."""
 
-    def environments(self, split: str) -> Environments:
-        """Environments for evaluation in a split."""
+    def environments(self) -> Environments:
+        """Environments for evaluation; they serve every split, whose seeds differ."""
 
-    def describe(self, split: str) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Everything that determines an episode beside its seed, for the identity of a cell."""
