@@ -6,14 +6,13 @@ import sys
 import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from policy_bench.cells import Budget, Contender, Evaluation, Training, settings
-from policy_bench.tasks import Task
+from policy_bench.tasks import Environments, Task
 from robopolicy.config import ConfigError
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.executor import map_units
@@ -84,9 +83,9 @@ def run(job: Job, split: str, budget: Budget, folder: Path) -> list[dict[str, An
         ]
         missing = [cell for cell in cells if not cell.finished()]
         if missing:
-            with closing(job.task.environments()) as environments:
-                for cell in missing:
-                    cell.run(environments)
+            environments = _environments(job.task)
+            for cell in missing:
+                cell.run(environments)
     except Exception as error:  # one failure must not cost the other cells
         traceback.print_exc()
         sys.stderr.flush()
@@ -94,3 +93,15 @@ def run(job: Job, split: str, budget: Budget, folder: Path) -> list[dict[str, An
         return [{**facts, "policy": contender.name} for contender in job.contenders]
     facts = {"cost": cost, "seed": job.seed, "kind": job.task.kind, "folder": str(training.folder)}
     return [{**cell.read(), **facts, "policy": cell.contender.name} for cell in cells]
+
+
+_held: dict[str, Environments] = {}
+
+
+def _environments(task: Task) -> Environments:
+    """The environments of a task, which this process keeps until it is asked for those of another one."""
+    if task.name not in _held:
+        while _held:
+            _held.popitem()[1].close()
+        _held[task.name] = task.environments()
+    return _held[task.name]

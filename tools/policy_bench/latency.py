@@ -24,7 +24,7 @@ def name(batch: int, samples: int) -> str:
 
 
 def measure(
-    policies: Mapping[str, TrainablePolicy], store: EpisodeStore, rounds: int, seconds: float
+    policies: Mapping[str, TrainablePolicy], store: EpisodeStore, rounds: int, seconds: float, patience: float
 ) -> dict[str, dict[str, dict[str, float]]]:
     """{setting: {policy: p50, p95 and cpu_p50 (ms), ratio to BASE, rounds}}, one thread.
 
@@ -34,6 +34,7 @@ def measure(
         policies: trained ones for the dataset `store`, which gives the observations.
         rounds: at most so many in a setting, at least three.
         seconds: the time after which a setting takes no further rounds.
+        patience: a policy is left out where a call would take longer (s), by its time for fewer candidates.
     """
     torch.set_num_threads(1)
     first = next(iter(policies.values()))
@@ -43,21 +44,24 @@ def measure(
     found: dict[str, dict[str, dict[str, float]]] = {}
     for batch, samples in SETTINGS:
         seen = {key: value[:batch] for key, value in observations.items()}
-        for policy in policies.values():
+        single = found.get(name(batch, 1), {})
+        quick = [key for key in policies if key not in single or samples * single[key]["p50"] < 1e3 * patience]
+        chosen = {key: policies[key] for key in quick}
+        for policy in chosen.values():
             for number in range(WARM_UP if batch * samples == 1 else 1):
                 policy.sample(seen, samples, number)
-        wall: dict[str, list[float]] = {key: [] for key in policies}
-        cpu: dict[str, list[float]] = {key: [] for key in policies}
+        wall: dict[str, list[float]] = {key: [] for key in chosen}
+        cpu: dict[str, list[float]] = {key: [] for key in chosen}
         began = time.perf_counter()
         for number in range(rounds):
             if number >= 3 and time.perf_counter() - began > seconds:
                 break
-            for key, policy in policies.items():
+            for key, policy in chosen.items():
                 start, start_cpu = time.perf_counter(), time.process_time()
                 policy.sample(seen, samples, number)
                 wall[key].append(1e3 * (time.perf_counter() - start))
                 cpu[key].append(1e3 * (time.process_time() - start_cpu))
-        base = np.array(wall[BASE if BASE in policies else next(iter(policies))])
+        base = np.array(wall[BASE if BASE in chosen else next(iter(chosen))])
         found[name(batch, samples)] = {
             key: {
                 "p50": float(np.median(wall[key])),
@@ -66,7 +70,7 @@ def measure(
                 "ratio": float(np.median(np.array(wall[key]) / base)),
                 "rounds": len(base),
             }
-            for key in policies
+            for key in chosen
         }
     return found
 
@@ -76,6 +80,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     settings = list(found)
     lines = [f"{'latency, ms p50 (x carp)':24}" + "".join(f"{setting:>20}" for setting in settings)]
     for key in found[settings[0]]:
-        cells = [f"{found[s][key]['p50']:.2f} ({found[s][key]['ratio']:.2f}x)" for s in settings]
+        rows = [found[setting].get(key) for setting in settings]
+        cells = [f"{row['p50']:.2f} ({row['ratio']:.2f}x)" if row else "-" for row in rows]
         lines.append(f"{key:24}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)

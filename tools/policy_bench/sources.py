@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 # Modules that can change a trained policy or its chunks; files, logging and the command line cannot.
-_DECIDING = ("robopolicy.models", "robopolicy.policies", "robopolicy.train", "robopolicy.data.transforms")
-_DECIDING = (*_DECIDING, "robopolicy.data.windows", "robopolicy.batch")
+PACKAGE = "robopolicy"
+_DECIDING = (
+    *("robopolicy.models", "robopolicy.policies", "robopolicy.train"),
+    *("robopolicy.data.transforms", "robopolicy.data.windows", "robopolicy.batch"),
+)
 _INDIFFERENT = ("robopolicy.train.logging", "robopolicy.train.run_folder", "robopolicy.policies.load")
 
 
@@ -24,7 +27,7 @@ def fingerprint(roots: Iterable[str]) -> str:
         name = waiting.pop()
         if name in seen or not name.startswith(_DECIDING) or name in _INDIFFERENT:
             continue
-        text, imported = _module(name)
+        text, imported = module(name)
         seen[name] = text
         waiting += imported
     return hashlib.sha256(repr(sorted(seen.items())).encode()).hexdigest()
@@ -41,7 +44,7 @@ def targets(node: Any) -> Iterator[str]:
 
 
 @cache
-def _module(name: str) -> tuple[str, tuple[str, ...]]:
+def module(name: str) -> tuple[str, tuple[str, ...]]:
     """A module's code and the names of the modules that it may import."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
@@ -56,7 +59,7 @@ def _module(name: str) -> tuple[str, tuple[str, ...]]:
         body = getattr(node, "body", None)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and body and ast.get_docstring(node, clean=False):
             node.body = body[1:]
-    known = [found for found in imported if found.startswith("robopolicy.") and _exists(found)]
+    known = [found for found in imported if found.startswith(PACKAGE + ".") and _exists(found)]
     return ast.dump(tree), tuple(known)
 
 
