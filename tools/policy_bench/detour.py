@@ -1,8 +1,8 @@
 """A point that goes round an obstacle, left or right, as its demonstrations do with equal chance: averaging them collides.
 
 The point starts at x = -1 and goes to a goal at x = 1. The action is its displacement in a step; what is executed is
-disturbed. It sees its position and the goal, not the obstacles, which are the same in all episodes of a task. The way
-forks in front of an obstacle, so a decision between the sides falls within an episode, and later decisions must keep to it.
+disturbed. It sees its position and the goal, not the obstacles, which are the same in all episodes of a task. The ways part
+at the start, and again between two obstacles, so a regression heads for their middle, where the obstacle is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ LANES = 50
 SPEED = 0.06  # per step, of the demonstrations; a step is cut to twice that
 DISTURBANCE = 0.01  # standard deviation of what is added to a step when it is executed
 REACHED = 0.12  # distance to the goal that counts as success
-FORK = 0.75  # distance before an obstacle's middle at which the way begins to leave the straight line
 CLEARANCE = 0.2  # of the demonstrations at the obstacle's side
 NUM_DEMONSTRATIONS = 100
 
@@ -46,7 +45,7 @@ class Obstacle:
 TASKS = {
     "detour-centre": (Obstacle(0.0, 0.0, 0.35),),
     "detour-offset": (Obstacle(0.2, 0.08, 0.28),),
-    "detour-twice": (Obstacle(-0.3, 0.0, 0.2), Obstacle(0.55, 0.0, 0.2)),
+    "detour-twice": (Obstacle(-0.5, 0.0, 0.2), Obstacle(0.5, 0.0, 0.2)),
 }
 
 
@@ -69,18 +68,16 @@ def collides(obstacles: Sequence[Obstacle], position: Array) -> bool:
 
 
 def demonstration(obstacles: Sequence[Obstacle], seed: int) -> dict[str, Any]:
-    """An episode of the demonstrator, who picks a side of each obstacle by a coin."""
+    """An episode of the demonstrator, who picks a side of each obstacle, in order of x and evenly spaced, by a coin."""
     position, goal, rng = begin(seed)
     start_y, sides = position[1], np.where(rng.random(len(obstacles)) < 0.5, 1.0, -1.0)
     heights = [o.radius + CLEARANCE * rng.uniform(0.8, 1.2) for o in obstacles]
 
     def way(x: float) -> float:
-        y = start_y + (goal[1] - start_y) * np.clip((x + 1) / 2, 0.0, 1.0)
-        for o, side, height in zip(obstacles, sides, heights, strict=True):
-            reach = min(FORK, o.radius + 0.3)
-            share = np.cos(0.5 * np.pi * np.clip((x - o.x) / reach, -1.0, 1.0)) ** 2
-            y += share * (o.y + side * height - y)
-        return y
+        lobe = min(int((x + 1) / 2 * len(obstacles)), len(obstacles) - 1)
+        share = np.sin(np.pi * np.clip((x + 1) / 2 * len(obstacles) - lobe, 0.0, 1.0))
+        straight = start_y + (goal[1] - start_y) * np.clip((x + 1) / 2, 0.0, 1.0)
+        return straight + share * (obstacles[lobe].y + sides[lobe] * heights[lobe])
 
     states, actions = [], []
     while np.linalg.norm(position - goal) > REACHED / 2 and len(actions) < LIMIT:
