@@ -23,6 +23,7 @@ LIMIT = 80  # steps of an episode
 LANES = 50
 SPEED = 0.06  # per step, of the demonstrations; a step is cut to twice that
 DISTURBANCE = 0.01  # standard deviation of what is added to a step when it is executed
+START_SPREAD = 0.02  # small, and the goal the same always: nothing in what is seen may tell one demonstration from another
 REACHED = 0.12  # distance to the goal that counts as success
 CLEARANCE = 0.2  # of the demonstrations at the obstacle's side
 NUM_DEMONSTRATIONS = 100
@@ -52,8 +53,7 @@ TASKS = {
 def begin(seed: int) -> tuple[Array, Array, np.random.Generator]:
     """Start [2], goal [2] and the generator of an episode's disturbances."""
     rng = np.random.default_rng(seed)
-    start, goal = rng.normal(0.0, 0.05, (2, 2))
-    return start + [-1.0, 0.0], goal + [1.0, 0.0], rng
+    return np.array([-1.0, 0.0]) + rng.normal(0.0, START_SPREAD, 2), np.array([1.0, 0.0]), rng
 
 
 def displaced(position: Array, action: Array, rng: np.random.Generator) -> Array:
