@@ -1,0 +1,31 @@
+"""Messages between two processes: a line of JSON that names arrays, then their bytes. Needs NumPy alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def write(stream: BinaryIO, head: dict[str, Any], **arrays: np.ndarray) -> None:
+    """Send `head` (what JSON holds) and arrays."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    shapes = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+    stream.write(json.dumps([head, shapes]).encode() + b"\n")
+    for array in arrays.values():
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def read(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """The next message, or None at the end of the stream."""
+    line = stream.readline()
+    if not line:
+        return None
+    head, shapes = json.loads(line)
+    arrays = {}
+    for name, dtype, shape in shapes:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        arrays[name] = np.frombuffer(stream.read(size), dtype).reshape(shape)
+    return head, arrays

@@ -1,0 +1,88 @@
+"""Pictures of a run: success beside latency and by task, and the ways taken round the obstacles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from policy_bench.detour import DetourTask
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+_WON, _COLLIDED, _LOST = "#1b7837", "#b2182b", "#999999"
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def success(path: Path, policies: Mapping[str, Mapping[str, Any]], title: str) -> Path:
+    """Success with intervals against latency, and by task."""
+    names = list(policies)
+    tasks = list(dict.fromkeys(task for row in policies.values() for task in row["by_task"]))
+    colours = {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(names)}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 5), width_ratios=[1, 1.6])
+    for name in names:
+        row = policies[name]
+        low, high = row["success_ci"]
+        if "latency_ms" in row:
+            x = row["latency_ms"]["p50"]
+            left.errorbar(x, row["success"], [[row["success"] - low], [high - row["success"]]], fmt="o", color=colours[name])
+            left.annotate(name, (x, row["success"]), (6, 4), textcoords="offset points", fontsize=9)
+    left.set(xscale="log", xlabel="latency of a decision, ms (p50, batch 1, one thread)", ylabel="success")
+    left.set_ylim(-0.03, 1.03)
+    left.margins(x=0.2)
+    for i, name in enumerate(names):
+        at = np.arange(len(tasks)) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
+        for x, task in zip(at, tasks, strict=True):
+            if cell := policies[name]["by_task"].get(task):
+                low, high = cell["success_ci"]
+                error = [[cell["success"] - low], [high - cell["success"]]]
+                right.errorbar(
+                    x, cell["success"], error, fmt="o", ms=4, color=colours[name], label=name if x == at[0] else None
+                )
+    right.set_xticks(range(len(tasks)), [task.removesuffix("-v3") for task in tasks], rotation=20, ha="right")
+    right.set_ylim(-0.03, 1.03)
+    right.grid(axis="y", alpha=0.3)
+    left.grid(alpha=0.3)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def detours(path: Path, cells: Sequence[Mapping[str, Any]], names: Sequence[str], shown: int = 100) -> Path | None:
+    """The first `shown` paths of every policy round the obstacles of every detour, best guesses above drawn chunks.
+
+    None when there are no such cells.
+    """
+    found = {(c["task"], c["repeats"] > 0, c["policy"]): c for c in reversed(cells) if c.get("kind") == "detour"}
+    rows = sorted({(task, drawn) for task, drawn, _ in found})
+    columns = [name for name in names if any(key[2] == name for key in found)]
+    if not rows:
+        return None
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.0 * len(rows)), squeeze=False)
+    for (task, drawn), line in zip(rows, axes, strict=True):
+        for name, axis in zip(columns, line, strict=True):
+            for obstacle in DetourTask(task).obstacles:
+                axis.add_patch(plt.Circle((obstacle.x, obstacle.y), obstacle.radius, color="black", alpha=0.25, lw=0))
+            outcomes = found[task, drawn, name]["outcomes"] if (task, drawn, name) in found else []
+            for outcome in outcomes[:shown]:
+                colour = _WON if outcome["success"] else _COLLIDED if outcome["facts"]["collided"] else _LOST
+                axis.plot(*np.transpose(outcome["facts"]["path"]), color=colour, lw=0.5, alpha=0.7)
+            axis.set(xlim=(-1.3, 1.3), ylim=(-0.85, 0.85), aspect="equal", xticks=[], yticks=[])
+            if outcomes:
+                collided = np.mean([outcome["facts"]["collided"] for outcome in outcomes])
+                won = np.mean([outcome["success"] for outcome in outcomes])
+                axis.set_title(f"{name}: {won:.0%} reach it, {collided:.0%} collide", fontsize=7)
+        line[0].set_ylabel(f"{task}\n{'drawn chunks' if drawn else 'best guess'}", fontsize=8)
+    figure.suptitle("green: reached the goal, red: collided, grey: neither", fontsize=9)
+    figure.tight_layout()
+    return _save(figure, path)
