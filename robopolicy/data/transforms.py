@@ -15,7 +15,7 @@ from robopolicy.spec import ACTION, POINTS, Array, Features, FeatureSpec, SpecEr
 if TYPE_CHECKING:
     from robopolicy.data.windows import Windows
 
-Statistics = dict[str, dict[str, Array]]  # {key: {"mean", "std", "min", "max", "q01", "q99", "num_distinct": [D]}}
+Statistics = dict[str, dict[str, Array]]  # {key: {"mean", "std", "min", "max", "q01", "q99", "num_distinct": [D], "distinct"}}
 
 STD_FLOOR = 1e-4  # an entry that varies less is constant: unit scale, so that a deviation at deployment does not explode
 QUANTILE_FLOOR = 0.02  # a 1-99 % range below this share of min-max holds almost none of the motion: min-max is used
@@ -43,12 +43,14 @@ def fit_statistics(windows: Windows, keys: Iterable[str]) -> Statistics:
 
 
 def vector_statistics(values: Array) -> dict[str, Array]:
-    """Statistics [D] (float64) of values [N, D]: mean, std, min, max, q01, q99, num_distinct (up to MAX_DISTINCT + 1).
+    """Statistics [D] (float64) of values [N, D]: mean, std, min, max, q01, q99, num_distinct (up to MAX_DISTINCT + 1),
+    and distinct [D, MAX_DISTINCT], the first different values, the last of them repeated to fill up.
 
     q01 and q99 are quantiles that occur in the data (no interpolation), so a switch keeps its own values.
     """
     data = np.sort(np.asarray(values, np.float64), axis=0)
     num_distinct = np.minimum((np.diff(data, axis=0) > 0).sum(axis=0) + 1, MAX_DISTINCT + 1)
+    distinct = [np.unique(column)[:MAX_DISTINCT] for column in data.T]
     last = len(data) - 1
     return {
         "mean": data.mean(axis=0),
@@ -58,6 +60,7 @@ def vector_statistics(values: Array) -> dict[str, Array]:
         "q01": data[int(np.floor(0.01 * last))],
         "q99": data[int(np.ceil(0.99 * last))],
         "num_distinct": num_distinct.astype(np.int64),
+        "distinct": np.stack([np.pad(values, (0, MAX_DISTINCT - len(values)), mode="edge") for values in distinct]),
     }
 
 

@@ -1,15 +1,20 @@
 """Coarse-to-fine transformer: all tokens of a scale at once, scale after scale (CARP, arXiv 2412.06782, sec. 3.2).
 
-Tokens of a scale see each other and every coarser scale. Two departures from the paper, both for small data: tokens of
-the coarsest scale, which choose between modes, are a plain categorical; those of finer scales, which are numbers, are
-predicted digit by digit with targets smoothed over neighbouring levels. And the coarser scales that it is trained on
-are disturbed, so that finer ones learn to correct mistakes (arXiv 2412.04431, sec. 3.4).
+Tokens of a scale see each other and every coarser scale. What the paper's policy lacks, each with a switch:
+
+- `num_categorical`: only the coarsest scales, which choose between modes, predict a plain category. Finer ones are numbers:
+  they predict the digits of an FSQ code, with targets smoothed over neighbouring levels.
+- `self_correction`: the coarser scales that it is trained on are disturbed, so that finer ones learn to correct mistakes
+  (arXiv 2412.04431, sec. 3.4).
+- `residual_tokens`: a last, continuous scale adds to the decoded chunk what tokens cannot say. It is a regression given
+  the tokens, which have chosen the mode: precise, and it has nothing left to average over.
 
 Suffixes as in robopolicy/batch.py and models/tokenizer.py; here L counts tokens of the sequence.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +22,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.models.layers import Cache, ConditionedBlock
-from robopolicy.models.tokenizer import MultiScaleTokenizer, Residual, from_code, to_code
+from robopolicy.models.quantisers import FiniteScalarQuantiser, to_code, to_digits
+from robopolicy.models.tokenizer import MultiScaleTokenizer, Residual
 
-SMOOTHING = 0.6  # standard deviation, in levels, of the target of a fine digit
+LOG_SPREAD = (math.log(1e-3), math.log(1.0))  # of the residual's Laplace distribution, normalised units
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are drawn: temperature of the coarsest scale and of the finer ones; 0 takes the most likely token."""
+    """How tokens are drawn: temperature of the coarsest scale and of the finer ones; 0 takes the most likely token.
+
+    top_k: draw from the k most likely ones only; 0 = from all.
+    """
 
     coarse: float = 0.0
     fine: float = 0.0
+    top_k: int = 0
 
 
 def block_causal_mask(lengths: list[int]) -> Tensor:
@@ -36,29 +46,40 @@ def block_causal_mask(lengths: list[int]) -> Tensor:
     return scale[:, None] >= scale[None, :]
 
 
-def ordinal_targets(count: int) -> Tensor:
-    """Smoothed target distributions [count, count], one row per true level."""
+def ordinal_targets(count: int, smoothing: float) -> Tensor:
+    """Target distributions [count, count], one row per true level; smoothing: their standard deviation in levels."""
+    if smoothing == 0:
+        return torch.eye(count)
     level = torch.arange(count, dtype=torch.float32)
-    return torch.softmax(-((level[:, None] - level) ** 2) / (2 * SMOOTHING**2), -1)
+    return torch.softmax(-((level[:, None] - level) ** 2) / (2 * smoothing**2), -1)
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def draw(logits: Tensor, temperature: float, generator: torch.Generator, top_k: int = 0) -> Tensor:
     """Indices [...] from logits [..., K] by the Gumbel trick; the most likely one at temperature 0."""
     if temperature <= 0:
         return logits.argmax(-1)
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
     noise = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
     return (logits / temperature + noise).argmax(-1)
 
 
 class CoarseToFineTransformer(nn.Module):
-    """Predicts the tokens of a tokenizer from a context [B, D].
+    """Predicts the tokens of a tokenizer, and what they leave of a chunk, from a context [B, D].
 
     Args:
-        tokenizer: gives scales, groups and levels; it is not a part of this module.
+        tokenizer: frozen; gives scales, groups and codes. It is not a part of this module.
         context_width: D of the context.
         width, depth, num_heads: of the transformer.
+        num_categorical: how many of the coarsest scales predict a category; None = all of them.
+        smoothing: standard deviation, in levels, of the targets of digits.
+        soft: digits of the finest scale are their expected value, not the most likely one (when not drawn).
         self_correction: largest share of disturbed tokens in training.
+        residual_tokens: tokens of the continuous scale, each for an equal stretch of the chunk; 0 = no such scale.
+        coarse_weight: share of the categorical scales in the loss of tokens.
+        residual_weight: weight of the residual's L1 error beside the loss of tokens.
     """
 
     mask: Tensor
@@ -71,67 +92,142 @@ class CoarseToFineTransformer(nn.Module):
         width: int = 128,
         depth: int = 3,
         num_heads: int = 4,
+        num_categorical: int | None = 1,
+        smoothing: float = 0.6,
+        soft: bool = True,
         self_correction: float = 0.3,
+        own_tokens: float = 0.0,
+        tolerance: float = 1.0,
+        residual_tokens: int = 4,
+        coarse_weight: float = 0.5,
+        residual_weight: float = 5.0,
     ) -> None:
         super().__init__()
-        if not 0 <= self_correction <= 1:
-            raise ValueError(f"self_correction={self_correction} must be in [0, 1]")
-        self.levels, self.self_correction = tokenizer.level_counts, self_correction
-        self.groups, self.scales = tokenizer.num_groups, tokenizer.scales
+        self.scales, self.groups = tokenizer.scales, tokenizer.num_groups
+        self.num_categorical = len(self.scales) if num_categorical is None else num_categorical
+        self._check(tokenizer, self_correction, residual_tokens, coarse_weight)
+        self.self_correction, self.soft = self_correction, soft
+        self.coarse_weight, self.residual_weight = coarse_weight, residual_weight
+        self.levels = tokenizer.quantiser.levels
         self.lengths = [length * self.groups for length in self.scales]
+        self.decode, self.bandwidth, self._k = "argmax", 0.3, None
+        self.residual_tokens, self.own_tokens, self.tolerance = residual_tokens, own_tokens, tolerance
         self.start = nn.Linear(context_width, width)
-        self.embed = nn.Linear(tokenizer.num_digits, width)
-        self.position = nn.Parameter(0.02 * torch.randn(sum(self.lengths), width))
+        self.embed = nn.Linear(tokenizer.code_width, width)
+        self.position = nn.Parameter(0.02 * torch.randn(sum(self.lengths) + residual_tokens, width))
         self.blocks = nn.ModuleList(ConditionedBlock(width, num_heads, context_width, depth) for _ in range(depth))
         self.norm = nn.Linear(context_width, 2 * width)
-        self.coarse_head = nn.Linear(width, tokenizer.vocabulary)
-        self.fine_head = nn.Linear(width, sum(self.levels))
-        for layer in (self.norm, self.coarse_head, self.fine_head):
+        heads = [self.norm]
+        if self.num_categorical:
+            self.code_head = nn.Linear(width, tokenizer.vocabulary)
+            heads.append(self.code_head)
+        if self.num_categorical < len(self.scales):
+            self.digit_head = nn.Linear(width, sum(self.levels))
+            heads.append(self.digit_head)
+        if residual_tokens:
+            self.horizon, self.stretch = tokenizer.action_horizon, -(-tokenizer.action_horizon // residual_tokens)
+            self.embed_actions = nn.Linear(self.stretch * tokenizer.action_dim, width)
+            self.residual_head = nn.Linear(width, self.stretch * tokenizer.action_dim)
+            self.log_spread = nn.Parameter(torch.full((tokenizer.action_dim,), math.log(0.1)))
+            heads.append(self.residual_head)
+        for layer in heads:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        self.register_buffer("mask", block_causal_mask(self.lengths), persistent=False)
+        lengths = self.lengths + ([residual_tokens] if residual_tokens else [])
+        self.register_buffer("mask", block_causal_mask(lengths), persistent=False)
         for i, count in enumerate(self.levels):
-            self.register_buffer(f"target_{i}", ordinal_targets(count), persistent=False)
+            self.register_buffer(f"target_{i}", ordinal_targets(count, smoothing), persistent=False)
 
-    def forward(self, context_BD: Tensor, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits of the coarsest tokens [B, G, K] and of the digits of all finer ones [B, L - G, sum(levels)].
+    def _check(
+        self, tokenizer: MultiScaleTokenizer, self_correction: float, residual_tokens: int, coarse_weight: float
+    ) -> None:
+        for name, value in (("self_correction", self_correction), ("coarse_weight", coarse_weight)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be in [0, 1]")
+        if not 0 <= residual_tokens <= tokenizer.action_horizon:
+            raise ValueError(f"residual_tokens={residual_tokens} must be in 0..action_horizon={tokenizer.action_horizon}")
+        if not 0 <= self.num_categorical <= len(self.scales):
+            raise ValueError(f"num_categorical={self.num_categorical} must be in 0..{len(self.scales)}, the number of scales")
+        if self.num_categorical < len(self.scales) and not isinstance(tokenizer.quantiser, FiniteScalarQuantiser):
+            raise ValueError("codes of a vq tokenizer have no digits: set transformer.num_categorical=null or quantiser=fsq")
 
-        inputs: per scale but the first, the reconstruction that the scale starts from, [B, l, G, C] (teacher forcing).
-        """
-        starts = [None, *inputs]
-        tokens = torch.cat([self._tokens(context_BD, start, k) for k, start in enumerate(starts)], 1)
-        x, _ = self._trunk(tokens, context_BD, self.mask, None)
-        return self.coarse_head(x[:, : self.groups]), self.fine_head(x[:, self.groups :])
+    def forward(
+        self, context_BD: Tensor, residual: Residual, tokenizer: MultiScaleTokenizer
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """Teacher forcing: logits of each scale [B, l G, K or sum(levels)]; chunks decoded from all tokens, [B, H, A], without
+        and with what the continuous scale adds (None without one)."""
+        parts = [self._tokens(context_BD, None, 0)]
+        parts += [self._tokens(context_BD, tokenizer.next_input(x, k + 1), k + 1) for k, x in enumerate(residual.running[:-1])]
+        decoded = tokenizer.reconstruct(residual.running[-1])
+        if self.residual_tokens:
+            parts.append(self._residual_input(decoded))
+        x, _ = self._trunk(torch.cat(parts, 1), context_BD, self.mask, None)
+        hidden = x.split([*self.lengths, x.shape[1] - sum(self.lengths)], 1)
+        logits = [self._logits(part, k) for k, part in enumerate(hidden[:-1])]
+        return logits, self._residual_output(hidden[-1], decoded) if self.residual_tokens else None, decoded
 
     def loss(
-        self, context_BD: Tensor, latent_BLGC: Tensor, tokenizer: MultiScaleTokenizer, generator: torch.Generator
+        self, context_BD: Tensor, actions_BHA: Tensor, tokenizer: MultiScaleTokenizer, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Cross-entropy, half of it on the coarsest tokens, and the accuracy of tokens (coarsest) and digits (finer)."""
+        """Cross-entropies of tokens and the residual's L1 error; also the accuracy of categories and of digits."""
         with torch.no_grad():  # the tokenizer is given, gains included
-            residual = tokenizer.quantise(latent_BLGC, self.self_correction, generator)
-            inputs = self._teacher(residual, tokenizer)
-        coarse, fine = self(context_BD, inputs)
-        code = to_code(residual.digits[0][:, 0], self.levels)
-        digits = _sequence(residual.digits[1:])
-        coarse_loss = functional.cross_entropy(coarse.flatten(0, 1), code.flatten())
-        fine_loss, hits = torch.zeros_like(coarse_loss), torch.zeros_like(coarse_loss)
-        for i, logits in enumerate(fine.split(self.levels, -1)):
-            target = self.get_buffer(f"target_{i}")[digits[..., i]]
-            fine_loss = fine_loss - (target * logits.log_softmax(-1)).sum(-1).mean() / len(self.levels)
-            hits = hits + (logits.argmax(-1) == digits[..., i]).float().mean() / len(self.levels)
-        accuracy = (coarse.argmax(-1) == code).float().mean()
-        metrics = {"coarse_loss": coarse_loss.detach(), "fine_loss": fine_loss.detach()}
-        return (coarse_loss + fine_loss) / 2, {**metrics, "coarse_accuracy": accuracy, "fine_accuracy": hits}
+            own = self._own_tokens(context_BD, actions_BHA, tokenizer, generator) if self.own_tokens else None
+            residual = tokenizer.quantise(tokenizer.latent(actions_BHA), self.self_correction, generator, own=own)
+        logits, refined, _ = self(context_BD, residual, tokenizer)
+        metrics: dict[str, float | Tensor] = {}
+        losses = [0.0, 0.0]
+        n = self.num_categorical
+        if n:
+            coarse, codes = torch.cat(logits[:n], 1), _sequence(residual.codes[:n])
+            losses[0] = functional.cross_entropy(coarse.flatten(0, 1), codes.flatten())
+            metrics |= {"coarse_loss": losses[0].detach(), "coarse_accuracy": (coarse.argmax(-1) == codes).float().mean()}
+        if n < len(self.scales):
+            fine, digits = torch.cat(logits[n:], 1), to_digits(_sequence(residual.codes[n:]), self.levels)
+            losses[1], hits = self._digit_loss(fine, digits)
+            metrics |= {"fine_loss": losses[1].detach(), "fine_accuracy": hits}
+        share = self.coarse_weight if 0 < n < len(self.scales) else float(n > 0)
+        total = share * losses[0] + (1 - share) * losses[1]
+        if refined is not None:
+            error = (refined - actions_BHA).abs()
+            spread = self._log_spread()
+            density = (error.detach() / spread.exp() + spread).mean()  # fits the spread alone
+            total = total + self.residual_weight * error.mean() + 0.1 * density
+            metrics |= {"residual_error": error.detach().mean()}
+        return total, metrics
 
-    def log_prob(self, context_BD: Tensor, latent_BLGC: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
-        """Log-probability [B] of the tokens of each latent signal."""
-        residual = tokenizer.quantise(latent_BLGC)
-        coarse, fine = self(context_BD, self._teacher(residual, tokenizer))
-        code = to_code(residual.digits[0][:, 0], self.levels)
-        total = coarse.log_softmax(-1).gather(-1, code.unsqueeze(-1)).flatten(1).sum(1)
-        digits = _sequence(residual.digits[1:])
-        for i, logits in enumerate(fine.split(self.levels, -1)):
-            total = total + logits.log_softmax(-1).gather(-1, digits[..., i : i + 1]).flatten(1).sum(1)
+    def _own_tokens(self, context_BD, actions_BHA, tokenizer, generator):
+        """Coarsest tokens [B, 1, G] that the policy itself would draw, among those that decode to something like the chunk."""
+        hidden, _ = self._trunk(self._tokens(context_BD, None, 0), context_BD, None, None)
+        log_prob = self._logits(hidden, 0).log_softmax(-1)  # [B, G, K]
+        error = tokenizer.coarse_errors(actions_BHA)
+        least = error.amin(-1, keepdim=True)
+        codes = draw(log_prob - (error - least) / (self.tolerance * least.mean((0), keepdim=True)), 1.0, generator)
+        return torch.where(torch.rand((len(codes), 1), generator=generator) < self.own_tokens, codes, -1).unsqueeze(1)
+
+    def _digit_loss(self, logits: Tensor, digits_BLC: Tensor) -> tuple[Tensor, Tensor]:
+        loss, hits = logits.new_zeros(()), logits.new_zeros(())
+        for i, part in enumerate(logits.split(self.levels, -1)):
+            target = self.get_buffer(f"target_{i}")[digits_BLC[..., i]]
+            loss = loss - (target * part.log_softmax(-1)).sum(-1).mean() / len(self.levels)
+            hits = hits + (part.argmax(-1) == digits_BLC[..., i]).float().mean() / len(self.levels)
+        return loss, hits
+
+    def log_prob(self, context_BD: Tensor, actions_BHA: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
+        """Log-probability [B] of the tokens of each chunk and, with a continuous scale, log-density of what they leave."""
+        residual = tokenizer.quantise(tokenizer.latent(actions_BHA))
+        logits, refined, _ = self(context_BD, residual, tokenizer)
+        total = context_BD.new_zeros(len(context_BD))
+        for k, part in enumerate(logits):
+            codes = residual.codes[k].flatten(1)
+            if k < self.num_categorical:
+                total = total + part.log_softmax(-1).gather(-1, codes.unsqueeze(-1)).flatten(1).sum(1)
+                continue
+            digits = to_digits(codes, self.levels)
+            for i, each in enumerate(part.split(self.levels, -1)):
+                total = total + each.log_softmax(-1).gather(-1, digits[..., i : i + 1]).flatten(1).sum(1)
+        if refined is not None:
+            spread = self._log_spread()
+            total = total - ((refined - actions_BHA).abs() / spread.exp() + spread + math.log(2)).flatten(1).sum(1)
         return total
 
     def sample(
@@ -140,36 +236,88 @@ class CoarseToFineTransformer(nn.Module):
         tokenizer: MultiScaleTokenizer,
         decoding: Decoding,
         generator: torch.Generator,
+        num_samples: int = 1,
         use_cache: bool = True,
     ) -> Tensor:
-        """Latent signals [B, L, G, C] of drawn tokens.
+        """Normalised chunks [B, N, H, A] of drawn tokens. Samples of a context share the pass of the coarsest scale.
 
-        At fine temperature 0 the finest digits are their expected value, not their mode: between two levels, that is
-        where the smoothed target puts the action. use_cache=False recomputes coarser tokens at every scale (slower).
+        use_cache=False recomputes coarser tokens at every scale (slower).
         """
         caches: list[Cache] | None = None
         x = seen = self._tokens(context_BD, None, 0)
-        total = torch.zeros((), device=context_BD.device)
+        total = context_BD.new_zeros(())
+        last = len(self.scales) - 1
         for k, length in enumerate(self.scales):
-            if use_cache:
-                hidden, caches = self._trunk(x, context_BD, None, caches)
-            else:
-                hidden, _ = self._trunk(seen, context_BD, self.mask[: seen.shape[1], : seen.shape[1]], None)
-            digits = self._draw(hidden[:, -x.shape[1] :], k, decoding, generator)
-            total = total + tokenizer.contribution(digits.unflatten(1, (length, self.groups)), k)
-            if k + 1 < len(self.scales):
+            hidden, caches = self._next(x, seen, context_BD, caches, use_cache)
+            if k == 0 and num_samples > 1:
+                hidden, seen, context_BD = (part.repeat_interleave(num_samples, 0) for part in (hidden, seen, context_BD))
+                caches = [(a.repeat_interleave(num_samples, 0), b.repeat_interleave(num_samples, 0)) for a, b in caches or []]
+            values = self._draw(self._logits(hidden, k), k, decoding, generator, tokenizer)
+            total = total + tokenizer.contribution(values.unflatten(1, (length, self.groups)), k)
+            if k < last:
                 x = self._tokens(context_BD, tokenizer.next_input(total, k + 1), k + 1)
                 seen = torch.cat([seen, x], 1)
-        return total
+        chunk = tokenizer.reconstruct(total)
+        if self.residual_tokens:
+            x = self._residual_input(chunk)
+            hidden, _ = self._next(x, torch.cat([seen, x], 1), context_BD, caches, use_cache)
+            chunk = self._residual_output(hidden, chunk)
+        return tokenizer.settle(chunk).unflatten(0, (-1, num_samples))
 
-    def _draw(self, hidden_BLD: Tensor, scale: int, decoding: Decoding, generator: torch.Generator) -> Tensor:
-        """Digits [B, L, C], fractional where they are expectations."""
-        if scale == 0:
-            return from_code(draw(self.coarse_head(hidden_BLD), decoding.coarse, generator), self.levels).to(hidden_BLD.dtype)
-        parts = self.fine_head(hidden_BLD).split(self.levels, -1)
-        if scale == len(self.scales) - 1 and decoding.fine <= 0:
-            return torch.stack([p.softmax(-1) @ torch.arange(p.shape[-1], device=p.device, dtype=p.dtype) for p in parts], -1)
-        return torch.stack([draw(part, decoding.fine, generator) for part in parts], -1).to(hidden_BLD.dtype)
+    def _next(
+        self, x: Tensor, seen: Tensor, context_BD: Tensor, caches: list[Cache] | None, use_cache: bool
+    ) -> tuple[Tensor, list[Cache] | None]:
+        """Hidden states of the tokens x, which are the last ones of `seen`."""
+        if use_cache:
+            return self._trunk(x, context_BD, None, caches)
+        count = seen.shape[1]
+        return self._trunk(seen, context_BD, self.mask[:count, :count], None)[0][:, -x.shape[1] :], None
+
+    def _draw(
+        self, logits: Tensor, scale: int, decoding: Decoding, generator: torch.Generator, tokenizer: MultiScaleTokenizer
+    ) -> Tensor:
+        """Values [B, l G, 1, C] of the tokens of a scale."""
+        temperature = decoding.coarse if scale == 0 else decoding.fine
+        quantiser, groups = tokenizer.quantiser, self.groups
+        if scale < self.num_categorical:
+            if scale == 0 and self.decode != "argmax" and temperature <= 0:
+                return self._consensus(logits, tokenizer)
+            codes = draw(logits, temperature, generator, decoding.top_k)
+            return quantiser.values(codes.unflatten(1, (-1, groups)), scale).flatten(1, 2)
+        assert isinstance(quantiser, FiniteScalarQuantiser)
+        parts = logits.split(self.levels, -1)
+        if self.soft and scale == len(self.scales) - 1 and temperature <= 0:
+            digits = torch.stack([p.softmax(-1) @ torch.arange(p.shape[-1], device=p.device, dtype=p.dtype) for p in parts], -1)
+        else:
+            digits = torch.stack([draw(p, temperature, generator, decoding.top_k) for p in parts], -1).to(logits.dtype)
+        return quantiser.digit_values(digits.unflatten(1, (-1, groups)), scale).flatten(1, 2)
+
+    def _consensus(self, logits: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
+        kernel = self._kernel(tokenizer)  # [G, K, K]
+        prob = logits.softmax(-1)  # [B, G, K]
+        mass = torch.einsum("bgk,gkj->bgj", prob, kernel)
+        best = mass.argmax(-1)
+        codes = torch.arange(tokenizer.vocabulary)[:, None, None].expand(-1, 1, self.groups)
+        values = tokenizer.quantiser.values(codes, 0)[:, 0]  # [K, G, C]
+        if self.decode == "medoid":
+            return values[best, torch.arange(self.groups)]
+        near = kernel[torch.arange(self.groups), best]  # [B, G, K]
+        weight = prob * near
+        return torch.einsum("bgk,kgc->bgc", weight / weight.sum(-1, keepdim=True), values)
+
+    def _kernel(self, tokenizer):
+        if getattr(self, "_k", None) is None:
+            codes = torch.arange(tokenizer.vocabulary)[:, None, None].expand(-1, 1, self.groups)
+            table = tokenizer.reconstruct(tokenizer.contribution(tokenizer.quantiser.values(codes, 0), 0))
+            error = tokenizer.coarse_errors(table).transpose(0, 1)  # [G, K, K]
+            self._k = torch.exp(-error / (2 * self.bandwidth**2))
+        return self._k
+
+    def _logits(self, hidden_BLD: Tensor, scale: int) -> Tensor:
+        return self.code_head(hidden_BLD) if scale < self.num_categorical else self.digit_head(hidden_BLD)
+
+    def _log_spread(self) -> Tensor:
+        return self.log_spread.clamp(*LOG_SPREAD)
 
     def _tokens(self, context_BD: Tensor, running: Tensor | None, scale: int) -> Tensor:
         """Input tokens [B, l G, width] of a scale: from the context for the first, from the reconstruction for others."""
@@ -179,8 +327,18 @@ class CoarseToFineTransformer(nn.Module):
             return self.start(context_BD).unsqueeze(1) + position
         return self.embed(running.flatten(1, 2)) + position
 
-    def _teacher(self, residual: Residual, tokenizer: MultiScaleTokenizer) -> list[Tensor]:
-        return [tokenizer.next_input(running, k + 1) for k, running in enumerate(residual.running[:-1])]
+    def _residual_input(self, chunk_BHA: Tensor) -> Tensor:
+        """Input tokens of the continuous scale: each sees its stretch of the decoded chunk, the last step repeated past its end."""
+        missing = self.residual_tokens * self.stretch - self.horizon
+        padded = torch.cat([chunk_BHA, chunk_BHA[:, -1:].expand(-1, missing, -1)], 1) if missing else chunk_BHA
+        return (
+            self.embed_actions(padded.unflatten(1, (self.residual_tokens, -1)).flatten(2)) + self.position[sum(self.lengths) :]
+        )
+
+    def _residual_output(self, hidden_BLD: Tensor, chunk_BHA: Tensor) -> Tensor:
+        """The chunk [B, H, A] with the continuous scale added."""
+        added = self.residual_head(hidden_BLD).unflatten(-1, (self.stretch, -1)).flatten(1, 2)
+        return chunk_BHA + added[:, : self.horizon]
 
     def _trunk(
         self, x_BLD: Tensor, context_BD: Tensor, mask_LL: Tensor | None, caches: list[Cache] | None
@@ -193,6 +351,6 @@ class CoarseToFineTransformer(nn.Module):
         return torch.addcmul(shift, functional.layer_norm(x_BLD, x_BLD.shape[-1:]), 1 + scale), kept
 
 
-def _sequence(digits: list[Tensor]) -> Tensor:
-    """Digits per scale [B, l, G, C] as one sequence [B, L, C]."""
-    return torch.cat([part.flatten(1, 2) for part in digits], 1)
+def _sequence(codes: list[Tensor]) -> Tensor:
+    """Codes per scale [B, l, G] as one sequence [B, L]."""
+    return torch.cat([part.flatten(1) for part in codes], 1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.batch import Batch, Phase
+from robopolicy.data.transforms import Statistics
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.tokenizer import MultiScaleTokenizer, usage
@@ -73,6 +74,17 @@ class CarpPolicy(TrainablePolicy):
             Phase(POLICY, 1 - tokenizer_fraction, learning_rate),
         )
 
+    def fit(self, stats: Statistics) -> None:
+        """Set the normaliser, and the tokenizer's ranges and switches, from the statistics of a dataset."""
+        super().fit(stats)
+        ours = stats[ACTION]
+        scaled = {name: self._normalized(ours[name]) for name in ("min", "max")}
+        scaled["distinct"] = self._normalized(ours["distinct"].T).T
+        self.tokenizer.fit({**scaled, "num_distinct": ours["num_distinct"]})
+
+    def _normalized(self, values: Array) -> Array:
+        return self.normalizer.normalize(ACTION, torch.from_numpy(values).float().to(self.device)).cpu().numpy()
+
     def phase_parameters(self, name: str) -> list[nn.Parameter]:
         """Parameters that the phase `name` trains."""
         self.check_phase(name)
@@ -86,19 +98,16 @@ class CarpPolicy(TrainablePolicy):
         actions = self.normalizer.normalize(ACTION, batch[ACTION])
         if phase == TOKENIZER:
             loss, reconstructions, residual = self.tokenizer.loss(actions)
-            return loss, self._tokenizer_metrics(batch[ACTION], reconstructions.detach(), residual.digits)
-        with torch.no_grad():
-            latent = self.tokenizer.latent(actions)
-        return self.transformer.loss(self.encoder(batch, generator), latent, self.tokenizer, generator)
+            return loss, self._tokenizer_metrics(batch[ACTION], reconstructions.detach(), residual.codes)
+        return self.transformer.loss(self.encoder(batch, generator), actions, self.tokenizer, generator)
 
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         """Normalised chunks [B, N, H, A]. Sample 0 is decoded by itself: not a bit of it depends on num_samples."""
-        chunks = self._decode(context_BD, Decoding(), generator).unsqueeze(1)
+        best = self.transformer.sample(context_BD, self.tokenizer, Decoding(), generator)
         if num_samples == 1:
-            return chunks
-        repeated = context_BD.repeat_interleave(num_samples - 1, 0)
-        others = self._decode(repeated, self.decoding, generator)
-        return torch.cat([chunks, others.unflatten(0, (-1, num_samples - 1))], 1)
+            return best
+        others = self.transformer.sample(context_BD, self.tokenizer, self.decoding, generator, num_samples - 1)
+        return torch.cat([best, others], 1)
 
     @torch.no_grad()
     def log_prob(self, observation: Observation, actions: Array) -> Array:
@@ -109,22 +118,18 @@ class CarpPolicy(TrainablePolicy):
         """
         context = self.context(observation)
         chunks = self.chunks(actions, len(context), self.spec.action_horizon)
-        latent = self.tokenizer.latent(chunks.flatten(0, 1))
         repeated = context.repeat_interleave(chunks.shape[1], 0)
-        parts = zip(repeated.split(MAX_ROWS), latent.split(MAX_ROWS), strict=True)
-        log_prob = torch.cat([self.transformer.log_prob(c, z, self.tokenizer) for c, z in parts])
+        parts = zip(repeated.split(MAX_ROWS), chunks.flatten(0, 1).split(MAX_ROWS), strict=True)
+        log_prob = torch.cat([self.transformer.log_prob(c, a, self.tokenizer) for c, a in parts])
         return log_prob.view(chunks.shape[:2]).cpu().numpy()
 
-    def _decode(self, context_BD: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
-        return self.tokenizer.reconstruct(self.transformer.sample(context_BD, self.tokenizer, decoding, generator))
-
     @torch.no_grad()
-    def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, digits: list[Tensor]) -> Metrics:
+    def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, codes: list[Tensor]) -> Metrics:
         """Mean absolute error per action entry in physical units, of each prefix relative to the first, and code usage."""
         errors = (self.normalizer.denormalize(ACTION, reconstructions) - actions_BHA).abs().mean((1, 2))  # [S, A]
         metrics: Metrics = {f"error/{name}": error for name, error in zip(self.action_names, errors[-1], strict=True)}
-        for k, part in enumerate(digits):
-            metrics[f"codes/{k + 1}"] = usage(part, self.tokenizer.level_counts)
-        for k in range(1, len(digits)):
+        for k, part in enumerate(codes):
+            metrics[f"codes/{k + 1}"] = usage(part)
+        for k in range(1, len(codes)):
             metrics[f"prefix_error/{k + 1}"] = (errors[k] / errors[0].clamp(min=1e-12)).mean()
         return metrics
