@@ -23,7 +23,7 @@ LIMIT = 80  # steps of an episode
 LANES = 50
 SPEED = 0.06  # per step, of the demonstrations; a step is cut to twice that
 DISTURBANCE = 0.01  # standard deviation of what is added to a step when it is executed
-START_SPREAD = 0.02  # small, and the goal the same always: nothing in what is seen may tell one demonstration from another
+START_SPREAD = 0.02  # standard deviation of both coordinates
 REACHED = 0.12  # distance to the goal that counts as success
 CLEARANCE = 0.2  # of the demonstrations at the obstacle's side
 NUM_DEMONSTRATIONS = 100
@@ -68,9 +68,13 @@ def collides(obstacles: Sequence[Obstacle], position: Array) -> bool:
 
 
 def demonstration(obstacles: Sequence[Obstacle], seed: int) -> dict[str, Any]:
-    """An episode of the demonstrator, who picks a side of each obstacle, in order of x and evenly spaced, by a coin."""
-    position, goal, rng = begin(seed)
-    start_y, sides = position[1], np.where(rng.random(len(obstacles)) < 0.5, 1.0, -1.0)
+    """An episode of the demonstrator round obstacles in order of x, evenly spaced.
+
+    Successive seeds share a start and take all ways in turn, so nothing in what is seen tells which one comes.
+    """
+    shared, way_number = divmod(seed, 2 ** len(obstacles))
+    position, goal, rng = begin(shared)
+    start_y, sides = position[1], [1.0 if way_number >> i & 1 else -1.0 for i in range(len(obstacles))]
     heights = [o.radius + CLEARANCE * rng.uniform(0.8, 1.2) for o in obstacles]
 
     def way(x: float) -> float:
@@ -92,7 +96,7 @@ def demonstration(obstacles: Sequence[Obstacle], seed: int) -> dict[str, Any]:
     collided = any(collides(obstacles, state[:2]) for state in states)
     arrays = {STATE: np.array(states, np.float32), ACTION: np.array(actions, np.float32)}
     reached = bool(np.linalg.norm(position - goal) <= REACHED)
-    return {**arrays, "success": reached and not collided, "seed": seed, "left": float((sides > 0).mean())}
+    return {**arrays, "success": reached and not collided, "seed": seed, "left": float(np.mean([side > 0 for side in sides]))}
 
 
 class DetourEnvironments:
