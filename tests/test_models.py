@@ -1,23 +1,11 @@
-"""Tokenizer, coarse-to-fine transformer and critic, each by its properties. Encoders: test_encoders.py."""
+"""The critic by its properties. Other networks: test_encoders.py, test_tokenizer.py, test_coarse_to_fine.py."""
 
 import numpy as np
 import pytest
 import torch
 
 from robopolicy.batch import fake_batch, to_torch
-from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding, draw
 from robopolicy.models.critic import SuccessCritic, discounted_outcome
-from robopolicy.models.tokenizer import (
-    MultiScaleTokenizer,
-    check_groups,
-    from_code,
-    grid_values,
-    resampling,
-    shake,
-    snap,
-    to_code,
-    usage,
-)
 from robopolicy.spec import (
     ACTION,
     OUTCOME,
@@ -27,8 +15,6 @@ from robopolicy.spec import (
     FeatureSpec,
     SpecError,
 )
-
-LEVELS = (4, 3, 5)
 
 
 @pytest.fixture
@@ -53,221 +39,10 @@ def optimise(parameters, loss, steps, learning_rate=3e-3):
     return value.item()
 
 
-def motions(num, horizon, generator):
-    """Smooth motion in four entries and a switch between -1 and 1 at a random step in the fifth."""
-    time = torch.linspace(0, 1, horizon)
-    start, slope, bend, phase = torch.randn((4, num, 4, 1), generator=generator) * 0.5
-    smooth = start + slope * time + bend * torch.sin(3 * time + phase)
-    switch = torch.randint(0, horizon, (num, 1), generator=generator)
-    gripper = torch.where(torch.arange(horizon) < switch, -1.0, 1.0)
-    return torch.cat([smooth.transpose(1, 2), gripper[..., None]], -1)
-
-
-# batch
-
-
 def test_to_torch_keeps_numbers_and_drops_text():
     batch = to_torch({STATE: np.ones((2, 1, 3), np.float32), "flag": np.array([True]), TASK: np.array(["lift", "lift"])})
     assert set(batch) == {STATE, "flag"}
     assert batch[STATE].dtype == torch.float32
-
-
-# quantiser
-
-
-def test_codes_and_digits_are_inverse():
-    codes = torch.arange(4 * 3 * 5)
-    assert torch.equal(to_code(from_code(codes, LEVELS), LEVELS), codes)
-
-
-def test_snapping_is_to_the_nearest_level(generator):
-    levels = torch.tensor([float(n) for n in LEVELS])
-    x = torch.randn((50, 3), generator=generator)
-    values, digits = snap(x, levels)
-    assert torch.allclose(values, grid_values(digits, levels))
-    for c, count in enumerate(LEVELS):
-        grid = torch.linspace(-1, 1, count)
-        nearest = grid[(torch.tanh(x[:, c, None]) - grid).abs().argmin(-1)]
-        assert torch.allclose(values[:, c], nearest)
-
-
-def test_shaken_digits_stay_valid_and_move_by_one(generator):
-    levels = torch.tensor([float(n) for n in LEVELS])
-    digits = from_code(torch.randint(0, 60, (200, 4, 2), generator=generator), LEVELS)
-    moved = shake(digits, levels, 0.5, generator)
-    assert ((moved - digits).abs() <= 1).all()
-    assert (moved >= 0).all()
-    assert (moved < levels).all()
-    share = (moved != digits).any(-1).float().mean()
-    assert 0.1 < share < 0.4
-
-
-def test_area_downsampling_keeps_the_mean_and_upsampling_keeps_constants():
-    for length in (1, 2, 3, 4):
-        down, up = resampling(length, 4)
-        assert torch.allclose(down.sum(1), torch.ones(length))
-        assert torch.allclose(up.sum(1), torch.ones(4))
-    down, up = resampling(4, 4)
-    assert torch.equal(down, torch.eye(4))
-    assert torch.equal(up, torch.eye(4))
-
-
-def test_groups_cover_every_entry_once():
-    assert check_groups(None, 3, 7) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert check_groups([[2], [0, 1]], 3, 3) == [[2], [0, 1]]
-    for groups in ([[0, 1]], [[0, 1], [1, 2]], [[0], [1], [2], []]):
-        with pytest.raises(ValueError, match="exactly once"):
-            check_groups(groups, 3, 3)
-
-
-def test_usage_counts_codes_in_use():
-    digits = from_code(torch.tensor([0, 1, 2, 3]), LEVELS)
-    assert usage(digits, LEVELS) == pytest.approx(4)
-    assert usage(digits[:1].repeat(4, 1), LEVELS) == pytest.approx(1)
-
-
-# tokenizer
-
-
-@pytest.mark.parametrize(
-    ("dim", "horizon", "size", "scales"), [(5, 12, 2, (1, 2, 4)), (2, 16, 3, (1, 2, 3, 4)), (7, 5, 1, (1, 3))]
-)
-def test_decoding_the_code_of_a_chunk_is_its_reconstruction(dim, horizon, size, scales, generator):
-    tokenizer = MultiScaleTokenizer(
-        action_dim=dim, action_horizon=horizon, group_size=size, scales=scales, levels=LEVELS, width=16
-    )
-    actions = torch.randn((3, horizon, dim), generator=generator)
-    digits = tokenizer.encode(actions)
-    assert digits.shape == (3, sum(scales), -(-dim // size), 3)
-    assert digits.dtype == torch.int64
-    residual = tokenizer.quantise(tokenizer.latent(actions))
-    for k, running in enumerate(residual.running):
-        assert torch.allclose(tokenizer.prefix(digits, k + 1), tokenizer.reconstruct(running), atol=1e-5)
-    assert torch.equal(tokenizer.decode(digits), tokenizer.prefix(digits, len(scales)))
-
-
-def test_the_groups_of_an_action_do_not_mix(generator):
-    tokenizer = MultiScaleTokenizer(action_dim=5, action_horizon=8, groups=[[3, 0], [1, 4, 2]], levels=LEVELS, width=16)
-    actions = torch.randn((2, 8, 5), generator=generator)
-    changed = actions.clone()
-    changed[..., [3, 0]] += 1
-    before, after = tokenizer.encode(actions), tokenizer.encode(changed)
-    assert torch.equal(before[:, :, 1], after[:, :, 1])
-    assert not torch.equal(before[:, :, 0], after[:, :, 0])
-    decoded = tokenizer.decode(before), tokenizer.decode(torch.cat([after[:, :, :1], before[:, :, 1:]], 2))
-    assert torch.equal(decoded[0][..., [1, 4, 2]], decoded[1][..., [1, 4, 2]])
-    assert not torch.equal(decoded[0][..., [3, 0]], decoded[1][..., [3, 0]])
-
-
-def test_a_trained_tokenizer_refines_scale_by_scale_and_keeps_switches(generator):
-    horizon = 12
-    tokenizer = MultiScaleTokenizer(action_dim=5, action_horizon=horizon, groups=[[0, 1, 2, 3], [4]], width=32)
-    data = motions(1024, horizon, generator)
-
-    def loss():
-        return tokenizer.loss(data[torch.randint(0, len(data), (64,), generator=generator)])[0]
-
-    optimise(tokenizer.parameters(), loss, 300, 1e-2)
-    chunks = motions(256, horizon, generator)
-    with torch.no_grad():
-        digits = tokenizer.encode(chunks)
-        errors = [float((tokenizer.prefix(digits, k) - chunks).square().mean()) for k in (1, 2, 3, 4)]
-        gripper = tokenizer.decode(digits)[..., 4]
-    variance = float(chunks.var())
-    assert errors[0] > errors[1] > errors[2] > errors[3]
-    assert errors[0] < 0.4 * variance
-    assert errors[3] < 0.15 * variance
-    late = ((gripper > 0).sum(1) - (chunks[..., 4] > 0).sum(1)).abs()
-    assert (late <= 1).float().mean() > 0.97
-
-
-def test_the_loss_gives_every_tokenizer_parameter_a_gradient(generator):
-    tokenizer = MultiScaleTokenizer(action_dim=4, action_horizon=8, levels=LEVELS, width=16)
-    tokenizer.loss(torch.randn((8, 8, 4), generator=generator))[0].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tokenizer.parameters())
-
-
-@pytest.mark.parametrize("wrong", [{"scales": (4, 2)}, {"scales": (3,)}, {"levels": (1, 5)}, {"levels": ()}, {"group_size": 0}])
-def test_a_tokenizer_that_cannot_work_is_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        MultiScaleTokenizer(action_dim=3, action_horizon=8, **wrong)
-
-
-# transformer
-
-
-@pytest.fixture
-def pair(generator):
-    tokenizer = MultiScaleTokenizer(action_dim=5, action_horizon=8, scales=(1, 2, 3), levels=LEVELS, group_size=2, width=16)
-    transformer = CoarseToFineTransformer(tokenizer=tokenizer, context_width=12, width=16, depth=2, num_heads=2)
-    return tokenizer, transformer, torch.randn((4, 12), generator=generator)
-
-
-def test_a_finer_scale_cannot_change_the_logits_of_a_coarser_one(pair, generator):
-    _, transformer, context = pair
-    inputs = [torch.randn((4, length, 3, 3), generator=generator) for length in (2, 3)]
-    coarse, fine = transformer(context, inputs)
-    changed = [inputs[0], inputs[1] + 1]
-    coarse_after, fine_after = transformer(context, changed)
-    scale_two = 2 * 3
-    assert torch.allclose(coarse, coarse_after, atol=1e-6)
-    assert torch.allclose(fine[:, :scale_two], fine_after[:, :scale_two], atol=1e-6)
-    assert not torch.allclose(fine[:, scale_two:], fine_after[:, scale_two:], atol=1e-3)
-
-
-def test_tokens_of_a_scale_see_each_other(pair, generator):
-    _, transformer, context = pair
-    inputs = [torch.randn((4, length, 3, 3), generator=generator) for length in (2, 3)]
-    changed = [inputs[0].clone(), inputs[1]]
-    changed[0][:, 1, 2] += 1  # the last token of the second scale
-    first = transformer(context, inputs)[1][:, 0], transformer(context, changed)[1][:, 0]
-    assert not torch.allclose(*first, atol=1e-4)
-
-
-@pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0, 0.5), Decoding(1.0, 0.0)])
-def test_cached_and_uncached_sampling_agree(pair, decoding):
-    tokenizer, transformer, context = pair
-    latents = [
-        transformer.sample(context, tokenizer, decoding, torch.Generator().manual_seed(3), use_cache=cached)
-        for cached in (True, False)
-    ]
-    assert torch.allclose(*latents, atol=1e-5)
-    assert latents[0].shape == (4, 3, 3, 3)
-
-
-def test_log_prob_sums_to_one_over_the_coarsest_tokens(generator):
-    tokenizer = MultiScaleTokenizer(action_dim=1, action_horizon=4, scales=(1, 2), levels=(2,), width=8)
-    transformer = CoarseToFineTransformer(tokenizer=tokenizer, context_width=4, width=8, depth=1, num_heads=2)
-    latent = torch.randn((64, 2, 1, 1), generator=generator) * 3
-    digits = torch.cat(tokenizer.quantise(latent).digits, 1).flatten(1)
-    log_prob = transformer.log_prob(torch.zeros((64, 4)), latent, tokenizer)
-    unique = {tuple(row.tolist()): value.item() for row, value in zip(digits, log_prob, strict=True)}
-    assert len(unique) > 2
-    assert all(value < 0 for value in unique.values())
-    assert sum(np.exp(list(unique.values()))) <= 1 + 1e-5
-
-
-def test_learned_tokens_are_drawn_and_likely(pair, generator):
-    tokenizer, transformer, _ = pair
-    context = torch.randn((2, 12), generator=generator)
-    latent = torch.randn((2, 3, 3, 3), generator=generator)
-    optimise(transformer.parameters(), lambda: transformer.loss(context, latent, tokenizer, generator)[0], 150)
-    drawn = transformer.sample(context, tokenizer, Decoding(), generator)
-    coarse = [torch.stack(tokenizer.quantise(x).digits[:1]) for x in (latent, drawn)]
-    assert (coarse[0] == coarse[1]).float().mean() > 0.9
-    right, swapped = (transformer.log_prob(context, x, tokenizer) for x in (latent, latent.flip(0)))
-    assert (right > swapped).all()
-
-
-def test_drawing_follows_temperature(generator):
-    logits = torch.tensor([0.0, 1.0, -1.0]).expand(20000, 3)
-    assert (draw(logits, 0.0, generator) == 1).all()
-    for temperature in (0.5, 1.0):
-        share = torch.bincount(draw(logits, temperature, generator), minlength=3) / 20000
-        assert torch.allclose(share, (logits[0] / temperature).softmax(-1), atol=0.02)
-
-
-# critic
 
 
 def critic_of(**options):

@@ -180,6 +180,8 @@ class _Run:
                         saved = time.monotonic()
                 if log is not None and state.step in self.marks:
                     self._save_checkpoint()
+        if log is not None:
+            self.module.review(stage.name, {name: value for name, value in state.row.items() if isinstance(value, float)})
 
     def _slices(self, stage: Stage) -> Iterator[tuple[int, int]]:
         """(step, slice of its batch) of all that this process will take of `stage`, in order."""
