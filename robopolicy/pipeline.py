@@ -31,14 +31,16 @@ from robopolicy.evaluation.rollout import (
 )
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
+from robopolicy.policies.exported import ExportedPolicy
 from robopolicy.policies.load import load_policy
-from robopolicy.spec import TASK
+from robopolicy.spec import TASK, Policy, did_you_mean
 
 if TYPE_CHECKING:
     from robopolicy.ranking.result import Ranking
 
 logger = logging.getLogger(__name__)
 
+BACKENDS = ("torch", "onnx")  # what computes a deployed policy
 ROLLOUT = "rollout"  # behaviour of episodes that a policy played
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
 
@@ -370,4 +372,20 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
     if len(arms) != 1:
         raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
     arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
-    serve(arm_policy(arm), settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
+    policy = deployed(arm, settings["backend"])
+    serve(policy, settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
+
+
+def deployed(arm: Arm, backend: str) -> Policy:
+    """The policy of an arm, computed by torch or, backend="onnx", by a graph.
+
+    Raises:
+        ValueError: no such backend, or this policy cannot have it.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}; {did_you_mean(backend, BACKENDS)}")
+    if backend == "torch":
+        return arm_policy(arm)
+    if arm.critic is not None:
+        raise ValueError("steer.critic scores several candidates, which only torch computes: leave backend=torch")
+    return ExportedPolicy(load_policy(arm.checkpoint))
