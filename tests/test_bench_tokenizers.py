@@ -1,6 +1,7 @@
 """tools/bench_tokenizers.py: the reference tokenizers, by their properties. No training, no simulator."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_more_cosine_tokens_never_add_error(chunks):
     tokens = CosineTokens(chunks, 1000)
     encoded = tokens.encode(chunks)
     errors = [((tokens.decode(encoded[:, :n]) - chunks) ** 2).mean() for n in range(STEPS * ENTRIES + 1)]
-    assert all(later <= earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-6 for earlier, later in pairwise(errors))
     assert errors[2 * ENTRIES] < 0.2 * errors[0]
     assert tokens.bits(4) < tokens.bits(8)
 

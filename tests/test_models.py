@@ -1,4 +1,4 @@
-"""Tokenizer, coarse-to-fine transformer and critic, each by its properties. Encoders: test_encoders.py."""
+"""Coarse-to-fine transformer and critic, each by its properties. Encoders: test_encoders.py, tokenizer: test_tokenizer.py."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,7 @@ import torch
 from robopolicy.batch import fake_batch, to_torch
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding, draw
 from robopolicy.models.critic import SuccessCritic, discounted_outcome
-from robopolicy.models.tokenizer import (
-    MultiScaleTokenizer,
-    check_groups,
-    from_code,
-    grid_values,
-    resampling,
-    shake,
-    snap,
-    to_code,
-    usage,
-)
+from robopolicy.models.tokenizer import MultiScaleTokenizer
 from robopolicy.spec import (
     ACTION,
     OUTCOME,
@@ -51,16 +41,6 @@ def optimise(parameters, loss, steps, learning_rate=3e-3):
         value.backward()
         optimizer.step()
     return value.item()
-
-
-def motions(num, horizon, generator):
-    """Smooth motion in four entries and a switch between -1 and 1 at a random step in the fifth."""
-    time = torch.linspace(0, 1, horizon)
-    start, slope, bend, phase = torch.randn((4, num, 4, 1), generator=generator) * 0.5
-    smooth = start + slope * time + bend * torch.sin(3 * time + phase)
-    switch = torch.randint(0, horizon, (num, 1), generator=generator)
-    gripper = torch.where(torch.arange(horizon) < switch, -1.0, 1.0)
-    return torch.cat([smooth.transpose(1, 2), gripper[..., None]], -1)
 
 
 # batch
