@@ -15,14 +15,12 @@ import matplotlib.pyplot as plt
 def draw(path: Path, summary: Sequence[Mapping[str, Any]]) -> Path:
     """One row of axes per task, both axes logarithmic. Lines of ours join the prefixes of scales."""
     tasks = list(dict.fromkeys(row["task"] for row in summary))
-    variants = list(dict.fromkeys("FAST" if row["variant"].startswith("FAST") else row["variant"] for row in summary))
+    variants = list(dict.fromkeys(map(_line, summary)))
     figure, axes = plt.subplots(len(tasks), 2, figsize=(13, 3.8 * len(tasks)), squeeze=False)
     for task, line in zip(tasks, axes, strict=True):
         for axis, key in zip(line, ("tokens", "bits"), strict=True):
             for number, variant in enumerate(variants):
-                rows = [row for row in summary if row["task"] == task and row["variant"].startswith(variant + ",")] or [
-                    row for row in summary if row["task"] == task and row["variant"] == variant
-                ]
+                rows = [row for row in summary if row["task"] == task and _line(row) == variant]
                 rows = sorted(rows, key=lambda row: row[key])
                 reference = variant in ("cosine", "bins", "FAST")
                 style = {"ls": "--", "marker": "s", "ms": 3} if reference else {"marker": "o"}
@@ -36,3 +34,8 @@ def draw(path: Path, summary: Sequence[Mapping[str, Any]]) -> Path:
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return path
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """The line that a row is a point of: FAST's scales share one."""
+    return "FAST" if row["variant"].startswith("FAST") else row["variant"]
