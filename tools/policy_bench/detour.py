@@ -25,9 +25,9 @@ DECISION = 16  # steps past one obstacle, executed without a look in between
 LANES = 50
 LONGEST = 0.3  # step; a longer one is cut. Demonstrations make 0.15 on average round one obstacle
 DISTURBANCE = 0.005  # standard deviation of what is added to a step when it is executed
-START_SPREAD = 0.02  # standard deviation of both coordinates
+START_SPREAD = 0.01  # standard deviation of both coordinates
 REACHED = 0.12  # distance to the goal that counts as success
-CLEARANCE = 0.2  # of the demonstrations at the obstacle's side, times 0.8 to 1.2
+CLEARANCE = 0.12  # of the demonstrations at the obstacle's side, times 0.8 to 1.2
 NUM_DEMONSTRATIONS = 200
 
 SPEC = DatasetSpec(
@@ -46,9 +46,9 @@ class Obstacle:
 
 # Obstacles by task, in order of x and evenly spaced. The first is for development, the others are held out.
 TASKS = {
-    "detour-centre": (Obstacle(0.0, 0.0, 0.35),),
-    "detour-offset": (Obstacle(0.2, 0.08, 0.28),),
-    "detour-twice": (Obstacle(-0.5, 0.0, 0.2), Obstacle(0.5, 0.0, 0.2)),
+    "detour-centre": (Obstacle(0.0, 0.0, 0.45),),
+    "detour-offset": (Obstacle(0.2, 0.08, 0.4),),
+    "detour-twice": (Obstacle(-0.5, 0.0, 0.3), Obstacle(0.5, 0.0, 0.3)),
 }
 
 
