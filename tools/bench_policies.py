@@ -41,7 +41,7 @@ def main() -> None:
             sys.exit(f"no policy {name!r}; {did_you_mean(name, known)}")
     budget = Budget(steps=args.steps, episodes=args.episodes, overrides=tuple(args.override))
     if args.quick:
-        budget = Budget(steps=min(args.steps, 30), episodes=5, overrides=budget.overrides)
+        budget = Budget(steps=min(args.steps, 20), episodes=3, overrides=budget.overrides)
     try:
         tasks = registry.chosen(args.split, args.tasks.split(",") if args.tasks else _default_tasks(args))
     except ValueError as error:
@@ -74,7 +74,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one task, 30 steps, 5 episodes")
+    parser.add_argument("--quick", action="store_true", help="one task, 20 steps, 3 episodes")
     parser.add_argument("--split", choices=list(SPLITS), default="held_out", help="development: for choosing")
     parser.add_argument("--policies", help="names in tools/policy_bench/policies.yaml, comma-separated; all by default")
     parser.add_argument("--tasks", help="names, or kinds: metaworld, simulated, detour; all of the split by default")
@@ -109,7 +109,7 @@ def _latency(args: argparse.Namespace, cells: list[dict[str, Any]], decode: dict
     }
     if not policies:
         return {}
-    rounds, seconds, patience = (10, 2.0, 2.0) if args.quick else (100, args.latency_seconds, float("inf"))
+    rounds, seconds, patience = (5, 1.0, 1.0) if args.quick else (100, args.latency_seconds, float("inf"))
     return latency.measure(policies, stores[first], rounds, seconds, patience)
 
 
@@ -120,7 +120,7 @@ def _report(args: argparse.Namespace, result: dict[str, Any], cells: list[dict[s
     if result["latency"]:
         print("\n" + latency.table(result["latency"]))
     if args.quick:
-        print("\n--quick: 30 training steps. Keys and latency are real, success rates say nothing.")
+        print("\n--quick: 20 training steps. Keys and latency are real, success rates say nothing.")
     out = args.out or args.folder / f"{args.split}.json"
     write_json(out, result)
     title = f"{args.split}, {result['steps']} steps, {result['episodes']} episodes a task"

@@ -161,7 +161,7 @@ class Evaluation:
         torch.set_num_threads(1)
         policy = self.training.policy(self.contender.decode)
         copies = max(self.repeats, 1)
-        seeds = [SPLITS[self.split] + number for number in range(self.episodes // copies) for _ in range(copies)]
+        seeds = [SPLITS[self.split] + number for number in range(max(self.episodes // copies, 1)) for _ in range(copies)]
         wall = time.perf_counter()
         outcomes, cost = lock_step.play(policy, environments, seeds, self.seed, self.repeats > 0)
         cost["wall_s"] = time.perf_counter() - wall
