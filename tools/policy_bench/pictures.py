@@ -67,7 +67,8 @@ def detours(path: Path, cells: Sequence[Mapping[str, Any]], names: Sequence[str]
     columns = [name for name in names if any(key[1] == name for key in found)]
     if not tasks:
         return None
-    figure, axes = plt.subplots(len(tasks), len(columns), figsize=(3.0 * len(columns), 2.6 * len(tasks)), squeeze=False)
+    size = (max(3.0 * len(columns), 7.0), 0.6 + 2.4 * len(tasks))
+    figure, axes = plt.subplots(len(tasks), len(columns), figsize=size, squeeze=False, layout="constrained")
     for task, line in zip(tasks, axes, strict=True):
         line[0].set_ylabel(task, fontsize=9)
         for name, axis in zip(columns, line, strict=True):
@@ -90,5 +91,4 @@ def detours(path: Path, cells: Sequence[Mapping[str, Any]], names: Sequence[str]
         "success: of all draws. both sides: of the starts, those from which an obstacle is passed on either side",
         fontsize=9,
     )
-    figure.tight_layout()
     return _save(figure, path)
