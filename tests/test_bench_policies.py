@@ -1,6 +1,7 @@
 """tools/bench_policies.py: episodes in lanes, the two-mode task, summaries, identities of cells. No training, no Meta-World."""
 
 import io
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,71 +11,97 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from policy_bench import detour, frames, lock_step, registry, sources, summary
+from policy_bench import cells as bench_cells
+from policy_bench import detour, frames, lock_step, registry, sources, summary, two_modes
 
+from robopolicy.data.windows import Windows
 from robopolicy.spec import ACTION, STATE, PolicySpec, SpecError
 
 
 @dataclass
-class Straight:
-    """Heads for the goal; `aside` of what it proposes goes round the obstacle on the left (+1) or the right (-1)."""
+class Planned:
+    """Chunks of a demonstrator without noise, on the sides given (0 = the mean of both), cut from the obstacle that is next."""
 
-    aside: float = 0.0
+    task: str = "detour-centre"
+    sides: tuple[int, ...] = (0,)
     obs_horizon: int = 1
 
     @property
     def spec(self):
-        return PolicySpec({STATE: detour.SPEC.features[STATE]}, detour.SPEC.features[ACTION], self.obs_horizon, 16, 8, 10.0)
+        horizon = detour.DECISION
+        return PolicySpec(
+            {STATE: detour.SPEC.features[STATE]}, detour.SPEC.features[ACTION], self.obs_horizon, horizon, horizon, 10.0
+        )
 
     def reset(self):
         pass
 
     def sample(self, observation, num_samples=1, seed=None):
-        state = observation[STATE][:, 0].astype(np.float64)
-        chunks = np.zeros((len(state), num_samples, 16, 2), np.float32)
-        for row, (x, y, goal_x, goal_y) in enumerate(state):
-            for step in range(16):
-                wanted = self.aside * 0.6 if -0.6 < x < 0.6 else goal_y
-                move = np.array(
-                    [0.0 if abs(wanted - y) > 0.1 and x < 0.6 else min(goal_x - x, 0.06), np.clip(wanted - y, -0.06, 0.06)]
-                )
-                chunks[row, :, step] = move
-                x, y = x + move[0], y + move[1]
+        obstacles, phase = detour.TASKS[self.task], np.pi * np.arange(detour.DECISION + 1) / detour.DECISION
+        chunks = np.zeros((len(observation[STATE]), num_samples, detour.DECISION, 2), np.float32)
+        for row, (x, y, _, goal_y) in enumerate(observation[STATE][:, 0].astype(np.float64)):
+            lobe = min(int((x + 1.1) / 2 * len(obstacles)), len(obstacles) - 1)
+            obstacle, end = obstacles[lobe], 2 * (lobe + 1) / len(obstacles) - 1
+            height = obstacle.y + self.sides[lobe] * (obstacle.radius + detour.CLEARANCE)
+            ways = np.stack([np.linspace(x, end, len(phase)), np.linspace(y, goal_y, len(phase)) + np.sin(phase) * height], 1)
+            chunks[row] = np.diff(ways, axis=0)
         return chunks
 
 
-def played(policy, seeds, lanes=50, task="detour-centre"):
-    environments = detour.DetourTask(task).environments()
+def played(policy, seeds, lanes=50):
+    environments = detour.DetourTask(policy.task).environments()
     environments.lanes = lanes
     return lock_step.play(policy, environments, seeds, seed=0)[0]
 
 
 def test_outcomes_do_not_depend_on_lanes_and_come_in_the_order_of_the_seeds():
     seeds = [7, 3, 3, 12, 5]
-    one, many = played(Straight(1.0), seeds, lanes=2), played(Straight(1.0), seeds, lanes=50)
+    one, many = (played(Planned(sides=(1,)), seeds, lanes=lanes) for lanes in (2, 50))
     assert one == many
     assert [outcome.seed for outcome in one] == seeds
     assert one[1] == one[2]
     assert one[0] != one[3]
 
 
-@pytest.mark.parametrize("side", [1.0, -1.0])
-def test_either_side_of_the_obstacle_reaches_the_goal_and_the_mean_of_both_collides(side):
-    round_it, through_it = played(Straight(side), range(20)), played(Straight(0.0), range(20))
-    assert all(outcome.success and outcome.facts["sides"] == ("L" if side > 0 else "R") for outcome in round_it)
-    assert all(outcome.facts["collided"] and not outcome.success for outcome in through_it)
+@pytest.mark.parametrize("task", list(detour.TASKS))
+def test_every_way_reaches_the_goal_and_the_mean_of_all_collides(task):
+    number = len(detour.TASKS[task])
+    for sides in itertools.product((1, -1), repeat=number):
+        outcomes = played(Planned(task, sides), range(20))
+        assert all(outcome.success for outcome in outcomes)
+        assert {outcome.facts["sides"] for outcome in outcomes} == {"".join("L" if side > 0 else "R" for side in sides)}
+    through = played(Planned(task, (0,) * number), range(20))
+    assert all(outcome.facts["collided"] and not outcome.success and not outcome.facts["sides"] for outcome in through)
 
 
 @pytest.mark.parametrize("task", list(detour.TASKS))
-def test_demonstrations_of_the_detours_succeed_on_both_sides(task):
-    episodes = [detour.demonstration(detour.TASKS[task], seed) for seed in range(60)]
-    assert all(episode["success"] for episode in episodes)
-    assert 0.3 < np.mean([episode["left"] for episode in episodes]) < 0.7
+def test_every_start_is_demonstrated_with_all_ways_and_each_decision_is_a_chunk(task, tmp_path):
+    store, number = detour.DetourTask(task).demonstrations(tmp_path), len(detour.TASKS[task])
+    assert len(store) == detour.NUM_DEMONSTRATIONS
+    assert set(store.lengths) == {number * detour.DECISION}
+    windows = Windows(store, (STATE,), 1, detour.DECISION)
+    first = windows.batch(np.arange(len(store)) * number * detour.DECISION)
+    heights = first[ACTION][:, : detour.DECISION // 2, 1].sum(1)
+    starts, group = np.unique(first[STATE][:, 0], axis=0, return_inverse=True)
+    assert len(starts) == len(store) // 2**number
+    assert all(
+        (heights[group.ravel() == i] > 0.1).mean() == 0.5 == (heights[group.ravel() == i] < -0.1).mean()
+        for i in range(len(starts))
+    )
+
+
+def test_overrides_of_a_task_are_part_of_its_cells_alone():
+    contender, budget = bench_cells.contenders()["bc"], bench_cells.Budget()
+    horizons = {
+        task.kind: bench_cells.settings(contender, budget, 0, task, Path("-"))["policy"]["execute_horizon"]
+        for task in registry.chosen("development", ["detour", "peg-insert-side-v3"])
+    }
+    assert horizons == {"detour": detour.DECISION, "metaworld": 8}
 
 
 def test_policies_that_look_at_several_frames_are_refused():
     with pytest.raises(SpecError, match="obs_horizon=2"):
-        played(Straight(obs_horizon=2), [0])
+        played(Planned(obs_horizon=2), [0])
 
 
 def test_the_splits_share_no_task_and_unknown_tasks_are_named():
@@ -109,6 +136,30 @@ def test_differences_are_paired_and_failures_are_kept_apart():
     assert 0.14 < paired["interval"][0] < 0.2 < paired["interval"][1] < 0.26
     assert paired["mcnemar_p"] < 1e-9
     assert "failed: act on a: no" in summary.table(result)
+
+
+def detour_cell(policy, ways, repeats=0):
+    """Outcomes of draws in groups of `repeats` from a start; a way in small letters collides before its last obstacle."""
+    made = cell(policy, "detour-centre", [way.isupper() for way in ways], "detour") | {"repeats": repeats}
+    for number, (outcome, way) in enumerate(zip(made["outcomes"], ways, strict=True)):
+        outcome["seed"] = number // max(repeats, 1)
+        outcome["facts"] = {"collided": way.islower(), "sides": "" if way.islower() else way}
+    return made
+
+
+def test_both_sides_are_counted_by_start_and_obstacle_and_best_guesses_are_paired():
+    cells = [detour_cell("carp", "LLRR"), detour_cell("bc", "lllL"), detour_cell("bc", ["l"] * 4, 2)]
+    result = two_modes.summarise([*cells, detour_cell("carp", "LRLLRlRL", 2)], ["carp", "bc"], seed=0)
+    ours, theirs = (result["policies"][name]["detour-centre"] for name in ("carp", "bc"))
+    assert ours["best"]["left"]["share"] == 0.5
+    assert ours["drawn"]["both_sides"] | {"ci": 0} == {"share": 0.5, "ci": 0, "of": 4}
+    assert theirs["best"]["collided"]["share"] == 0.75
+    assert theirs["drawn"]["both_sides"]["share"] == 0.0
+    assert theirs["drawn"]["left"] is None
+    assert result["paired"]["best"]["bc"]["only_carp"] == 3
+    assert "carp minus, best" in two_modes.table(result)
+    twice = [detour_cell("carp", ["LL", "LR", "RL", "LL"], 2)]
+    assert two_modes.both_sides(twice) == [False, True, True, False]
 
 
 def test_a_fingerprint_follows_code_and_imports_but_not_comments(tmp_path, monkeypatch):

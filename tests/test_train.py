@@ -53,6 +53,9 @@ class LinearModule(nn.Module):
     def fit(self, stats):
         self.normalizer.fit(stats)
 
+    def review(self, phase, metrics):
+        pass
+
     def phase_parameters(self, name):
         return list(getattr(self, name).parameters())
 
@@ -330,6 +333,15 @@ def carp(windows: Windows) -> CarpPolicy:
             tokenizer=partial(MultiScaleTokenizer, scales=(1, 2), width=8),
             transformer=partial(CoarseToFineTransformer, width=8, depth=1, num_heads=2),
         )
+
+
+def test_a_finished_phase_is_reviewed_with_its_last_metrics(windows, tmp_path):
+    policy, seen = carp(windows), []
+    policy.review = lambda phase, metrics: seen.append((phase, metrics))
+    fit(policy, windows, tmp_path, steps=60, log_every=7)
+    assert [phase for phase, _ in seen] == ["tokenizer", "policy"]
+    assert seen[0][1]["codes/1"] >= 1
+    assert seen[1][1]["loss"] == read_metrics(tmp_path)[-1]["loss"]
 
 
 def test_a_policy_whose_training_is_killed_resumes_bit_for_bit(windows, tmp_path):

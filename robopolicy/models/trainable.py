@@ -77,7 +77,7 @@ class Trainable(nn.Module, ABC):
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Scalar loss of `phase` and metrics to log. generator: the only source of randomness."""
 
-    def review(self, phase: str, metrics: Mapping[str, float]) -> None:  # noqa: B027  most modules have nothing to say
+    def review(self, phase: str, metrics: Mapping[str, float]) -> None:
         """Look at the last metrics of a finished phase, and warn of what is wrong."""
 
     def check_phase(self, name: str) -> None:

@@ -125,9 +125,9 @@ class CarpPolicy(TrainablePolicy):
             error = metrics[f"error/{name}"]
             if error > tolerated * float(spread[entry]):
                 logger.warning(
-                    "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it longer "
-                    "(policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous scale "
-                    "correct it (transformer.residual_tokens)",
+                    "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it "
+                    "longer (policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous "
+                    "scale correct it (transformer.residual_tokens)",
                     name,
                     error,
                     self.spec.action.unit,
