@@ -105,7 +105,11 @@ collect(sys.argv[1], {ENV_ID!r}, {KWARGS!r}, {{"expert": 8, "noisy": 8}}, seed=0
 
 def stopped_after(episodes, path, how, command):
     """(exit code, stderr, files) of a collection that gets the signal `how`, as all of its workers do, at so many episodes."""
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a test run in the background ignores it, and hands that on
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     while len(list(path.glob("episodes/[!.]*"))) < episodes and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, how)

@@ -61,7 +61,7 @@ def test_help_lists_the_verbs_and_every_verb_shows_examples():
     text = robopolicy_run("train", "--help").stdout
     assert text.count("  robopolicy train ") == 3
     assert "batch_size" in text
-    assert "policy: bc, carp" in text
+    assert "policy: act, autoregressive, bc, carp, carp_paper, diffusion, flow, mip" in text
 
 
 @pytest.mark.parametrize(

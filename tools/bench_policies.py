@@ -109,7 +109,7 @@ def _latency(args: argparse.Namespace, cells: list[dict[str, Any]], decode: dict
     }
     if not policies:
         return {}
-    rounds, seconds, patience = (5, 1.0, 1.0) if args.quick else (100, args.latency_seconds, float("inf"))
+    rounds, seconds, patience = (5, 1.0, 1.0) if args.quick else (100, args.latency_seconds, 20.0)
     return latency.measure(policies, stores[first], rounds, seconds, patience)
 
 
