@@ -4,10 +4,13 @@ Tokens of a scale see each other and every coarser scale. What the paper's polic
 
 - `num_categorical`: only the coarsest scales, which choose between modes, predict a plain category. Finer ones are numbers:
   they predict the digits of an FSQ code, with targets smoothed over neighbouring levels.
-- `self_correction`: the coarser scales that it is trained on are disturbed, so that finer ones learn to correct mistakes
-  (arXiv 2412.04431, sec. 3.4).
 - `residual_tokens`: a last, continuous scale adds to the decoded chunk what tokens cannot say. It is a regression given
   the tokens, which have chosen the mode: precise, and it has nothing left to average over.
+- `own_tokens`: finer scales are trained after tokens that the policy itself would draw, as far as they decode to something
+  like the chunk of the demonstration. So they rely on a coarse token no more than it deserves, and still follow it where it
+  chooses between modes. (It is the expectation step of a mixture of experts: p(token | observation) times the fit.)
+- `self_correction`: the finer tokens that it is trained on are disturbed, so that what follows learns to correct mistakes
+  (arXiv 2412.04431, sec. 3.4).
 
 Suffixes as in robopolicy/batch.py and models/tokenizer.py; here L counts tokens of the sequence.
 """
@@ -15,14 +18,15 @@ Suffixes as in robopolicy/batch.py and models/tokenizer.py; here L counts tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robopolicy.models.layers import Cache, ConditionedBlock
-from robopolicy.models.quantisers import FiniteScalarQuantiser, to_code, to_digits
+from robopolicy.models.layers import Cache, ConditionedBlock, Modulation
+from robopolicy.models.quantisers import FiniteScalarQuantiser, to_digits
 from robopolicy.models.tokenizer import MultiScaleTokenizer, Residual
 
 LOG_SPREAD = (math.log(1e-3), math.log(1.0))  # of the residual's Laplace distribution, normalised units
@@ -39,8 +43,13 @@ class Decoding:
     fine: float = 0.0
     top_k: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("coarse", "fine", "top_k"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
-def block_causal_mask(lengths: list[int]) -> Tensor:
+
+def block_causal_mask(lengths: Sequence[int]) -> Tensor:
     """bool [L, L], True where the row's token may look at the column's: same or earlier scale."""
     scale = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return scale[:, None] >= scale[None, :]
@@ -76,8 +85,9 @@ class CoarseToFineTransformer(nn.Module):
         num_categorical: how many of the coarsest scales predict a category; None = all of them.
         smoothing: standard deviation, in levels, of the targets of digits.
         soft: digits of the finest scale are their expected value, not the most likely one (when not drawn).
-        self_correction: largest share of disturbed tokens in training.
         residual_tokens: tokens of the continuous scale, each for an equal stretch of the chunk; 0 = no such scale.
+        own_tokens: share of the training samples whose coarsest tokens are the policy's own; needs one token a group there.
+        self_correction: largest share of disturbed tokens in training.
         coarse_weight: share of the categorical scales in the loss of tokens.
         residual_weight: weight of the residual's L1 error beside the loss of tokens.
     """
@@ -95,27 +105,47 @@ class CoarseToFineTransformer(nn.Module):
         num_categorical: int | None = 1,
         smoothing: float = 0.6,
         soft: bool = True,
-        self_correction: float = 0.3,
-        own_tokens: float = 0.0,
-        tolerance: float = 1.0,
         residual_tokens: int = 4,
+        own_tokens: float = 1.0,
+        self_correction: float = 0.3,
         coarse_weight: float = 0.5,
-        residual_weight: float = 5.0,
+        residual_weight: float = 20.0,
     ) -> None:
         super().__init__()
         self.scales, self.groups = tokenizer.scales, tokenizer.num_groups
         self.num_categorical = len(self.scales) if num_categorical is None else num_categorical
-        self._check(tokenizer, self_correction, residual_tokens, coarse_weight)
+        shares = {"own_tokens": own_tokens, "self_correction": self_correction, "coarse_weight": coarse_weight}
+        self._check(tokenizer, shares, residual_tokens)
+        self.residual_tokens, self.own_tokens = residual_tokens, own_tokens
         self.self_correction, self.soft = self_correction, soft
         self.coarse_weight, self.residual_weight = coarse_weight, residual_weight
         self.levels = tokenizer.quantiser.levels
         self.lengths = [length * self.groups for length in self.scales]
-        self.decode, self.bandwidth, self._k = "argmax", 0.3, None
-        self.residual_tokens, self.own_tokens, self.tolerance = residual_tokens, own_tokens, tolerance
+        self.horizon, self.stretch = tokenizer.action_horizon, -(-tokenizer.action_horizon // max(residual_tokens, 1))
+        self._make_layers(tokenizer, context_width, width, depth, num_heads)
+        self.register_buffer("mask", block_causal_mask([*self.lengths, residual_tokens]), persistent=False)
+        for i, count in enumerate(self.levels):
+            self.register_buffer(f"target_{i}", ordinal_targets(count, smoothing), persistent=False)
+
+    def _check(self, tokenizer: MultiScaleTokenizer, shares: Mapping[str, float], residual_tokens: int) -> None:
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be in [0, 1]")
+        if not 0 <= residual_tokens <= tokenizer.action_horizon:
+            raise ValueError(f"residual_tokens={residual_tokens} must be in 0..action_horizon={tokenizer.action_horizon}")
+        if not 0 <= self.num_categorical <= len(self.scales):
+            raise ValueError(f"num_categorical={self.num_categorical} must be in 0..{len(self.scales)}, the number of scales")
+        if shares["own_tokens"] and (self.scales[0] != 1 or not self.num_categorical):
+            raise ValueError("own_tokens needs scales that start with 1 and a categorical one: set own_tokens=0")
+        if self.num_categorical < len(self.scales) and not isinstance(tokenizer.quantiser, FiniteScalarQuantiser):
+            raise ValueError("codes of a vq tokenizer have no digits: set num_categorical=null or quantiser=fsq")
+
+    def _make_layers(self, tokenizer: MultiScaleTokenizer, context_width: int, width: int, depth: int, num_heads: int) -> None:
         self.start = nn.Linear(context_width, width)
-        self.embed = nn.Linear(tokenizer.code_width, width)
-        self.position = nn.Parameter(0.02 * torch.randn(sum(self.lengths) + residual_tokens, width))
-        self.blocks = nn.ModuleList(ConditionedBlock(width, num_heads, context_width, depth) for _ in range(depth))
+        self.embed = nn.Linear(tokenizer.code_width, width) if len(self.scales) > 1 else None
+        self.position = nn.Parameter(0.02 * torch.randn(sum(self.lengths) + self.residual_tokens, width))
+        blocks = [ConditionedBlock(width, num_heads, context_width, depth) for _ in range(depth)]
+        self.blocks: Sequence[ConditionedBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.Linear(context_width, 2 * width)
         heads = [self.norm]
         if self.num_categorical:
@@ -124,8 +154,7 @@ class CoarseToFineTransformer(nn.Module):
         if self.num_categorical < len(self.scales):
             self.digit_head = nn.Linear(width, sum(self.levels))
             heads.append(self.digit_head)
-        if residual_tokens:
-            self.horizon, self.stretch = tokenizer.action_horizon, -(-tokenizer.action_horizon // residual_tokens)
+        if self.residual_tokens:
             self.embed_actions = nn.Linear(self.stretch * tokenizer.action_dim, width)
             self.residual_head = nn.Linear(width, self.stretch * tokenizer.action_dim)
             self.log_spread = nn.Parameter(torch.full((tokenizer.action_dim,), math.log(0.1)))
@@ -133,76 +162,66 @@ class CoarseToFineTransformer(nn.Module):
         for layer in heads:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        lengths = self.lengths + ([residual_tokens] if residual_tokens else [])
-        self.register_buffer("mask", block_causal_mask(lengths), persistent=False)
-        for i, count in enumerate(self.levels):
-            self.register_buffer(f"target_{i}", ordinal_targets(count, smoothing), persistent=False)
-
-    def _check(
-        self, tokenizer: MultiScaleTokenizer, self_correction: float, residual_tokens: int, coarse_weight: float
-    ) -> None:
-        for name, value in (("self_correction", self_correction), ("coarse_weight", coarse_weight)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must be in [0, 1]")
-        if not 0 <= residual_tokens <= tokenizer.action_horizon:
-            raise ValueError(f"residual_tokens={residual_tokens} must be in 0..action_horizon={tokenizer.action_horizon}")
-        if not 0 <= self.num_categorical <= len(self.scales):
-            raise ValueError(f"num_categorical={self.num_categorical} must be in 0..{len(self.scales)}, the number of scales")
-        if self.num_categorical < len(self.scales) and not isinstance(tokenizer.quantiser, FiniteScalarQuantiser):
-            raise ValueError("codes of a vq tokenizer have no digits: set transformer.num_categorical=null or quantiser=fsq")
 
     def forward(
         self, context_BD: Tensor, residual: Residual, tokenizer: MultiScaleTokenizer
-    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
-        """Teacher forcing: logits of each scale [B, l G, K or sum(levels)]; chunks decoded from all tokens, [B, H, A], without
-        and with what the continuous scale adds (None without one)."""
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Teacher forcing: logits of each scale [B, l G, K or sum(levels)], and chunks [B, H, A] with the continuous scale
+        added (None without one)."""
         parts = [self._tokens(context_BD, None, 0)]
         parts += [self._tokens(context_BD, tokenizer.next_input(x, k + 1), k + 1) for k, x in enumerate(residual.running[:-1])]
-        decoded = tokenizer.reconstruct(residual.running[-1])
-        if self.residual_tokens:
+        decoded = tokenizer.reconstruct(residual.running[-1]).detach() if self.residual_tokens else None
+        if decoded is not None:
             parts.append(self._residual_input(decoded))
-        x, _ = self._trunk(torch.cat(parts, 1), context_BD, self.mask, None)
+        x, _ = self._trunk(torch.cat(parts, 1), self._modulate(context_BD), self.mask, None)
         hidden = x.split([*self.lengths, x.shape[1] - sum(self.lengths)], 1)
-        logits = [self._logits(part, k) for k, part in enumerate(hidden[:-1])]
-        return logits, self._residual_output(hidden[-1], decoded) if self.residual_tokens else None, decoded
+        logits = [self._logits(part, k).float() for k, part in enumerate(hidden[:-1])]
+        return logits, None if decoded is None else self._residual_output(hidden[-1], decoded)
 
     def loss(
         self, context_BD: Tensor, actions_BHA: Tensor, tokenizer: MultiScaleTokenizer, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Cross-entropies of tokens and the residual's L1 error; also the accuracy of categories and of digits."""
         with torch.no_grad():  # the tokenizer is given, gains included
-            own = self._own_tokens(context_BD, actions_BHA, tokenizer, generator) if self.own_tokens else None
-            residual = tokenizer.quantise(tokenizer.latent(actions_BHA), self.self_correction, generator, own=own)
-        logits, refined, _ = self(context_BD, residual, tokenizer)
+            own = self._own_codes(context_BD, actions_BHA, tokenizer, generator) if self.own_tokens else None
+            latent = tokenizer.latent(actions_BHA)
+            residual = tokenizer.quantise(latent, self.self_correction, generator, given_B1G=own)
+        logits, refined = self(context_BD, residual, tokenizer)
         metrics: dict[str, float | Tensor] = {}
-        losses = [0.0, 0.0]
-        n = self.num_categorical
+        n, losses = self.num_categorical, []
         if n:
             coarse, codes = torch.cat(logits[:n], 1), _sequence(residual.codes[:n])
-            losses[0] = functional.cross_entropy(coarse.flatten(0, 1), codes.flatten())
-            metrics |= {"coarse_loss": losses[0].detach(), "coarse_accuracy": (coarse.argmax(-1) == codes).float().mean()}
+            losses.append(functional.cross_entropy(coarse.flatten(0, 1), codes.flatten()))
+            metrics |= {"coarse_loss": losses[-1].detach(), "coarse_accuracy": (coarse.argmax(-1) == codes).float().mean()}
         if n < len(self.scales):
-            fine, digits = torch.cat(logits[n:], 1), to_digits(_sequence(residual.codes[n:]), self.levels)
-            losses[1], hits = self._digit_loss(fine, digits)
-            metrics |= {"fine_loss": losses[1].detach(), "fine_accuracy": hits}
-        share = self.coarse_weight if 0 < n < len(self.scales) else float(n > 0)
-        total = share * losses[0] + (1 - share) * losses[1]
+            loss, hits = self._digit_loss(torch.cat(logits[n:], 1), to_digits(_sequence(residual.codes[n:]), self.levels))
+            losses.append(loss)
+            metrics |= {"fine_loss": loss.detach(), "fine_accuracy": hits}
+        share = self.coarse_weight
+        total = losses[0] if len(losses) == 1 else share * losses[0] + (1 - share) * losses[1]
         if refined is not None:
             error = (refined - actions_BHA).abs()
-            spread = self._log_spread()
-            density = (error.detach() / spread.exp() + spread).mean()  # fits the spread alone
-            total = total + self.residual_weight * error.mean() + 0.1 * density
+            density = (error.detach() / self._log_spread().exp() + self._log_spread()).mean()  # fits the spread alone
+            total = total + self.residual_weight * error.mean() + density
             metrics |= {"residual_error": error.detach().mean()}
         return total, metrics
 
-    def _own_tokens(self, context_BD, actions_BHA, tokenizer, generator):
-        """Coarsest tokens [B, 1, G] that the policy itself would draw, among those that decode to something like the chunk."""
-        hidden, _ = self._trunk(self._tokens(context_BD, None, 0), context_BD, None, None)
-        log_prob = self._logits(hidden, 0).log_softmax(-1)  # [B, G, K]
+    def _own_codes(
+        self, context_BD: Tensor, actions_BHA: Tensor, tokenizer: MultiScaleTokenizer, generator: torch.Generator
+    ) -> Tensor:
+        """Coarsest codes int64 [B, 1, G] as the policy would draw them; -1 where the sample keeps its own.
+
+        A code's probability is multiplied by exp(-excess): by how much it fits the chunk worse than the best code does, in
+        terms of how badly best codes fit. What a coarse code leaves to finer scales anyway counts little, another mode is
+        out of the question.
+        """
+        hidden, _ = self._trunk(self._tokens(context_BD, None, 0), self._modulate(context_BD), None, None)
+        log_prob = self._logits(hidden, 0).float().log_softmax(-1)  # [B, G, K]
         error = tokenizer.coarse_errors(actions_BHA)
         least = error.amin(-1, keepdim=True)
-        codes = draw(log_prob - (error - least) / (self.tolerance * least.mean((0), keepdim=True)), 1.0, generator)
-        return torch.where(torch.rand((len(codes), 1), generator=generator) < self.own_tokens, codes, -1).unsqueeze(1)
+        codes = draw(log_prob - (error - least) / least.mean(0, keepdim=True).clamp(min=1e-8), 1.0, generator)
+        use = torch.rand((len(codes), 1), generator=generator, device=codes.device) < self.own_tokens
+        return torch.where(use, codes, -1).unsqueeze(1)
 
     def _digit_loss(self, logits: Tensor, digits_BLC: Tensor) -> tuple[Tensor, Tensor]:
         loss, hits = logits.new_zeros(()), logits.new_zeros(())
@@ -213,9 +232,10 @@ class CoarseToFineTransformer(nn.Module):
         return loss, hits
 
     def log_prob(self, context_BD: Tensor, actions_BHA: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
-        """Log-probability [B] of the tokens of each chunk and, with a continuous scale, log-density of what they leave."""
+        """Log-probability [B] of each chunk's tokens plus, with a continuous scale, the log-density (normalised units) of what
+        they leave: a lower bound of the chunk's own log-density, which sums over all tokens."""
         residual = tokenizer.quantise(tokenizer.latent(actions_BHA))
-        logits, refined, _ = self(context_BD, residual, tokenizer)
+        logits, refined = self(context_BD, residual, tokenizer)
         total = context_BD.new_zeros(len(context_BD))
         for k, part in enumerate(logits):
             codes = residual.codes[k].flatten(1)
@@ -245,43 +265,42 @@ class CoarseToFineTransformer(nn.Module):
         """
         caches: list[Cache] | None = None
         x = seen = self._tokens(context_BD, None, 0)
+        modulations = self._modulate(context_BD)
         total = context_BD.new_zeros(())
-        last = len(self.scales) - 1
         for k, length in enumerate(self.scales):
-            hidden, caches = self._next(x, seen, context_BD, caches, use_cache)
+            if k:
+                x = self._tokens(context_BD, tokenizer.next_input(total, k), k)
+                seen = torch.cat([seen, x], 1)
+            hidden, caches = self._next(x, seen, modulations, caches, use_cache)
             if k == 0 and num_samples > 1:
-                hidden, seen, context_BD = (part.repeat_interleave(num_samples, 0) for part in (hidden, seen, context_BD))
-                caches = [(a.repeat_interleave(num_samples, 0), b.repeat_interleave(num_samples, 0)) for a, b in caches or []]
+                hidden, seen = _repeat(hidden, num_samples), _repeat(seen, num_samples)
+                modulations = [tuple(_repeat(part, num_samples) for part in parts) for parts in modulations]
+                caches = [(_repeat(key, num_samples), _repeat(value, num_samples)) for key, value in caches] if caches else None
             values = self._draw(self._logits(hidden, k), k, decoding, generator, tokenizer)
             total = total + tokenizer.contribution(values.unflatten(1, (length, self.groups)), k)
-            if k < last:
-                x = self._tokens(context_BD, tokenizer.next_input(total, k + 1), k + 1)
-                seen = torch.cat([seen, x], 1)
         chunk = tokenizer.reconstruct(total)
         if self.residual_tokens:
             x = self._residual_input(chunk)
-            hidden, _ = self._next(x, torch.cat([seen, x], 1), context_BD, caches, use_cache)
+            hidden, _ = self._next(x, torch.cat([seen, x], 1), modulations, caches, use_cache)
             chunk = self._residual_output(hidden, chunk)
         return tokenizer.settle(chunk).unflatten(0, (-1, num_samples))
 
     def _next(
-        self, x: Tensor, seen: Tensor, context_BD: Tensor, caches: list[Cache] | None, use_cache: bool
+        self, x: Tensor, seen: Tensor, modulations: list[Modulation], caches: list[Cache] | None, use_cache: bool
     ) -> tuple[Tensor, list[Cache] | None]:
         """Hidden states of the tokens x, which are the last ones of `seen`."""
         if use_cache:
-            return self._trunk(x, context_BD, None, caches)
+            return self._trunk(x, modulations, None, caches)
         count = seen.shape[1]
-        return self._trunk(seen, context_BD, self.mask[:count, :count], None)[0][:, -x.shape[1] :], None
+        return self._trunk(seen, modulations, self.mask[:count, :count], None)[0][:, -x.shape[1] :], None
 
     def _draw(
         self, logits: Tensor, scale: int, decoding: Decoding, generator: torch.Generator, tokenizer: MultiScaleTokenizer
     ) -> Tensor:
-        """Values [B, l G, 1, C] of the tokens of a scale."""
+        """Values [B, l G, C] of the tokens of a scale."""
         temperature = decoding.coarse if scale == 0 else decoding.fine
         quantiser, groups = tokenizer.quantiser, self.groups
         if scale < self.num_categorical:
-            if scale == 0 and self.decode != "argmax" and temperature <= 0:
-                return self._consensus(logits, tokenizer)
             codes = draw(logits, temperature, generator, decoding.top_k)
             return quantiser.values(codes.unflatten(1, (-1, groups)), scale).flatten(1, 2)
         assert isinstance(quantiser, FiniteScalarQuantiser)
@@ -291,27 +310,6 @@ class CoarseToFineTransformer(nn.Module):
         else:
             digits = torch.stack([draw(p, temperature, generator, decoding.top_k) for p in parts], -1).to(logits.dtype)
         return quantiser.digit_values(digits.unflatten(1, (-1, groups)), scale).flatten(1, 2)
-
-    def _consensus(self, logits: Tensor, tokenizer: MultiScaleTokenizer) -> Tensor:
-        kernel = self._kernel(tokenizer)  # [G, K, K]
-        prob = logits.softmax(-1)  # [B, G, K]
-        mass = torch.einsum("bgk,gkj->bgj", prob, kernel)
-        best = mass.argmax(-1)
-        codes = torch.arange(tokenizer.vocabulary)[:, None, None].expand(-1, 1, self.groups)
-        values = tokenizer.quantiser.values(codes, 0)[:, 0]  # [K, G, C]
-        if self.decode == "medoid":
-            return values[best, torch.arange(self.groups)]
-        near = kernel[torch.arange(self.groups), best]  # [B, G, K]
-        weight = prob * near
-        return torch.einsum("bgk,kgc->bgc", weight / weight.sum(-1, keepdim=True), values)
-
-    def _kernel(self, tokenizer):
-        if getattr(self, "_k", None) is None:
-            codes = torch.arange(tokenizer.vocabulary)[:, None, None].expand(-1, 1, self.groups)
-            table = tokenizer.reconstruct(tokenizer.contribution(tokenizer.quantiser.values(codes, 0), 0))
-            error = tokenizer.coarse_errors(table).transpose(0, 1)  # [G, K, K]
-            self._k = torch.exp(-error / (2 * self.bandwidth**2))
-        return self._k
 
     def _logits(self, hidden_BLD: Tensor, scale: int) -> Tensor:
         return self.code_head(hidden_BLD) if scale < self.num_categorical else self.digit_head(hidden_BLD)
@@ -323,12 +321,12 @@ class CoarseToFineTransformer(nn.Module):
         """Input tokens [B, l G, width] of a scale: from the context for the first, from the reconstruction for others."""
         first = sum(self.lengths[:scale])
         position = self.position[first : first + self.lengths[scale]]
-        if running is None:
+        if running is None or self.embed is None:
             return self.start(context_BD).unsqueeze(1) + position
         return self.embed(running.flatten(1, 2)) + position
 
     def _residual_input(self, chunk_BHA: Tensor) -> Tensor:
-        """Input tokens of the continuous scale: each sees its stretch of the decoded chunk, the last step repeated past its end."""
+        """Input tokens of the continuous scale: each sees its stretch of the decoded chunk, the last step held past its end."""
         missing = self.residual_tokens * self.stretch - self.horizon
         padded = torch.cat([chunk_BHA, chunk_BHA[:, -1:].expand(-1, missing, -1)], 1) if missing else chunk_BHA
         return (
@@ -338,19 +336,28 @@ class CoarseToFineTransformer(nn.Module):
     def _residual_output(self, hidden_BLD: Tensor, chunk_BHA: Tensor) -> Tensor:
         """The chunk [B, H, A] with the continuous scale added."""
         added = self.residual_head(hidden_BLD).unflatten(-1, (self.stretch, -1)).flatten(1, 2)
-        return chunk_BHA + added[:, : self.horizon]
+        return chunk_BHA + added[:, : self.horizon].float()
+
+    def _modulate(self, context_BD: Tensor) -> list[Modulation]:
+        """All that the passes take from the context: of each block, then of the last normalisation."""
+        shift, scale = self.norm(functional.silu(context_BD)).unsqueeze(-2).chunk(2, -1)
+        return [*(block.modulate(context_BD) for block in self.blocks), (shift, 1 + scale)]
 
     def _trunk(
-        self, x_BLD: Tensor, context_BD: Tensor, mask_LL: Tensor | None, caches: list[Cache] | None
+        self, x_BLD: Tensor, modulations: list[Modulation], mask_LL: Tensor | None, caches: list[Cache] | None
     ) -> tuple[Tensor, list[Cache]]:
         kept = []
         for i, block in enumerate(self.blocks):
-            x_BLD, cache = block(x_BLD, context_BD, mask_LL, caches[i] if caches else None)
+            x_BLD, cache = block.modulated(x_BLD, modulations[i], mask_LL, caches[i] if caches else None)
             kept.append(cache)
-        shift, scale = self.norm(functional.silu(context_BD)).unsqueeze(1).chunk(2, -1)
-        return torch.addcmul(shift, functional.layer_norm(x_BLD, x_BLD.shape[-1:]), 1 + scale), kept
+        shift, scale = modulations[-1]
+        return torch.addcmul(shift, functional.layer_norm(x_BLD, x_BLD.shape[-1:]), scale), kept
 
 
-def _sequence(codes: list[Tensor]) -> Tensor:
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x.repeat_interleave(times, 0)
+
+
+def _sequence(codes: Sequence[Tensor]) -> Tensor:
     """Codes per scale [B, l, G] as one sequence [B, L]."""
     return torch.cat([part.flatten(1) for part in codes], 1)

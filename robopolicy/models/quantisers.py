@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Quantiser(nn.Module, ABC):
-    """num_codes: size K of the vocabulary. width: C, entries of a vector. levels: of the digits of a code, () without digits."""
+    """num_codes: size K of the vocabulary. width: C, entries of a vector. levels: of a code's digits, () without them."""
 
     num_codes: int
     width: int
@@ -102,7 +102,7 @@ class VectorQuantiser(Quantiser):
     chooses are replaced.
     """
 
-    def __init__(self, num_codes: int, width: int, num_groups: int, *, cosine: bool = True, commitment: float = 0.25) -> None:
+    def __init__(self, num_codes: int, width: int, num_groups: int, *, cosine: bool = False, commitment: float = 0.25) -> None:
         super().__init__()
         from vector_quantize_pytorch import VectorQuantize  # here: importing it takes a second
 

@@ -186,28 +186,40 @@ class MultiScaleTokenizer(nn.Module):
         return torch.einsum("lt,btgc->blgc", self.get_buffer(f"down_{scale}"), running_BLGC)
 
     def quantise(
-        self, latent_BLGC: Tensor, disturb: float = 0.0, generator: torch.Generator | None = None, learn: bool = False, own=None
+        self,
+        latent_BLGC: Tensor,
+        disturb: float = 0.0,
+        generator: torch.Generator | None = None,
+        learn: bool = False,
+        given_B1G: Tensor | None = None,
     ) -> Residual:
         """Residual quantisation, coarse to fine.
 
         disturb > 0 (with a generator) replaces a random part of the tokens that `running` is made of by neighbours, but
         not `codes`: each scale then describes what corrects the disturbed ones before it (self-correction, arXiv
-        2412.04431, sec. 3.4). The part is drawn per sample between 0 and `disturb`. learn: see Quantiser.forward.
+        2412.04431, sec. 3.4). The part is drawn per sample between 0 and `disturb`. learn: see Quantiser.forward. given_B1G:
+        codes of the coarsest scale that take the place of the best ones in `running`, where they are not -1.
         """
+        with torch.autocast(latent_BLGC.device.type, enabled=False):
+            return self._quantise(latent_BLGC, disturb, generator, learn, given_B1G)
+
+    def _quantise(
+        self, latent_BLGC: Tensor, disturb: float, generator: torch.Generator | None, learn: bool, given_B1G: Tensor | None
+    ) -> Residual:
         codes, running, commitment = [], [], latent_BLGC.new_zeros(())
         total = torch.zeros_like(latent_BLGC)
         for k in range(len(self.scales)):
             values, chosen, loss = self.quantiser(self.next_input(latent_BLGC - total, k), k, learn)
             codes.append(chosen)
             commitment = commitment + loss / len(self.scales)
-            if disturb > 0 and generator is not None:
+            if k == 0 and given_B1G is not None:
+                values = self.quantiser.values(torch.where(given_B1G >= 0, given_B1G, chosen), k)
+            elif disturb > 0 and generator is not None:
                 shape, device = (len(chosen), 1, 1), chosen.device
                 part = disturb * torch.rand(shape, generator=generator, device=device)
                 moved = torch.rand(chosen.shape, generator=generator, device=device) < part
                 near = self.quantiser.neighbours(chosen, generator)
                 values = self.quantiser.values(torch.where(moved, near, chosen), k)
-            if k == 0 and own is not None:
-                values = self.quantiser.values(torch.where(own >= 0, own, chosen), k)
             total = total + self.contribution(values, k)
             running.append(total)
         return Residual(codes, running, commitment)
@@ -260,6 +272,8 @@ def _batched_mlp(num: int, *widths: int) -> nn.ModuleList:
 
 
 def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
-    for i, layer in enumerate(layers):
-        x = layer(x if i == 0 else functional.silu(x))
+    with torch.autocast(x.device.type, enabled=False):  # a rounded latent would be another code
+        x = x.float()
+        for i, layer in enumerate(layers):
+            x = layer(x if i == 0 else functional.silu(x))
     return x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from robopolicy.spec import ACTION, Array, Features, FeatureSpec, Observation
 
 TOKENIZER, POLICY = "tokenizer", "policy"
 MAX_ROWS = 4096  # chunks scored in one forward pass
+COLLAPSED = 2.0  # perplexity of a scale's codes below which they say next to nothing
+TOLERATED, TOLERATED_WITH_RESIDUAL = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
+
+logger = logging.getLogger(__name__)
 
 
 class CarpPolicy(TrainablePolicy):
@@ -31,7 +36,7 @@ class CarpPolicy(TrainablePolicy):
             see TrainablePolicy.
         tokenizer: makes the MultiScaleTokenizer; a functools.partial of it carries further arguments.
         transformer: makes the CoarseToFineTransformer, likewise.
-        coarse_temperature, fine_temperature: of samples 1 and up.
+        coarse_temperature, fine_temperature, top_k: of samples 1 and up, see Decoding.
         tokenizer_fraction: share of the training steps that the tokenizer gets.
         tokenizer_learning_rate, learning_rate: peaks of the two phases.
     """
@@ -50,8 +55,9 @@ class CarpPolicy(TrainablePolicy):
         tokenizer: Callable[..., MultiScaleTokenizer] = MultiScaleTokenizer,
         transformer: Callable[..., CoarseToFineTransformer] = CoarseToFineTransformer,
         coarse_temperature: float = 1.0,
-        fine_temperature: float = 0.5,
-        tokenizer_fraction: float = 0.25,
+        fine_temperature: float = 0.0,
+        top_k: int = 0,
+        tokenizer_fraction: float = 0.15,
         tokenizer_learning_rate: float = 2e-3,
         learning_rate: float = 1e-3,
     ) -> None:
@@ -68,7 +74,7 @@ class CarpPolicy(TrainablePolicy):
         )
         self.tokenizer = tokenizer(action_dim=self.spec.action_dim, action_horizon=action_horizon)
         self.transformer = transformer(tokenizer=self.tokenizer, context_width=self.encoder.width)
-        self.decoding = Decoding(coarse_temperature, fine_temperature)
+        self.decoding = Decoding(coarse_temperature, fine_temperature, top_k)
         self.phases = (
             Phase(TOKENIZER, tokenizer_fraction, tokenizer_learning_rate),
             Phase(POLICY, 1 - tokenizer_fraction, learning_rate),
@@ -100,6 +106,33 @@ class CarpPolicy(TrainablePolicy):
             loss, reconstructions, residual = self.tokenizer.loss(actions)
             return loss, self._tokenizer_metrics(batch[ACTION], reconstructions.detach(), residual.codes)
         return self.transformer.loss(self.encoder(batch, generator), actions, self.tokenizer, generator)
+
+    def review(self, phase: str, metrics: Mapping[str, float]) -> None:
+        """Warn about a tokenizer whose codes collapsed or whose reconstructions are too coarse, and say what helps."""
+        if phase != TOKENIZER:
+            return
+        for name in (name for name in metrics if name.startswith("codes/") and metrics[name] < COLLAPSED):
+            logger.warning(
+                "the codes of tokenizer scale %s collapsed: their perplexity is %.1f of %d; train the tokenizer longer "
+                "(policy.tokenizer_fraction, train.steps), use quantiser=fsq or fewer scales",
+                name.removeprefix("codes/"),
+                metrics[name],
+                self.tokenizer.vocabulary,
+            )
+        tolerated = TOLERATED_WITH_RESIDUAL if self.transformer.residual_tokens else TOLERATED
+        spread = 2 * self.normalizer.get_buffer("action_scale").cpu()
+        for entry, name in enumerate(self.action_names):
+            error = metrics[f"error/{name}"]
+            if error > tolerated * float(spread[entry]):
+                logger.warning(
+                    "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it longer "
+                    "(policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous scale "
+                    "correct it (transformer.residual_tokens)",
+                    name,
+                    error,
+                    self.spec.action.unit,
+                    100 * error / float(spread[entry]),
+                )
 
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         """Normalised chunks [B, N, H, A]. Sample 0 is decoded by itself: not a bit of it depends on num_samples."""
