@@ -3,7 +3,7 @@
     python tools/bench_policies.py [--quick] [--split held_out] [--policies carp,bc] [--tasks metaworld,detour] [--steps 1500]
         [--seed 0] [--seeds 1] [--workers 2] [--folder runs/bench_policies] [--out FILE.json]
 
-Demonstrations: 50 episodes of Meta-World's own scripted expert a task, 100 of our simulator's experts, 100 of the detours.
+Demonstrations: 50 episodes of Meta-World's own scripted expert a task, 100 of our simulator's experts, 200 of the detours.
 Every policy is trained by the product's own loop as `robopolicy train policy=NAME` would, with the same number of steps (a
 policy's tokenizer phase included), and sees one frame, which in Meta-World holds two. Episodes of evaluation are the same
 for all; their seeds are neither those of the demonstrations nor those of the other split. What is finished is kept in
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from policy_bench import jobs, latency, pictures, registry, summary
+from policy_bench import jobs, latency, pictures, registry, summary, two_modes
 from policy_bench.cells import Budget, contenders, load
 from policy_bench.tasks import SPLITS
 from provenance import provenance, write_json
@@ -41,7 +41,7 @@ def main() -> None:
             sys.exit(f"no policy {name!r}; {did_you_mean(name, known)}")
     budget = Budget(steps=args.steps, episodes=args.episodes, overrides=tuple(args.override))
     if args.quick:
-        budget = Budget(steps=min(args.steps, 30), episodes=5, overrides=budget.overrides)
+        budget = Budget(steps=min(args.steps, 20), episodes=3, overrides=budget.overrides)
     try:
         tasks = registry.chosen(args.split, args.tasks.split(",") if args.tasks else _default_tasks(args))
     except ValueError as error:
@@ -60,6 +60,7 @@ def main() -> None:
     done = jobs.work(planned, args.split, budget, args.folder, args.workers)
     cells = [cell for job in done for cell in job]
     result = summary.summarise(cells, names, args.seed)
+    result["two_modes"] = two_modes.summarise(cells, names, args.seed)
     result["latency"] = _latency(args, cells, {c.name: c.decode for c in good}, stores)
     for name, row in result["policies"].items():
         if measured := result["latency"].get(latency.name(1, 1), {}).get(name):
@@ -73,7 +74,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one task, 30 steps, 5 episodes")
+    parser.add_argument("--quick", action="store_true", help="one task, 20 steps, 3 episodes")
     parser.add_argument("--split", choices=list(SPLITS), default="held_out", help="development: for choosing")
     parser.add_argument("--policies", help="names in tools/policy_bench/policies.yaml, comma-separated; all by default")
     parser.add_argument("--tasks", help="names, or kinds: metaworld, simulated, detour; all of the split by default")
@@ -108,18 +109,18 @@ def _latency(args: argparse.Namespace, cells: list[dict[str, Any]], decode: dict
     }
     if not policies:
         return {}
-    rounds, seconds, patience = (10, 2.0, 2.0) if args.quick else (100, args.latency_seconds, float("inf"))
+    rounds, seconds, patience = (5, 1.0, 1.0) if args.quick else (100, args.latency_seconds, 20.0)
     return latency.measure(policies, stores[first], rounds, seconds, patience)
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any], cells: list[dict[str, Any]], names: list[str]) -> None:
     """Print the tables; write figures and pictures."""
     print(f"\n{args.split}, {result['steps']} steps, {result['episodes']} episodes a task, {args.seeds} training seeds")
-    print(summary.table(result))
+    print(summary.table(result) + "\n" + two_modes.table(result["two_modes"]))
     if result["latency"]:
         print("\n" + latency.table(result["latency"]))
     if args.quick:
-        print("\n--quick: 30 training steps. Keys and latency are real, success rates say nothing.")
+        print("\n--quick: 20 training steps. Keys and latency are real, success rates say nothing.")
     out = args.out or args.folder / f"{args.split}.json"
     write_json(out, result)
     title = f"{args.split}, {result['steps']} steps, {result['episodes']} episodes a task"

@@ -67,7 +67,7 @@ def settings(contender: Contender, budget: Budget, seed: int, task: Task, data: 
         ConfigError: there is no such policy, or it lacks an argument.
     """
     common = [f"train.steps={budget.steps}", f"train.batch_size={budget.batch_size}", f"train.seed={seed}"]
-    common += ["train.num_checkpoints=1", "train.num_threads=1", "train.progress=false", f"data.path={data}"]
+    common += [*task.overrides, "train.num_checkpoints=1", "train.num_threads=1", "train.progress=false", f"data.path={data}"]
     config = to_plain(compose("train", [f"inputs={task.inputs}", *contender.train, *common, *budget.overrides]))
     config.pop("run_dir", None)
     bind({**config[POLICY], **contender.decode}, observation={}, action=None, control_hz=1.0)
@@ -161,7 +161,7 @@ class Evaluation:
         torch.set_num_threads(1)
         policy = self.training.policy(self.contender.decode)
         copies = max(self.repeats, 1)
-        seeds = [SPLITS[self.split] + number for number in range(self.episodes // copies) for _ in range(copies)]
+        seeds = [SPLITS[self.split] + number for number in range(max(self.episodes // copies, 1)) for _ in range(copies)]
         wall = time.perf_counter()
         outcomes, cost = lock_step.play(policy, environments, seeds, self.seed, self.repeats > 0)
         cost["wall_s"] = time.perf_counter() - wall

@@ -119,6 +119,7 @@ class MetaWorldTask:
     name: str
     inputs: str = "auto"
     kind: str = "metaworld"
+    overrides: tuple[str, ...] = ()
 
     def demonstrations(self, folder: Path) -> EpisodeStore:
         """50 successful episodes of the expert under noise; the dataset's `extra` counts the attempts."""

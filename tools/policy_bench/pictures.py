@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from policy_bench.detour import DetourTask
+from policy_bench.detour import REACHED, DetourTask, begin
+from policy_bench.summary import DETOUR
+from policy_bench.two_modes import both_sides
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,30 +61,34 @@ def success(path: Path, policies: Mapping[str, Mapping[str, Any]], title: str) -
 
 
 def detours(path: Path, cells: Sequence[Mapping[str, Any]], names: Sequence[str], shown: int = 100) -> Path | None:
-    """The first `shown` paths of every policy round the obstacles of every detour, best guesses above drawn chunks.
-
-    None when there are no such cells.
-    """
-    found = {(c["task"], c["repeats"] > 0, c["policy"]): c for c in reversed(cells) if c.get("kind") == "detour"}
-    rows = sorted({(task, drawn) for task, drawn, _ in found})
-    columns = [name for name in names if any(key[2] == name for key in found)]
-    if not rows:
+    """The first `shown` paths of drawn chunks of every policy, a row for each detour. None when there are no such cells."""
+    found = {(c["task"], c["policy"]): c for c in reversed(cells) if c.get("kind") == DETOUR and c["repeats"]}
+    tasks = list(dict.fromkeys(c["task"] for c in cells if (c["task"], c["policy"]) in found))
+    columns = [name for name in names if any(key[1] == name for key in found)]
+    if not tasks:
         return None
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.0 * len(rows)), squeeze=False)
-    for (task, drawn), line in zip(rows, axes, strict=True):
+    size = (max(3.0 * len(columns), 7.0), 0.6 + 2.4 * len(tasks))
+    figure, axes = plt.subplots(len(tasks), len(columns), figsize=size, squeeze=False, layout="constrained")
+    for task, line in zip(tasks, axes, strict=True):
+        line[0].set_ylabel(task, fontsize=9)
         for name, axis in zip(columns, line, strict=True):
+            axis.set(xlim=(-1.25, 1.25), ylim=(-0.85, 0.85), aspect="equal", xticks=[], yticks=[])
             for obstacle in DetourTask(task).obstacles:
                 axis.add_patch(plt.Circle((obstacle.x, obstacle.y), obstacle.radius, color="black", alpha=0.25, lw=0))
-            outcomes = found[task, drawn, name]["outcomes"] if (task, drawn, name) in found else []
-            for outcome in outcomes[:shown]:
+            if (task, name) not in found:
+                axis.set_title(f"{name}: not run", fontsize=8)
+                continue
+            for outcome in found[task, name]["outcomes"][:shown]:
                 colour = _WON if outcome["success"] else _COLLIDED if outcome["facts"]["collided"] else _LOST
-                axis.plot(*np.transpose(outcome["facts"]["path"]), color=colour, lw=0.5, alpha=0.7)
-            axis.set(xlim=(-1.3, 1.3), ylim=(-0.85, 0.85), aspect="equal", xticks=[], yticks=[])
-            if outcomes:
-                collided = np.mean([outcome["facts"]["collided"] for outcome in outcomes])
-                won = np.mean([outcome["success"] for outcome in outcomes])
-                axis.set_title(f"{name}: {won:.0%} reach it, {collided:.0%} collide", fontsize=7)
-        line[0].set_ylabel(f"{task}\n{'drawn chunks' if drawn else 'best guess'}", fontsize=8)
-    figure.suptitle("green: reached the goal, red: collided, grey: neither", fontsize=9)
-    figure.tight_layout()
+                axis.plot(*np.transpose(outcome["facts"]["path"]), color=colour, lw=0.6, alpha=0.6)
+            goal = begin(0)[1]
+            axis.add_patch(plt.Circle(goal, REACHED, fill=False, color="black", lw=0.8))
+            won = np.mean([outcome["success"] for outcome in found[task, name]["outcomes"]])
+            both = np.mean(both_sides([found[task, name]]))
+            axis.set_title(f"{name}\nsuccess {won:.0%}, both sides {both:.0%}", fontsize=8)
+    figure.suptitle(
+        "drawn chunks from the left to the goal (circle); green: reached it, red: collided, grey: neither\n"
+        "success: of all draws. both sides: of the starts, those from which an obstacle is passed on either side",
+        fontsize=9,
+    )
     return _save(figure, path)

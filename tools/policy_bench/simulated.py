@@ -69,6 +69,7 @@ class SimulatedTask:
     inputs: str
     observation: tuple[str, ...]
     kind: str = "simulated"
+    overrides: tuple[str, ...] = ()
 
     def _kwargs(self) -> dict[str, Any]:
         sizes = {"image_size": IMAGE_SIZE, "num_points": NUM_POINTS}
