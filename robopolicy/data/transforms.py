@@ -49,8 +49,9 @@ def vector_statistics(values: Array) -> dict[str, Array]:
     q01 and q99 are quantiles that occur in the data (no interpolation), so a switch keeps its own values.
     """
     data = np.sort(np.asarray(values, np.float64), axis=0)
-    num_distinct = np.minimum((np.diff(data, axis=0) > 0).sum(axis=0) + 1, MAX_DISTINCT + 1)
-    distinct = [np.unique(column)[:MAX_DISTINCT] for column in data.T]
+    is_new = np.concatenate([np.ones((1, data.shape[1]), bool), np.diff(data, axis=0) > 0])
+    num_distinct = np.minimum(is_new.sum(axis=0), MAX_DISTINCT + 1)
+    distinct = [column[new][:MAX_DISTINCT] for column, new in zip(data.T, is_new.T, strict=True)]
     last = len(data) - 1
     return {
         "mean": data.mean(axis=0),
