@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -170,16 +170,24 @@ def _locate(name: Any, within: tuple[str, ...], path: str) -> type:
 
 
 def _check_arguments(target: type, arguments: Mapping[str, Any], path: str, partial: bool) -> None:
-    parameters = inspect.signature(target).parameters
-    named = {n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    rest = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    handed_on = _unpacked(target, rest.name) if rest else ()
+    known = [*named, *handed_on]
     label = f"{path or 'node'} ({target.__module__}.{target.__qualname__})"
     for key in arguments:
-        if key not in named and not takes_any:
-            raise ConfigError(f"{label} has no argument {key!r}; {did_you_mean(str(key), named)}")
-    missing = [n for n in parameters if n in named and parameters[n].default is inspect.Parameter.empty and n not in arguments]
+        if key not in known and (rest is None or handed_on):
+            raise ConfigError(f"{label} has no argument {key!r}; {did_you_mean(str(key), known)}")
+    missing = [name for name, p in named.items() if p.default is p.empty and name not in arguments]
     if missing and not partial:
-        raise ConfigError(f"{label} lacks {', '.join(map(repr, missing))}; its arguments are {', '.join(parameters)}")
+        raise ConfigError(f"{label} lacks {', '.join(map(repr, missing))}; its arguments are {', '.join(known)}")
+
+
+def _unpacked(target: type, name: str) -> tuple[str, ...]:
+    """The keys of the TypedDict that annotates `**name` of a constructor; none where it takes anything."""
+    hint = get_type_hints(target.__init__).get(name)  # type: ignore[misc]
+    return tuple(get_args(hint)[0].__annotations__) if get_origin(hint) is Unpack else ()
 
 
 def read(schema: type[T], node: Any, where: str = "train") -> T:

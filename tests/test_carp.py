@@ -19,13 +19,6 @@ NAMES = ("x", "fixed", "gripper")
 OPEN, CLOSED = 0.0, 0.08
 
 
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def actions(num, rng):
     """A continuous entry, a constant one and a gripper that is open or closed."""
     gripper = np.where(rng.random(num) < 0.5, OPEN, CLOSED)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding, block_causal_mask, draw, ordinal_targets
+from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, block_causal_mask, ordinal_targets
+from robopolicy.models.sampling import Decoding, draw
 from robopolicy.models.tokenizer import MultiScaleTokenizer
 
 LEVELS = (4, 3, 5)
@@ -17,18 +18,6 @@ VARIANTS = {
     "one scale": ({"scales": (1,)}, {"residual_tokens": 8}),
     "paper": ({"quantiser": "vq", "codebook_size": 6, "code_width": 4, "group_size": 1, "scales": (1, 2, 3, 4)}, PAPER),
 }
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def make(tokenizer_options=None, options=None, action_dim=5, action_horizon=8):

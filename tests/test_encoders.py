@@ -48,18 +48,6 @@ KINDS = {
 }
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def encoder_of(observation, obs_horizon=2, width=16, **options):
     normalizer = Normalizer(observation)
     return ObservationEncoder(observation=observation, obs_horizon=obs_horizon, normalizer=normalizer, width=width, **options)

@@ -17,18 +17,6 @@ from robopolicy.spec import (
 )
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def optimise(parameters, loss, steps, learning_rate=3e-3):
     optimizer = torch.optim.Adam(parameters, learning_rate)
     for _ in range(steps):

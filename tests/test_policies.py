@@ -73,18 +73,6 @@ DRAWN = (DiffusionPolicy, FlowPolicy)  # their candidate 0 starts from noise
 HORIZONS = {"obs_horizon": 2, "action_horizon": 8, "execute_horizon": 4}
 
 
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def make(kind, world="state", **options):
     observation, action, horizons = WORLDS[world]
     center = ["x", "y", "z"] if POINTS in observation else []

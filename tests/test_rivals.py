@@ -23,18 +23,6 @@ PLAIN = {"transformer": functools.partial(ChunkTransformer, **SMALL)}
 OPTIONS = {DiffusionPolicy: TIMED, FlowPolicy: TIMED, MipPolicy: TIMED, ActPolicy: PLAIN, AutoregressivePolicy: PLAIN}
 
 
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
 def make(kind, **options):
     encoder = functools.partial(ObservationEncoder, width=16)
     horizons = {"action_horizon": 4, "execute_horizon": 2}

@@ -13,18 +13,6 @@ KINDS = ({"quantiser": "fsq", "levels": LEVELS}, {"quantiser": "vq", "codebook_s
 kinds = pytest.mark.parametrize("kind", KINDS, ids=["fsq", "vq"])
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _initial_weights():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def motions(num, horizon, generator):
     """Smooth motion in three entries, a constant, and a switch between -1 and 1 at a random step."""
     time = torch.linspace(0, 1, horizon)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,26 +26,10 @@ from torch.nn import functional
 
 from robopolicy.models.layers import Cache, ConditionedBlock, Modulation
 from robopolicy.models.quantisers import FiniteScalarQuantiser, to_digits
+from robopolicy.models.sampling import Decoding, draw
 from robopolicy.models.tokenizer import MultiScaleTokenizer, Residual
 
 LOG_SPREAD = (math.log(1e-3), math.log(1.0))  # of the residual's Laplace distribution, normalised units
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are drawn: temperature of the coarsest scale and of the finer ones; 0 takes the most likely token.
-
-    top_k: draw from the k most likely ones only; 0 = from all.
-    """
-
-    coarse: float = 0.0
-    fine: float = 0.0
-    top_k: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("coarse", "fine", "top_k"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
 def block_causal_mask(lengths: Sequence[int]) -> Tensor:
@@ -61,18 +44,6 @@ def ordinal_targets(count: int, smoothing: float) -> Tensor:
         return torch.eye(count)
     level = torch.arange(count, dtype=torch.float32)
     return torch.softmax(-((level[:, None] - level) ** 2) / (2 * smoothing**2), -1)
-
-
-def draw(logits: Tensor, temperature: float, generator: torch.Generator, top_k: int = 0) -> Tensor:
-    """Indices [...] from logits [..., K] by the Gumbel trick; the most likely one at temperature 0."""
-    if temperature <= 0:
-        return logits.argmax(-1)
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
-    noise = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
-    return (logits / temperature + noise).argmax(-1)
 
 
 class CoarseToFineTransformer(nn.Module):
@@ -110,6 +81,7 @@ class CoarseToFineTransformer(nn.Module):
         self_correction: float = 0.3,
         coarse_weight: float = 0.5,
         residual_weight: float = 20.0,
+        residual_beta: float = 0.1,
     ) -> None:
         super().__init__()
         self.scales, self.groups = tokenizer.scales, tokenizer.num_groups
@@ -118,7 +90,7 @@ class CoarseToFineTransformer(nn.Module):
         self._check(tokenizer, shares, residual_tokens)
         self.residual_tokens, self.own_tokens = residual_tokens, own_tokens
         self.self_correction, self.soft = self_correction, soft
-        self.coarse_weight, self.residual_weight = coarse_weight, residual_weight
+        self.coarse_weight, self.residual_weight, self.residual_beta = coarse_weight, residual_weight, residual_beta
         self.levels = tokenizer.quantiser.levels
         self.lengths = [length * self.groups for length in self.scales]
         self.horizon, self.stretch = tokenizer.action_horizon, -(-tokenizer.action_horizon // max(residual_tokens, 1))
@@ -179,9 +151,14 @@ class CoarseToFineTransformer(nn.Module):
         return logits, None if decoded is None else self._residual_output(hidden[-1], decoded)
 
     def loss(
-        self, context_BD: Tensor, actions_BHA: Tensor, tokenizer: MultiScaleTokenizer, generator: torch.Generator
+        self,
+        context_BD: Tensor,
+        actions_BHA: Tensor,
+        tokenizer: MultiScaleTokenizer,
+        generator: torch.Generator,
+        inside_BH: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Cross-entropies of tokens and the residual's L1 error; also the accuracy of categories and of digits."""
+        """Cross-entropies of tokens and the residual's error; also the accuracy of categories and of digits."""
         with torch.no_grad():  # the tokenizer is given, gains included
             own = self._own_codes(context_BD, actions_BHA, tokenizer, generator) if self.own_tokens else None
             latent = tokenizer.latent(actions_BHA)
@@ -201,9 +178,11 @@ class CoarseToFineTransformer(nn.Module):
         total = losses[0] if len(losses) == 1 else share * losses[0] + (1 - share) * losses[1]
         if refined is not None:
             error = (refined - actions_BHA).abs()
-            density = (error.detach() / self._log_spread().exp() + self._log_spread()).mean()  # fits the spread alone
-            total = total + self.residual_weight * error.mean() + density
-            metrics |= {"residual_error": error.detach().mean()}
+            weight = torch.ones_like(error) if inside_BH is None else inside_BH.unsqueeze(-1).expand_as(error).float()
+            density = error.detach() / self._log_spread().exp() + self._log_spread()  # fits the spread alone
+            huber = functional.smooth_l1_loss(refined, actions_BHA, reduction="none", beta=self.residual_beta)
+            total = total + ((self.residual_weight * huber + density) * weight).sum() / weight.sum()
+            metrics |= {"residual_error": (error.detach() * weight).sum() / weight.sum()}
         return total, metrics
 
     def _own_codes(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch.nn import functional
 
 from robopolicy.batch import Batch
 from robopolicy.models.chunk_transformer import ChunkTransformer
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.candidates import around
 from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import Features, FeatureSpec
@@ -24,8 +25,7 @@ class ActPolicy(SinglePhasePolicy):
     prior where there is one.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         transformer: makes the ChunkTransformer; a functools.partial of it carries further arguments.
         latent_dim: size of z; 0 = none, plain regression (ACT's own: 32).
         kl_weight: of the divergence of z from its prior (ACT's own: 10).
@@ -39,36 +39,28 @@ class ActPolicy(SinglePhasePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         transformer: Callable[..., ChunkTransformer] = ChunkTransformer,
         latent_dim: int = 0,
         kl_weight: float = 10.0,
         proposal_std: float = 0.1,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             learning_rate=learning_rate,
         )
         if latent_dim < 0:
             raise ValueError(f"latent_dim={latent_dim} must be at least 0")
         self.latent_dim, self.kl_weight, self.proposal_std = latent_dim, kl_weight, proposal_std
         width, dim = self.encoder.width, self.spec.action_dim
-        self.transformer = transformer(context_width=width, action_horizon=action_horizon, inputs=0, outputs=dim)
+        self.transformer = transformer(context_width=width, action_horizon=self.spec.action_horizon, inputs=0, outputs=dim)
         if latent_dim:
             sizes = {"inputs": dim, "outputs": 2 * latent_dim}
-            self.style_encoder = transformer(context_width=width, action_horizon=action_horizon, **sizes)
+            self.style_encoder = transformer(context_width=width, action_horizon=self.spec.action_horizon, **sizes)
             self.style = nn.Linear(latent_dim, width)
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -10,14 +11,12 @@ from torch.nn import functional
 
 from robopolicy.batch import Batch
 from robopolicy.models.chunk_transformer import ChunkTransformer
-from robopolicy.models.coarse_to_fine import draw
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.layers import Cache
+from robopolicy.models.sampling import draw
 from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import Array, Features, FeatureSpec, Observation
-
-MAX_ROWS = 4096  # chunks scored in one forward pass
 
 
 class AutoregressivePolicy(SinglePhasePolicy):
@@ -29,12 +28,11 @@ class AutoregressivePolicy(SinglePhasePolicy):
     nearest level. Candidate 0 takes the most likely tokens; the others are drawn.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         transformer: makes the ChunkTransformer; a functools.partial of it carries further arguments.
         num_bins: levels per entry.
         temperature: of candidates 1 and up.
-        top_k: they are drawn from the most likely `top_k` levels; None = from all.
+        top_k: they are drawn from the most likely `top_k` levels; 0 = from all.
         learning_rate: peak of the only phase.
     """
 
@@ -46,39 +44,31 @@ class AutoregressivePolicy(SinglePhasePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         transformer: Callable[..., ChunkTransformer] = ChunkTransformer,
         num_bins: int = 256,
         temperature: float = 1.0,
-        top_k: int | None = None,
+        top_k: int = 0,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             learning_rate=learning_rate,
             capabilities=("features", "log_prob"),
         )
         if num_bins < 2:
             raise ValueError(f"num_bins={num_bins} must be at least 2")
-        if top_k is not None and not 1 <= top_k <= num_bins:
-            raise ValueError(f"top_k={top_k} must be in 1..num_bins={num_bins}")
+        if not 0 <= top_k <= num_bins:
+            raise ValueError(f"top_k={top_k} must be in 0..num_bins={num_bins}; 0 draws from all")
         self.num_bins, self.temperature, self.top_k = num_bins, temperature, top_k
-        dim = self.spec.action_dim
+        horizon, dim = self.spec.action_horizon, self.spec.action_dim
         self.transformer = transformer(
-            context_width=self.encoder.width, action_horizon=action_horizon, inputs=dim, outputs=dim * num_bins
+            context_width=self.encoder.width, action_horizon=horizon, inputs=dim, outputs=dim * num_bins
         )
-        self.register_buffer("causal", torch.ones(action_horizon, action_horizon, dtype=torch.bool).tril(), persistent=False)
+        self.register_buffer("causal", torch.ones(horizon, horizon, dtype=torch.bool).tril(), persistent=False)
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Cross-entropy per token, the share of tokens and the mean distance in bins that the most likely ones get right."""
@@ -104,27 +94,20 @@ class AutoregressivePolicy(SinglePhasePolicy):
         for _ in range(self.spec.action_horizon):
             flat, caches = self.transformer.run(levels[-1], modulations, None, caches)
             logits = flat.unflatten(-1, (self.spec.action_dim, self.num_bins))
-            if temperature > 0 and self.top_k:
-                kept = logits.topk(self.top_k, -1)
-                token = kept.indices.gather(-1, draw(kept.values, temperature, generator).unsqueeze(-1)).squeeze(-1)
-            else:
-                token = draw(logits, temperature, generator)
-            levels.append(self._levels(token))
+            levels.append(self._levels(draw(logits, temperature, generator, self.top_k)))
         return torch.cat(levels[1:], 1)
 
-    @torch.no_grad()
     def log_prob(self, observation: Observation, actions: Array) -> Array:
         """Log-probability float32 [B, N] (nats) of the tokens of chunks float32 [B, N, H, A] in physical units.
 
         Raises:
             SpecError: the observation or the actions do not fit the spec.
         """
-        context = self.context(observation)
-        chunks = self.chunks(actions, len(context), self.spec.action_horizon)
-        tokens = self._tokens(chunks.flatten(0, 1))
-        parts = zip(context.repeat_interleave(chunks.shape[1], 0).split(MAX_ROWS), tokens.split(MAX_ROWS), strict=True)
-        picked = [self._logits(c, t).log_softmax(-1).gather(-1, t.unsqueeze(-1)).flatten(1).sum(1) for c, t in parts]
-        return torch.cat(picked).view(chunks.shape[:2]).cpu().numpy()
+        return self.score(observation, actions, self._log_prob)
+
+    def _log_prob(self, context_BD: Tensor, actions_BHA: Tensor) -> Tensor:
+        tokens = self._tokens(actions_BHA)
+        return self._logits(context_BD, tokens).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).flatten(1).sum(1)
 
     def _logits(self, context_BD: Tensor, tokens_BHA: Tensor) -> Tensor:
         """Logits [B, H, A, num_bins] of all steps, each given the true ones before it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -11,6 +12,18 @@ from torch import Tensor
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.trainable import Trainable
 from robopolicy.spec import ACTION, Array, Features, FeatureSpec, Observation, PolicySpec, SpecError
+
+MAX_ROWS = 4096  # chunks scored in one forward pass
+
+
+class PolicyOptions(TypedDict, total=False):
+    """Arguments that every policy takes and hands on; their meaning and defaults are those of TrainablePolicy."""
+
+    observation_keys: Sequence[str] | None
+    obs_horizon: int
+    action_horizon: int
+    execute_horizon: int
+    encoder: Callable[..., ObservationEncoder]
 
 
 class TrainablePolicy(Trainable):
@@ -20,12 +33,12 @@ class TrainablePolicy(Trainable):
         observation: features of the dataset.
         action: spec of one action, [A].
         control_hz: rate of the steps of a chunk.
+        capabilities: optional methods of spec.Policy that the subclass has.
         observation_keys: features it uses; None = all but the privileged state and depth images.
         obs_horizon: T, frames it looks at.
         action_horizon: H, steps of a chunk.
         execute_horizon: steps that are executed before the next decision.
         encoder: makes the ObservationEncoder; a functools.partial of it carries further arguments.
-        capabilities: optional methods of spec.Policy that the subclass has.
     """
 
     spec: PolicySpec
@@ -36,12 +49,12 @@ class TrainablePolicy(Trainable):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None,
-        obs_horizon: int,
-        action_horizon: int,
-        execute_horizon: int,
-        encoder: Callable[..., ObservationEncoder],
         capabilities: tuple[str, ...],
+        observation_keys: Sequence[str] | None = None,
+        obs_horizon: int = 1,
+        action_horizon: int = 16,
+        execute_horizon: int = 8,
+        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
     ) -> None:
         super().__init__(observation, action, observation_keys, obs_horizon, encoder)
         self.spec = PolicySpec(
@@ -79,6 +92,20 @@ class TrainablePolicy(Trainable):
             generator.manual_seed(seed)
         chunks = self.normalizer.denormalize(ACTION, self.propose(context, num_samples, generator))
         return chunks.float().cpu().numpy()
+
+    @torch.no_grad()
+    def score(self, observation: Observation, actions: Array, log_prob: Callable[[Tensor, Tensor], Tensor]) -> Array:
+        """Of chunks float32 [B, N, H, A] in physical units: `log_prob(context [R, D], normalised chunks [R, H, A])` -> [R],
+        some rows at a time, as float32 [B, N].
+
+        Raises:
+            SpecError: the observation or the actions do not fit the spec.
+        """
+        context = self.context(observation)
+        chunks = self.chunks(actions, len(context), self.spec.action_horizon)
+        repeated = context.repeat_interleave(chunks.shape[1], 0)
+        parts = zip(repeated.split(MAX_ROWS), chunks.flatten(0, 1).split(MAX_ROWS), strict=True)
+        return torch.cat([log_prob(*part) for part in parts]).view(chunks.shape[:2]).cpu().numpy()
 
     @torch.no_grad()
     def features(self, observation: Observation) -> Array:

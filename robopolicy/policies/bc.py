@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.batch import Batch
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.layers import ResidualBlock
 from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.candidates import around
 from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import ACTION, ACTION_IS_PAD, Features, FeatureSpec
@@ -23,8 +23,7 @@ class BehaviourCloningPolicy(SinglePhasePolicy):
     Sample 0 is the prediction; the others add smooth Gaussian noise, so that there is something to choose from.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         width, depth: of the residual MLP.
         proposal_std: standard deviation of the noise, in normalised units (a dataset's actions span about [-1, 1]).
         learning_rate: peak of the only phase.
@@ -36,30 +35,22 @@ class BehaviourCloningPolicy(SinglePhasePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         width: int = 256,
         depth: int = 2,
         proposal_std: float = 0.1,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             learning_rate=learning_rate,
         )
         self.proposal_std = proposal_std
         blocks = [ResidualBlock(width) for _ in range(depth)]
-        last = nn.Linear(width, action_horizon * self.spec.action_dim)
+        last = nn.Linear(width, self.spec.action_horizon * self.spec.action_dim)
         self.head = nn.Sequential(nn.Linear(self.encoder.width, width), *blocks, nn.LayerNorm(width), last)
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from robopolicy.batch import Batch, Phase
 from robopolicy.data.transforms import Statistics
-from robopolicy.models.coarse_to_fine import CoarseToFineTransformer, Decoding
-from robopolicy.models.encoders import ObservationEncoder
+from robopolicy.models.coarse_to_fine import CoarseToFineTransformer
+from robopolicy.models.sampling import Decoding
 from robopolicy.models.tokenizer import MultiScaleTokenizer, usage
 from robopolicy.models.trainable import Metrics
-from robopolicy.policies.base import TrainablePolicy
-from robopolicy.spec import ACTION, Array, Features, FeatureSpec, Observation
+from robopolicy.policies.base import PolicyOptions, TrainablePolicy
+from robopolicy.spec import ACTION, ACTION_IS_PAD, Array, Features, FeatureSpec, Observation
 
 TOKENIZER, POLICY = "tokenizer", "policy"
-MAX_ROWS = 4096  # chunks scored in one forward pass
 COLLAPSED = 2.0  # perplexity of a scale's codes below which they say next to nothing
 TOLERATED, TOLERATED_WITH_RESIDUAL = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
 
@@ -32,8 +33,7 @@ class CarpPolicy(TrainablePolicy):
     ones, which say how exactly, each with a temperature.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         tokenizer: makes the MultiScaleTokenizer; a functools.partial of it carries further arguments.
         transformer: makes the CoarseToFineTransformer, likewise.
         coarse_temperature, fine_temperature, top_k: of samples 1 and up, see Decoding.
@@ -47,11 +47,6 @@ class CarpPolicy(TrainablePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         tokenizer: Callable[..., MultiScaleTokenizer] = MultiScaleTokenizer,
         transformer: Callable[..., CoarseToFineTransformer] = CoarseToFineTransformer,
         coarse_temperature: float = 1.0,
@@ -60,19 +55,16 @@ class CarpPolicy(TrainablePolicy):
         tokenizer_fraction: float = 0.15,
         tokenizer_learning_rate: float = 2e-3,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             capabilities=("features", "log_prob"),
         )
-        self.tokenizer = tokenizer(action_dim=self.spec.action_dim, action_horizon=action_horizon)
+        self.tokenizer = tokenizer(action_dim=self.spec.action_dim, action_horizon=self.spec.action_horizon)
         self.transformer = transformer(tokenizer=self.tokenizer, context_width=self.encoder.width)
         self.decoding = Decoding(coarse_temperature, fine_temperature, top_k)
         self.phases = (
@@ -105,7 +97,7 @@ class CarpPolicy(TrainablePolicy):
         if phase == TOKENIZER:
             loss, reconstructions, residual = self.tokenizer.loss(actions)
             return loss, self._tokenizer_metrics(batch[ACTION], reconstructions.detach(), residual.codes)
-        return self.transformer.loss(self.encoder(batch, generator), actions, self.tokenizer, generator)
+        return self.transformer.loss(self.encoder(batch, generator), actions, self.tokenizer, generator, ~batch[ACTION_IS_PAD])
 
     def review(self, phase: str, metrics: Mapping[str, float]) -> None:
         """Warn about a tokenizer whose codes collapsed or whose reconstructions are too coarse, and say what helps."""
@@ -142,19 +134,13 @@ class CarpPolicy(TrainablePolicy):
         others = self.transformer.sample(context_BD, self.tokenizer, self.decoding, generator, num_samples - 1)
         return torch.cat([best, others], 1)
 
-    @torch.no_grad()
     def log_prob(self, observation: Observation, actions: Array) -> Array:
         """Log-probability float32 [B, N] (nats) of the tokens of chunks float32 [B, N, H, A] in physical units.
 
         Raises:
             SpecError: the observation or the actions do not fit the spec.
         """
-        context = self.context(observation)
-        chunks = self.chunks(actions, len(context), self.spec.action_horizon)
-        repeated = context.repeat_interleave(chunks.shape[1], 0)
-        parts = zip(repeated.split(MAX_ROWS), chunks.flatten(0, 1).split(MAX_ROWS), strict=True)
-        log_prob = torch.cat([self.transformer.log_prob(c, a, self.tokenizer) for c, a in parts])
-        return log_prob.view(chunks.shape[:2]).cpu().numpy()
+        return self.score(observation, actions, partial(self.transformer.log_prob, tokenizer=self.tokenizer))
 
     @torch.no_grad()
     def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, codes: list[Tensor]) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch.nn import functional
 
 from robopolicy.batch import Batch
 from robopolicy.models.chunk_transformer import TimedChunkTransformer
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.candidates import noise_source
 from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import Features, FeatureSpec, did_you_mean
@@ -65,8 +66,7 @@ class DiffusionPolicy(SinglePhasePolicy):
     Candidate 0 starts, like all others, from noise: it is a draw too, fixed by the seed.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         transformer: makes the TimedChunkTransformer; a functools.partial of it carries further arguments.
         num_training_steps: noise levels.
         sampler: "ddpm" (fresh noise at each step) or "ddim" (none, so far fewer steps do).
@@ -82,33 +82,25 @@ class DiffusionPolicy(SinglePhasePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         transformer: Callable[..., TimedChunkTransformer] = TimedChunkTransformer,
         num_training_steps: int = 100,
         sampler: str = "ddpm",
         num_inference_steps: int | None = None,
         sample_clip: float | None = 1.5,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             learning_rate=learning_rate,
         )
         if num_training_steps < 1:
             raise ValueError(f"num_training_steps={num_training_steps} must be at least 1")
         self.transformer = transformer(
-            context_width=self.encoder.width, action_horizon=action_horizon, action_dim=self.spec.action_dim
+            context_width=self.encoder.width, action_horizon=self.spec.action_horizon, action_dim=self.spec.action_dim
         )
         self.alphas: list[float] = cosine_alphas(num_training_steps).tolist()
         self.sample_clip = sample_clip

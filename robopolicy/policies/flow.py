@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch.nn import functional
 
 from robopolicy.batch import Batch
 from robopolicy.models.chunk_transformer import TimedChunkTransformer
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.candidates import noise_source
 from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import Features, FeatureSpec
@@ -23,8 +24,7 @@ class FlowPolicy(SinglePhasePolicy):
     Candidate 0 starts, like all others, from noise: it is a draw too, fixed by the seed.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         transformer: makes the TimedChunkTransformer; a functools.partial of it carries further arguments.
         num_inference_steps: Euler steps per chunk; not a matter of the weights.
         learning_rate: peak of the only phase.
@@ -36,31 +36,23 @@ class FlowPolicy(SinglePhasePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         transformer: Callable[..., TimedChunkTransformer] = TimedChunkTransformer,
         num_inference_steps: int = 4,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             learning_rate=learning_rate,
         )
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps={num_inference_steps} must be at least 1")
         self.num_inference_steps = num_inference_steps
         self.transformer = transformer(
-            context_width=self.encoder.width, action_horizon=action_horizon, action_dim=self.spec.action_dim
+            context_width=self.encoder.width, action_horizon=self.spec.action_horizon, action_dim=self.spec.action_dim
         )
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from robopolicy.batch import Batch
 from robopolicy.models.chunk_transformer import TimedChunkTransformer
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.trainable import Metrics
+from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.candidates import around
 from robopolicy.policies.single_phase import SinglePhasePolicy
 from robopolicy.spec import Features, FeatureSpec
@@ -24,8 +25,7 @@ class MipPolicy(SinglePhasePolicy):
     smooth Gaussian noise, so that there is something to choose from.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder:
-            see TrainablePolicy.
+        observation, action, control_hz, options: see TrainablePolicy.
         transformer: makes the TimedChunkTransformer; a functools.partial of it carries further arguments.
         second_time: t*.
         proposal_std: standard deviation of the candidates' noise, in normalised units.
@@ -38,32 +38,24 @@ class MipPolicy(SinglePhasePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None = None,
-        obs_horizon: int = 1,
-        action_horizon: int = 16,
-        execute_horizon: int = 8,
-        encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
         transformer: Callable[..., TimedChunkTransformer] = TimedChunkTransformer,
         second_time: float = 0.9,
         proposal_std: float = 0.1,
         learning_rate: float = 1e-3,
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
+            **options,
             learning_rate=learning_rate,
         )
         if not 0 < second_time < 1:
             raise ValueError(f"second_time={second_time} must be in (0, 1)")
         self.second_time, self.proposal_std = second_time, proposal_std
         self.transformer = transformer(
-            context_width=self.encoder.width, action_horizon=action_horizon, action_dim=self.spec.action_dim
+            context_width=self.encoder.width, action_horizon=self.spec.action_horizon, action_dim=self.spec.action_dim
         )
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:

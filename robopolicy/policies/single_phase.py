@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from robopolicy.batch import Batch, Phase
-from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.trainable import Metrics
-from robopolicy.policies.base import TrainablePolicy
+from robopolicy.policies.base import PolicyOptions, TrainablePolicy
 from robopolicy.spec import ACTION, Features, FeatureSpec
 
 POLICY = "policy"
@@ -23,8 +22,7 @@ class SinglePhasePolicy(TrainablePolicy):
     action, held), as CarpPolicy does: a chunk is one thing, and holding still at the end is a part of the demonstration.
 
     Args:
-        observation, action, control_hz, observation_keys, obs_horizon, action_horizon, execute_horizon, encoder,
-            capabilities: see TrainablePolicy.
+        observation, action, control_hz, capabilities, options: see TrainablePolicy.
         learning_rate: peak of the phase.
     """
 
@@ -34,24 +32,16 @@ class SinglePhasePolicy(TrainablePolicy):
         action: FeatureSpec,
         control_hz: float,
         *,
-        observation_keys: Sequence[str] | None,
-        obs_horizon: int,
-        action_horizon: int,
-        execute_horizon: int,
-        encoder: Callable[..., ObservationEncoder],
         learning_rate: float,
         capabilities: tuple[str, ...] = ("features",),
+        **options: Unpack[PolicyOptions],
     ) -> None:
         super().__init__(
             observation,
             action,
             control_hz,
-            observation_keys=observation_keys,
-            obs_horizon=obs_horizon,
-            action_horizon=action_horizon,
-            execute_horizon=execute_horizon,
-            encoder=encoder,
             capabilities=capabilities,
+            **options,
         )
         self.phases = (Phase(POLICY, 1.0, learning_rate),)
 
