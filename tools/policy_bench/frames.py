@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import traceback
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,3 +32,20 @@ def read(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]] | Non
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         arrays[name] = np.frombuffer(stream.read(size), dtype).reshape(shape)
     return head, arrays
+
+
+def serve(worker: Any) -> None:
+    """Answer every request {"do": method, ...} on stdin with what `worker` returns, (head, arrays), until stdin ends.
+
+    What the methods print goes to stderr. A failure is answered as {"error": ...}.
+    """
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while (message := read(sys.stdin.buffer)) is not None:
+        head, arrays = message
+        try:
+            facts, found = getattr(worker, head.pop("do"))(**head, **arrays)
+        except Exception as error:  # whatever the peer raises is the answer
+            traceback.print_exc()
+            facts, found = {"error": f"{type(error).__name__}: {error}".strip()[:500]}, {}
+        write(answers, facts, **found)
