@@ -35,13 +35,18 @@ def read(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]] | Non
 
 
 def serve(worker: Any) -> None:
-    """Answer every request {"do": method, ...} on stdin with what `worker` returns, (head, arrays), until stdin ends.
-
-    What the methods print goes to stderr. A failure is answered as {"error": ...}.
-    """
+    """answer() what comes on stdin, to stdout; what is printed meanwhile goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    while (message := read(sys.stdin.buffer)) is not None:
+    answer(worker, sys.stdin.buffer, answers)
+
+
+def answer(worker: Any, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer every request {"do": method, ...} with what that method of `worker` returns, (head, arrays), until the end.
+
+    A failure is answered as {"error": ...}.
+    """
+    while (message := read(requests)) is not None:
         head, arrays = message
         try:
             facts, found = getattr(worker, head.pop("do"))(**head, **arrays)

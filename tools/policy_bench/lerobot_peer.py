@@ -104,13 +104,15 @@ class Peer:
         facts, _ = self.remote.ask("record", arrays, root=str(self.root), fps=self._store.spec.fps, task=self._task.name)
         return facts
 
-    def train(self, entry: Entry, budget: Budget, seed: int) -> tuple[Path, dict[str, Any]]:
+    def train(self, entry: Entry, budget: Budget, seed: int, save: bool = True) -> tuple[Path, dict[str, Any]]:
         """Train unless that was done; the folder and the cost."""
         train = {"kind": entry.kind, "fields": dict(entry.train), "steps": budget.steps, "batch_size": budget.batch_size}
-        folder = self._folder / "lerobot_trainings" / key(VERSION, train, seed, self._store.hash, REQUIREMENTS[PEER])
+        train |= {"seed": seed, "save": save}
+        folder = self._folder / "lerobot_trainings" / key(VERSION, train, self._store.hash, REQUIREMENTS[PEER])
         if not (folder / COST).exists():
             shutil.rmtree(folder, ignore_errors=True)
-            cost, _ = self.remote.ask("train", root=str(self.root), output=str(folder), seed=seed, **train)
+            cost, _ = self.remote.ask("train", root=str(self.root), output=str(folder), **train)
+            folder.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / COST, json.dumps({**cost, "task": self._task.name}).encode())
         return folder, json.loads((folder / COST).read_text())
 
@@ -127,10 +129,8 @@ class Peer:
         return LeRobotPolicy(self.remote, entry.name, spec), facts["params"]
 
     def step_cost(self, entry: Entry, batch_size: int, seed: int) -> dict[str, Any]:
-        """What a training step costs; nothing is kept but the figures."""
-        folder, cost = self.train(entry, Budget(steps=_DEFAULT_STEPS, batch_size=batch_size), seed)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return cost
+        """What a training step costs; the weights are not kept."""
+        return self.train(entry, Budget(steps=_DEFAULT_STEPS, batch_size=batch_size), seed, save=False)[1]
 
     def cell(
         self, entry: Entry, budget: Budget, seed: int, split: str, environments: Environments

@@ -3,7 +3,8 @@
 Runs in the peer's own Python (tools/peers/environments.py) on one CPU thread. Requests and answers are messages of
 policy_bench.frames. Datasets, batches, normalisation, training loop, checkpoints and samplers are LeRobot's own.
     {"do": "record", "root": ..., "fps": f, "task": ...} + state, environment, action [N, ...], lengths [E]
-    {"do": "train", "root": ..., "output": ..., "kind": ..., "fields": {...}, "steps", "batch_size", "seed"} -> cost
+    {"do": "train", "root": ..., "output": ..., "kind": ..., "fields": {...}, "steps", "batch_size", "seed", "save"}
+        -> cost
     {"do": "load", "name": ..., "checkpoint": ..., "fields": {...}}
     {"do": "make", "name": ..., "root": ..., "kind": ..., "fields": {...}}   untrained
     {"do": "sample", "name": ..., "seed": S} + state, environment [B, ...] -> chunks [B, n_action_steps, A], cpu_s, wall_s
@@ -48,8 +49,10 @@ class Worker:
         dataset.finalize()
         return {"steps": int(ends[-1])}, {}
 
-    def train(self, root: str, output: str, kind: str, fields: dict[str, Any], steps: int, batch_size: int, seed: int) -> Any:
-        """Train as lerobot-train does and save.
+    def train(
+        self, root: str, output: str, kind: str, fields: dict[str, Any], steps: int, batch_size: int, seed: int, save: bool
+    ) -> Any:
+        """Train as lerobot-train does; `save` the last weights.
 
         The cost is of the whole call; `loop` is of a step of its loop, the first apart, data included; `update` is of the
         forward pass, backward pass and optimiser alone.
@@ -70,10 +73,11 @@ class Worker:
             num_workers=0,
             eval_freq=0,
             log_freq=0,
+            save_checkpoint=save,
             save_freq=steps,
             use_policy_training_preset=False,
             optimizer=policy.get_optimizer_preset(),
-            scheduler=DiffuserSchedulerConfig("cosine", round(WARM_UP * steps)),
+            scheduler=DiffuserSchedulerConfig(name="cosine", num_warmup_steps=round(WARM_UP * steps)),
         )
         original, clocks = lerobot_train.update_policy, []
 
