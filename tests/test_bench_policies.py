@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from policy_bench import cells as bench_cells
-from policy_bench import detour, frames, lock_step, registry, sources, summary, two_modes
+from policy_bench import detour, frames, lerobot_peer, lock_step, metaworld, registry, sources, summary, two_modes
 
 from robopolicy.data.windows import Windows
 from robopolicy.spec import ACTION, STATE, PolicySpec, SpecError
@@ -188,3 +188,36 @@ def test_messages_between_processes_keep_arrays_bit_for_bit():
     assert head == {"do": "it"}
     assert all(received[key].dtype == sent[key].dtype and np.array_equal(received[key], sent[key]) for key in sent)
     assert frames.read(stream) is None
+
+
+def test_lerobot_gets_every_entry_of_the_state_once_split_by_meaning():
+    names = metaworld.SPEC.features[STATE].names
+    state = np.arange(2 * len(names), dtype=np.float32).reshape(2, -1)
+    parts = lerobot_peer.split_state(state, names)
+    np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()), 1)), state)
+    np.testing.assert_array_equal(parts["state"][0], [0, 1, 2, 3, 18, 19, 20, 21])  # hand and gripper, now and before
+
+
+def test_lerobots_trained_policies_have_our_chunks():
+    for entry in lerobot_peer.entries().values():
+        if entry.trained:
+            chunk = {"act": "chunk_size", "diffusion": "horizon"}[entry.kind]
+            assert (entry.train[chunk], entry.train["n_action_steps"]) == (16, 8)
+
+
+def test_a_worker_answers_what_its_methods_return_and_why_they_fail():
+    class Doubler:
+        def double(self, times, values):
+            return {"times": times}, {"values": values * times}
+
+    requests, answers = io.BytesIO(), io.BytesIO()
+    frames.write(requests, {"do": "double", "times": 2}, values=np.arange(3))
+    frames.write(requests, {"do": "double", "times": 2})
+    requests.seek(0)
+    frames.answer(Doubler(), requests, answers)
+    answers.seek(0)
+    head, arrays = frames.read(answers)
+    assert head == {"times": 2}
+    np.testing.assert_array_equal(arrays["values"], [0, 2, 4])
+    assert "values" in frames.read(answers)[0]["error"]
+    assert frames.read(answers) is None

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = ROOT / ".venv-peer-lerobot"
-LEROBOT = "lerobot==0.4.4"
-LEAST_FREE_GB = 15
 EXACT = ("png", "h264_lossless")
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
 LOSSY = ("h264", "av1")
@@ -43,9 +39,13 @@ def main() -> None:
     if args.inside:
         inside(args.inside)
         return
+    from peers.environments import interpreter
     from provenance import provenance, write_json  # not there in LeRobot's environment
 
-    python = peer_python()
+    try:
+        python = interpreter("lerobot")
+    except RuntimeError as error:
+        sys.exit(str(error))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         result = {"exports": prepare(work, args.quick, args.seed)}
@@ -61,20 +61,6 @@ def main() -> None:
     if args.out:
         write_json(args.out, result)
     sys.exit(0 if result["passed"] else 1)
-
-
-def peer_python() -> Path:
-    """Python of the environment with LeRobot, made when missing."""
-    python = PEER / "bin/python"
-    if not (PEER / "installed").exists():
-        free = shutil.disk_usage(ROOT).free / 1e9
-        if not python.exists() and free < LEAST_FREE_GB:
-            sys.exit(f"{LEROBOT} needs several GB: {free:.0f} GB are free, {LEAST_FREE_GB} are asked for")
-        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        subprocess.run([uv, "venv", "-q", "--clear", "--python", "3.11", str(PEER)], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "--python", str(python), LEROBOT], check=True)
-        (PEER / "installed").touch()
-    return python
 
 
 def prepare(work: Path, quick: bool, seed: int) -> dict:

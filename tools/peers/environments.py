@@ -18,6 +18,7 @@ REQUIREMENTS = {
     "gymnasium_robotics": ("gymnasium-robotics==1.4.2", "gymnasium==1.4.0", "mujoco==3.2.7", "pyopengl==3.1.10"),
     "metaworld": ("metaworld==3.1.1", "gymnasium==1.4.0", "mujoco==3.3.0", "pyopengl==3.1.10", "packaging"),
     "robosuite": ("robosuite==1.5.2", "mujoco==3.3.0", "pyopengl==3.1.10"),
+    "lerobot": ("lerobot==0.4.4",),
 }
 
 

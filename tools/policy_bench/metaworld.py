@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.environments import REQUIREMENTS, ROOT, interpreter
+from peers.environments import REQUIREMENTS
 
-from policy_bench import frames
+from policy_bench.remote import Remote, WorkerError
 from policy_bench.tasks import DEMONSTRATIONS, Advanced
 from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.spec import ACTION, STATE, TASK, DatasetSpec, FeatureSpec, Observation
@@ -23,10 +22,6 @@ NOISE = 0.1  # standard deviation of what is added to the expert's xyz command w
 LINGER = 10  # steps recorded beyond success
 NUM_DEMONSTRATIONS = 50
 FPS = 80.0  # 5 substeps of 2.5 ms
-
-
-class MetaWorldError(RuntimeError):
-    """A worker that failed, with its reason."""
 
 
 def _state_names() -> tuple[str, ...]:
@@ -46,47 +41,13 @@ SPEC = DatasetSpec(
 )
 
 
-class Remote:
+def worker(task: str) -> Remote:
     """A worker process with environments of one task."""
-
-    def __init__(self, task: str) -> None:
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  lives as long as the process
-        threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-        self._process = subprocess.Popen(
-            [str(interpreter("metaworld")), "-m", "policy_bench.metaworld_worker"],
-            cwd=ROOT / "tools",
-            env={"PATH": "/usr/bin:/bin", "MUJOCO_GL": "disabled", **threads},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-        )
-        facts, _ = self.ask("make", task=task)
-        if not np.isclose(facts["fps"], FPS):
-            raise MetaWorldError(f"{task} runs at {facts['fps']} Hz, expected {FPS}")
-
-    def ask(self, do: str, arrays: dict[str, np.ndarray] | None = None, **head: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The answer to a request. Raises MetaWorldError when the worker fails."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            frames.write(self._process.stdin, {"do": do, **head}, **(arrays or {}))
-            answer = frames.read(self._process.stdout)
-        except (OSError, ValueError):
-            answer = None
-        if answer is None:
-            status = self._process.wait(10)
-            self._log.seek(0)
-            lines = self._log.read().strip().splitlines() or ["nothing on stderr"]
-            raise MetaWorldError(f"the Meta-World worker ended with status {status}: {lines[-1][-400:]}")
-        if "error" in answer[0]:
-            raise MetaWorldError(answer[0]["error"])
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
+    remote = Remote("metaworld", "policy_bench.metaworld_worker", {"MUJOCO_GL": "disabled"})
+    facts, _ = remote.ask("make", task=task)
+    if not np.isclose(facts["fps"], FPS):
+        raise WorkerError(f"{task} runs at {facts['fps']} Hz, expected {FPS}")
+    return remote
 
 
 class MetaWorldEnvironments:
@@ -95,7 +56,7 @@ class MetaWorldEnvironments:
     lanes, limit = LANES, LIMIT
 
     def __init__(self, task: str) -> None:
-        self._remote = Remote(task)
+        self._remote = worker(task)
 
     def close(self) -> None:
         """End the worker."""
@@ -134,11 +95,11 @@ class MetaWorldTask:
         return EpisodeStore(path)
 
     def _expert_episodes(self) -> Iterator[dict[str, Any]]:
-        remote, seed, kept = Remote(self.name), DEMONSTRATIONS, 0
+        remote, seed, kept = worker(self.name), DEMONSTRATIONS, 0
         try:
             while kept < NUM_DEMONSTRATIONS:
                 if seed - DEMONSTRATIONS > 10 * NUM_DEMONSTRATIONS:
-                    raise MetaWorldError(f"{self.name}: the expert succeeds in fewer than one of ten episodes")
+                    raise WorkerError(f"{self.name}: the expert succeeds in fewer than one of ten episodes")
                 facts, arrays = remote.ask("demonstrate", seed=seed, noise=NOISE, limit=LIMIT, linger=LINGER)
                 if facts["success"]:
                     arrays = {STATE: arrays["observations"], ACTION: arrays["actions"]}

@@ -12,9 +12,6 @@ A failure is answered as {"error": ...}.
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
 import warnings
 from functools import lru_cache
 from typing import Any
@@ -90,21 +87,6 @@ class Worker:
         return {"success": succeeded_at is not None}, arrays
 
 
-def main() -> None:
-    """Serve until stdin ends."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    warnings.filterwarnings("ignore")
-    worker = Worker()
-    while (message := frames.read(sys.stdin.buffer)) is not None:
-        head, arrays = message
-        try:
-            facts, found = getattr(worker, head.pop("do"))(**head, **arrays)
-        except Exception as error:  # whatever the simulator raises is the answer
-            traceback.print_exc()
-            facts, found = {"error": f"{type(error).__name__}: {error}".strip()[:500]}, {}
-        frames.write(answers, facts, **found)
-
-
 if __name__ == "__main__":
-    main()
+    warnings.filterwarnings("ignore")
+    frames.serve(Worker())
