@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from policy_bench import cells as bench_cells
-from policy_bench import detour, frames, lerobot_peer, lock_step, metaworld, registry, sources, summary, two_modes
+from policy_bench import detour, frames, jobs, lerobot_peer, lock_step, metaworld, registry, sources, summary, two_modes
 
 from robopolicy.data.windows import Windows
 from robopolicy.spec import ACTION, STATE, PolicySpec, SpecError
@@ -105,11 +105,18 @@ def test_policies_that_look_at_several_frames_are_refused():
 
 
 def test_the_splits_share_no_task_and_unknown_tasks_are_named():
-    development, held_out = registry.tasks("development"), registry.tasks("held_out")
-    assert not set(development) & set(held_out)
+    names = [name for split in ("development", "seen", "held_out") for name in registry.tasks(split)]
+    assert len(names) == len(set(names))
     assert {task.kind for task in registry.chosen("held_out", ["detour", "lift-points"])} == {"detour", "simulated"}
     with pytest.raises(ValueError, match="peg-insert-side-v3"):
         registry.chosen("held_out", ["peg-insert-side-v3"])
+
+
+def test_every_ablation_changes_one_training_of_carp():
+    table = bench_cells.contenders(Path(bench_cells.__file__).with_name("ablations.yaml"))
+    good, missing = jobs.available(table, bench_cells.Budget(), registry.tasks("development")["soccer-v3"])
+    assert not missing
+    assert len({contender.train for contender in good}) == len(table) > 8
 
 
 def cell(policy, task, successes, kind="metaworld"):

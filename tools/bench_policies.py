@@ -1,13 +1,15 @@
 """All policies over the same demonstrations, encoders, training loop and budget: success, two-mode behaviour, cost, latency.
 
     python tools/bench_policies.py [--quick] [--split held_out] [--policies carp,bc] [--tasks metaworld,detour] [--steps 1500]
-        [--seed 0] [--seeds 1] [--workers 2] [--folder runs/bench_policies] [--out FILE.json]
+        [--seed 0] [--seeds 1] [--workers 2] [--table FILE.yaml] [--folder runs/bench_policies] [--out FILE.json]
 
 Demonstrations: 50 episodes of Meta-World's own scripted expert a task, 100 of our simulator's experts, 200 of the detours.
 Every policy is trained by the product's own loop as `robopolicy train policy=NAME` would, with the same number of steps (a
 policy's tokenizer phase included), and sees one frame, which in Meta-World holds two. Episodes of evaluation are the same
 for all; their seeds are neither those of the demonstrations nor those of the other split. What is finished is kept in
 --folder under a hash of all that determines it; the same command goes on where it was stopped.
+
+--table tools/policy_bench/ablations.yaml --split development compares CARP with itself, a part of it changed at a time.
 
 --quick runs one Meta-World task with few steps and episodes. It vouches for keys and latency, not for success.
 """
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Train, evaluate, measure, print, write."""
     args = _arguments()
-    known = contenders()
+    known = contenders(args.table)
     names = args.policies.split(",") if args.policies else list(known)
     for name in names:
         if name not in known:
@@ -76,7 +78,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one task, 20 steps, 3 episodes")
     parser.add_argument("--split", choices=list(SPLITS), default="held_out", help="development: for choosing")
-    parser.add_argument("--policies", help="names in tools/policy_bench/policies.yaml, comma-separated; all by default")
+    parser.add_argument("--table", type=Path, help="of the policies; tools/policy_bench/policies.yaml by default")
+    parser.add_argument("--policies", help="names in the table, comma-separated; all by default")
     parser.add_argument("--tasks", help="names, or kinds: metaworld, simulated, detour; all of the split by default")
     parser.add_argument("--steps", type=int, default=1500, help="of training, all phases together")
     parser.add_argument("--episodes", type=int, default=200, help="of evaluation on each task")

@@ -60,7 +60,8 @@ class CoarseToFineTransformer(nn.Module):
         own_tokens: share of the training samples whose coarsest tokens are the policy's own; needs one token a group there.
         self_correction: largest share of disturbed tokens in training.
         coarse_weight: share of the categorical scales in the loss of tokens.
-        residual_weight: weight of the residual's L1 error beside the loss of tokens.
+        residual_weight: weight of the residual's error beside the loss of tokens.
+        residual_beta: that error is Huber's, squared below this (normalised units); 0 = L1.
     """
 
     mask: Tensor
@@ -158,7 +159,10 @@ class CoarseToFineTransformer(nn.Module):
         generator: torch.Generator,
         inside_BH: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Cross-entropies of tokens and the residual's error; also the accuracy of categories and of digits."""
+        """Cross-entropies of tokens and the residual's error; also the accuracy of categories and of digits.
+
+        inside_BH: bool, False for steps past the end of the episode, which do not count in the residual's error.
+        """
         with torch.no_grad():  # the tokenizer is given, gains included
             own = self._own_codes(context_BD, actions_BHA, tokenizer, generator) if self.own_tokens else None
             latent = tokenizer.latent(actions_BHA)

@@ -11,10 +11,15 @@ from policy_bench.tasks import Task
 from robopolicy.spec import did_you_mean
 
 # Held-out Meta-World tasks span easy to hard; each expert succeeds in over 90 % of its episodes under the noise of the
-# demonstrations. No policy's results there took part in the choice.
+# demonstrations. No policy's results there took part in the choice. Those of "seen" were held out too, until CARP was
+# changed after a first look at their results.
 _METAWORLD = {
-    "development": ("peg-insert-side-v3", "stick-push-v3", "coffee-pull-v3"),
-    "held_out": ("drawer-open-v3", "pick-place-v3", "hand-insert-v3", "shelf-place-v3", "assembly-v3", "stick-pull-v3"),
+    "development": (
+        *("peg-insert-side", "stick-push", "coffee-pull", "basketball", "box-close", "disassemble", "bin-picking", "soccer"),
+        "push-back",
+    ),
+    "seen": ("drawer-open", "pick-place", "hand-insert", "shelf-place", "assembly", "stick-pull"),
+    "held_out": ("plate-slide-back-side", "coffee-push", "push-wall", "sweep", "lever-pull", "peg-unplug-side"),
 }
 _DETOUR = {"development": ("detour-centre",), "held_out": ("detour-offset", "detour-twice")}
 _SIMULATED = {
@@ -24,14 +29,14 @@ _SIMULATED = {
         SimulatedTask("push-images", "robopolicy/Push-v0", "images", ("state", "images.front")),
     ),
 }
-QUICK = {"development": ("coffee-pull-v3",), "held_out": ("drawer-open-v3",)}
+QUICK = {"development": ("coffee-pull-v3",), "seen": ("drawer-open-v3",), "held_out": ("coffee-push-v3",)}
 
 
 def tasks(split: str) -> dict[str, Task]:
     """The tasks of a split by name."""
-    found: list[Task] = [MetaWorldTask(name) for name in _METAWORLD[split]]
-    found += [DetourTask(name) for name in _DETOUR[split]]
-    found += _SIMULATED[split]
+    found: list[Task] = [MetaWorldTask(f"{name}-v3") for name in _METAWORLD[split]]
+    found += [DetourTask(name) for name in _DETOUR.get(split, ())]
+    found += _SIMULATED.get(split, ())
     return {task.name: task for task in found}
 
 

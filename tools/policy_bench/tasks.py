@@ -14,7 +14,7 @@ from robopolicy.spec import Observation
 
 # First episode seed of each use. They never meet: a use has a million seeds.
 DEMONSTRATIONS, DEVELOPMENT, HELD_OUT = 1_000_000, 2_000_000, 3_000_000
-SPLITS = {"development": DEVELOPMENT, "held_out": HELD_OUT}
+SPLITS = {"development": DEVELOPMENT, "seen": HELD_OUT, "held_out": HELD_OUT}
 
 
 @dataclass(frozen=True)
