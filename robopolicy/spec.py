@@ -33,6 +33,7 @@ ACTION_IS_PAD = "action_is_pad"  # bool [B, H]: this step lies past the end of t
 EPISODE = "episode"  # int64 [B]: index of the episode
 STEP = "step"  # int64 [B]: step of the last frame within it
 EPISODE_LENGTH = "episode_length"  # int64 [B]: steps of the episode
+UNSAFE = "unsafe"  # float32 [B]: 1 when something unsafe happens soon, of branched rollouts (data/branches.py)
 OUTCOME = "outcome"  # float32 [B]: 1 when the episode reaches success at any step, else 0
 
 

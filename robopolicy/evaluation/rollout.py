@@ -73,6 +73,13 @@ class PolicyActor:
         self.executor, self.instruction = ChunkExecutor(policy), instruction
         self.facts: Mapping[str, Any] = {}
 
+    @classmethod
+    def of(cls, executor: ChunkExecutor, instruction: str | None = None) -> PolicyActor:
+        """The actor of an executor that is under way."""
+        actor = cls.__new__(cls)
+        actor.executor, actor.instruction, actor.facts = executor, instruction, {}
+        return actor
+
     @property
     def wants_observation(self) -> bool:
         """See Actor."""
@@ -84,10 +91,14 @@ class PolicyActor:
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
-        if observation is not None and TASK in self.executor.policy.spec.observation:
-            told = env_task(env) if self.instruction is None else self.instruction
-            observation = {**observation, TASK: np.asarray(told)}
-        return self.executor.act(observation)
+        return self.executor.act(self.told(env, observation))
+
+    def told(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> dict[str, Array] | None:
+        """The observation with what there is to do, where the policy wants to know."""
+        if observation is None or TASK not in self.executor.policy.spec.observation:
+            return observation
+        told = env_task(env) if self.instruction is None else self.instruction
+        return {**observation, TASK: np.asarray(told)}
 
 
 def env_task(env: gymnasium.Env) -> str:

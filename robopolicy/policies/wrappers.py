@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
-from robopolicy.spec import Array, Observation, Policy, SpecError
+from robopolicy.spec import Array, Features, Observation, Policy, PolicySpec, SpecError
 
 
 class Exploring:
@@ -24,6 +26,26 @@ class Exploring:
         if num_samples < 1:
             raise SpecError(f"num_samples={num_samples} must be at least 1")
         return self.policy.sample(observation, num_samples + 1, seed)[:, 1:]
+
+
+class Watching:
+    """A Policy that asks for further observations, which it does not look at: to have them recorded.
+
+    features: {key: FeatureSpec} of all that the environment shows.
+    """
+
+    def __init__(self, policy: Policy, features: Features) -> None:
+        self.policy = policy
+        self.spec: PolicySpec = replace(policy.spec, observation={**features, **policy.spec.observation})
+
+    def reset(self) -> None:
+        """Forget the current episode."""
+        self.policy.reset()
+
+    def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:
+        """Chunks [B, N, H, A] (see spec.Policy) of the policy."""
+        needed = {key: observation[key] for key in self.policy.spec.observation if key in observation}
+        return self.policy.sample(needed, num_samples, seed)
 
 
 class ChunkExecutor:
@@ -53,6 +75,36 @@ class ChunkExecutor:
         self._rng = None if seed is None else np.random.default_rng(seed)
         self.policy.reset()
 
+    def fork(self, chunk: Array, policy: Policy | None = None, seed: int | None = None) -> ChunkExecutor:
+        """Another executor at this point of the episode, with the steps of `chunk` [n, A] to execute next.
+
+        policy: what decides afterwards; None = the same. seed: of its decisions; None = those that this one would make.
+        """
+        other = ChunkExecutor(self.policy if policy is None else policy, self.execute_horizon)
+        other._frames.extend(self._frames)
+        other._queue.extend(chunk)
+        other._rng = copy.deepcopy(self._rng) if seed is None else np.random.default_rng(seed)
+        return other
+
+    def next(self) -> Array:
+        """The next action float32 [A] of a chunk under way, without a look at anything. IndexError when it is used up."""
+        return self._queue.popleft()
+
+    def give(self, chunk: Array) -> None:
+        """Queue the steps of a chunk [n, A] that was decided elsewhere."""
+        self._queue.extend(chunk)
+
+    def see(self, observation: Observation | None) -> bool:
+        """Take in a frame where one is wanted (see `act`). Whether a decision comes next."""
+        if self.wants_observation:
+            self._push(observation)
+        return not self._queue
+
+    def question(self) -> tuple[Observation, int | None]:
+        """What the policy is asked at the next decision: the batched observation [1, To, ...], and a seed, drawn now."""
+        batched = {key: np.stack([frame[key] for frame in self._frames])[None] for key in self.policy.spec.observation}
+        return batched, None if self._rng is None else int(self._rng.integers(2**31))
+
     @property
     def wants_observation(self) -> bool:
         """Whether the next call of `act` looks at its observation. When not, None will do: no need to render."""
@@ -64,11 +116,10 @@ class ChunkExecutor:
         Raises:
             SpecError: the observation is needed and missing, or does not fit the policy's spec.
         """
-        if self.wants_observation:
-            self._push(observation)
-        if not self._queue:
-            self._queue.extend(self._decide())
-        return self._queue.popleft()
+        if self.see(observation):
+            batched, seed = self.question()
+            self.give(self.policy.sample(batched, 1, seed)[0, 0, : self.execute_horizon])
+        return self.next()
 
     def _push(self, observation: Observation | None) -> None:
         features = self.policy.spec.observation
@@ -78,8 +129,3 @@ class ChunkExecutor:
                 raise SpecError(f"observation lacks {key!r}; the policy needs {sorted(features)}, given: {sorted(given)}")
         frame = {key: feature.check(key, given[key]).copy() for key, feature in features.items()}
         self._frames.extend([frame] if self._frames else [frame] * self.policy.spec.obs_horizon)
-
-    def _decide(self) -> Array:
-        batched = {key: np.stack([frame[key] for frame in self._frames])[None] for key in self.policy.spec.observation}
-        seed = None if self._rng is None else int(self._rng.integers(2**31))
-        return self.policy.sample(batched, 1, seed)[0, 0, : self.execute_horizon]

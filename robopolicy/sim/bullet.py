@@ -327,6 +327,11 @@ class BulletEngine:
         contacts = [self._p.getContactPoints(bodyA=self._robot, linkIndexA=finger) for finger in _FINGERS]
         return np.array([sum(c[9] for c in points if c[2] != self._robot) for points in contacts])
 
+    def arm_force(self) -> float:
+        """See Engine.arm_force."""
+        contacts = self._p.getContactPoints(bodyA=self._robot)
+        return float(sum(c[9] for c in contacts if c[2] != self._robot and c[3] in _ARM))
+
     def snapshot(self) -> np.ndarray:
         """See Engine.snapshot. Position and quaternion of the arm's base, its visible links and the bodies, [n, 7]."""
         links = [state[4] + state[5] for state in self._p.getLinkStates(self._robot, self._links, 0, 1)]

@@ -41,6 +41,9 @@ class Engine(Protocol):
     def grip_forces(self) -> np.ndarray:
         """Normal contact force on each finger [2] (N)."""
 
+    def arm_force(self) -> float:
+        """Normal contact force (N) on the arm and the hand, the fingers left out: above zero, they touch something."""
+
     def snapshot(self) -> Any:
         """Where everything is now, for render() at a later time (sensor delay); valid until the next build()."""
 

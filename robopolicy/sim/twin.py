@@ -15,7 +15,7 @@ from robopolicy.sim import raycast
 from robopolicy.sim.engine import whole_steps
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import Camera, Frame, Scene
-from robopolicy.sim.twin_model import TIME_STEP, BodyFrame, compile_scene, finger_geoms, looks, xyzw
+from robopolicy.sim.twin_model import TIME_STEP, BodyFrame, compile_scene, looks, robot_geoms, xyzw
 from robopolicy.spec import did_you_mean
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -23,7 +23,10 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 @dataclass(frozen=True)
 class _World:
-    """A compiled scene and its state. past: room for the poses of a snapshot. frames: where bodies lie in their links."""
+    """A compiled scene and its state. past: room for the poses of a snapshot. frames: where bodies lie in their links.
+
+    touching: places in the contact forces of the robot's geoms: 0 and 1 the fingers, 2 the rest of the arm.
+    """
 
     scene: Scene
     model: mujoco.MjModel
@@ -31,6 +34,7 @@ class _World:
     past: mujoco.MjData
     looks: raycast.Looks
     frames: dict[str, BodyFrame]
+    touching: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class _Snapshot:
 class _Token:
     world: _World
     state: np.ndarray
-    grip_forces: np.ndarray
+    forces: np.ndarray
 
 
 class MujocoEngine:
@@ -57,7 +61,7 @@ class MujocoEngine:
 
     def __init__(self) -> None:
         self._world: _World | None = None
-        self._grip_forces = np.zeros(2)
+        self._forces = np.zeros(3)
 
     @property
     def _built(self) -> _World:
@@ -79,8 +83,8 @@ class MujocoEngine:
         """See Engine.build. Raises ValueError where compile_scene does."""
         model, frames = compile_scene(scene)
         data, past = mujoco.MjData(model), mujoco.MjData(model)
-        self._world = _World(scene, model, data, past, looks(model, scene), frames)
-        self._grip_forces = np.zeros(2)
+        self._world = _World(scene, model, data, past, looks(model, scene), frames, robot_geoms(model))
+        self._forces = np.zeros(3)
         data.qpos[: NUM_JOINTS + 2] = [*scene.robot_joints, MAX_OPENING / 2, MAX_OPENING / 2]
         self.command(np.asarray(scene.robot_joints), MAX_OPENING)
         mujoco.mj_forward(model, data)
@@ -100,7 +104,7 @@ class MujocoEngine:
         steps = whole_steps(seconds, self.time_step)
         world = self._built
         mujoco.mj_step(world.model, world.data, steps)
-        self._grip_forces = _finger_forces(world.model, world.data)
+        self._forces = _contact_forces(world)
         mujoco.mj_kinematics(world.model, world.data)  # a step leaves the poses of its start behind
 
     def _link(self, name: str) -> int:
@@ -135,7 +139,11 @@ class MujocoEngine:
 
     def grip_forces(self) -> np.ndarray:
         """See Engine.grip_forces."""
-        return self._grip_forces.copy()
+        return self._forces[:2].copy()
+
+    def arm_force(self) -> float:
+        """See Engine.arm_force."""
+        return float(self._forces[2])
 
     def snapshot(self) -> _Snapshot:
         """See Engine.snapshot."""
@@ -157,7 +165,7 @@ class MujocoEngine:
         world = self._built
         state = np.empty(mujoco.mj_stateSize(world.model, _STATE))
         mujoco.mj_getState(world.model, world.data, state, _STATE)
-        return _Token(world, state, self._grip_forces)
+        return _Token(world, state, self._forces)
 
     def restore_state(self, token: _Token) -> None:
         """See Engine.restore_state. Raises ValueError for a token of another world."""
@@ -165,20 +173,19 @@ class MujocoEngine:
             raise ValueError("this state was saved before the last build(); save_state() again in the new world")
         mujoco.mj_setState(token.world.model, token.world.data, token.state, _STATE)
         mujoco.mj_kinematics(token.world.model, token.world.data)
-        self._grip_forces = token.grip_forces
+        self._forces = token.forces
 
     def close(self) -> None:
         """See Engine.close."""
         self._world = None
 
 
-def _finger_forces(model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
-    """Sum of the normal contact forces on each finger [2] (N) in the last step."""
-    forces, wrench = np.zeros(2), np.zeros(6)
-    fingers = finger_geoms(model)
-    for i in range(data.ncon):
-        for k, finger in enumerate(fingers):
-            if finger in data.contact[i].geom:
-                mujoco.mj_contactForce(model, data, i, wrench)
-                forces[k] += wrench[0]
+def _contact_forces(world: _World) -> np.ndarray:
+    """Sums of the normal contact forces on each finger and on the rest of the arm [3] (N) in the last step."""
+    forces, wrench = np.zeros(3), np.zeros(6)
+    for i in range(world.data.ncon):
+        for geom in world.data.contact[i].geom.tolist():
+            if geom in world.touching:
+                mujoco.mj_contactForce(world.model, world.data, i, wrench)
+                forces[world.touching[geom]] += wrench[0]
     return forces

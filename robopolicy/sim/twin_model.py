@@ -263,6 +263,7 @@ def looks(model: mujoco.MjModel, scene: Scene) -> raycast.Looks:
     return raycast.Looks(segmentation, rgb, texture, texture_bank(), table, casters(model, raycast.VISIBLE_GROUP))
 
 
-def finger_geoms(model: mujoco.MjModel) -> list[int]:
-    """Ids of the geoms that are the two fingers."""
-    return [model.geom(_COLLISION + link).id for link in _FINGER_LINKS]
+def robot_geoms(model: mujoco.MjModel) -> dict[int, int]:
+    """Ids of the geoms that are the robot: 0 and 1 for its two fingers, 2 for the rest."""
+    names = {model.geom(i).name.removeprefix(_COLLISION): i for i in range(model.ngeom) if _COLLISION in model.geom(i).name}
+    return {i: _FINGER_LINKS.index(link) if link in _FINGER_LINKS else len(_FINGER_LINKS) for link, i in names.items()}

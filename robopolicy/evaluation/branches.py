@@ -1,0 +1,291 @@
+"""Branching a simulator: from a state of an episode try each of several chunks, then follow the base policy to the end.
+
+A restored state continues bit for bit (tests/test_sim.py), so what differs between branches is the chunk. The twin restores
+at once. Bullet replays the episode up to the state, a millisecond a control step: little beside the continuations, which
+render; so branch in the world in which the critic will be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+
+from robopolicy.data.branches import NEVER, Branches, concatenate
+from robopolicy.data.collect import environment, robot_env
+from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, env_task, observing
+from robopolicy.executor import Executor, map_units
+from robopolicy.policies.steering import SteeredPolicy
+from robopolicy.policies.wrappers import ChunkExecutor, Watching
+from robopolicy.spec import ACTION, TASK, Array, CriticSpec, DatasetSpec, Observation, Policy, SpecError
+
+if TYPE_CHECKING:
+    from robopolicy.sim.env import RobotEnv
+
+EVENTS = ("collision", "drop", "force")
+HELD = 0.1  # N: a finger that presses with less does not hold
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When something counts as unsafe. Looked at after every control step: what is over within one can be missed.
+
+    collision: contact force on the arm and the hand (N). force: contact force on a finger (N). drop: speed (m/s) at which a
+    tracked body falls while no finger touches anything, that of 2 cm of free fall by default; setting down is slower.
+    """
+
+    collision: float = 1.0
+    force: float = 60.0
+    drop: float = 0.6
+
+    def events(self, robot: RobotEnv) -> set[str]:
+        """Names of the events that are happening now."""
+        engine = robot.engine
+        grip = float(engine.grip_forces().max())
+        found = {"collision"} if engine.arm_force() > self.collision else set()
+        if grip > self.force:
+            found.add("force")
+        if grip < HELD and any(engine.velocity(name)[2] < -self.drop for name in robot.task.tracked):
+            found.add("drop")
+        return found
+
+
+@dataclass
+class Ending:
+    """How an episode went on: success, steps until its end, and the step of each event's first time."""
+
+    success: bool
+    steps: int
+    events: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of an episode at which a decision is due: the simulator's state, the executor there, the control step."""
+
+    token: Any
+    executor: ChunkExecutor
+    step: int
+
+
+def follow(robot: RobotEnv, actor: PolicyActor, start: int, limit: int, limits: Limits | None) -> Ending:
+    """Play on from the present state, at step `start` of at most `limit`; the actor's chunk is under way."""
+    ending = Ending(False, 0)
+    while not ending.success and start + ending.steps < limit:
+        if ending.steps:
+            wanted = actor.wants_observation
+            action = actor.act(robot, robot.observe() if wanted else None)
+        else:
+            action = actor.executor.next()
+        _, ending.success, _, _ = robot.advance(np.clip(action, robot.action_space.low, robot.action_space.high))  # type: ignore[attr-defined]
+        ending.steps += 1
+        for name in limits.events(robot) if limits else ():
+            ending.events.setdefault(name, ending.steps)
+    return ending
+
+
+def try_chunk(
+    robot: RobotEnv, point: Point, base: PolicyActor, chunk: Array, seed: int | None, limit: int, limits: Limits | None = None
+) -> Ending:
+    """Go back to `point`, execute `chunk` [n, A], then follow the policy of `base` to the end of the episode.
+
+    seed: of the policy's later decisions; None = those that the executor at the point would make.
+    """
+    robot.restore_state(point.token)
+    actor = PolicyActor.of(point.executor.fork(chunk, base.executor.policy, seed), base.instruction)
+    return follow(robot, actor, point.step, limit, limits)
+
+
+def decision_points(env: gymnasium.Env, actor: PolicyActor, seed: int) -> tuple[list[Point], Ending]:
+    """Every decision of the episode `seed` that `actor` plays, and how it ended. Valid until the next reset.
+
+    Raises:
+        SpecError: the environment cannot be branched.
+    """
+    robot = robot_env(env)
+    if not hasattr(robot, "save_state"):
+        raise SpecError(f"{env} cannot be branched: it has no save_state()")
+    limit = time_limit(env)
+    actor.reset(seed)
+    observation, _ = env.reset(seed=seed)
+    points: list[Point] = []
+    success, step = False, 0
+    while not success and step < limit:
+        if actor.wants_observation and step:
+            observation = robot.observe()
+        if actor.executor.see(actor.told(env, observation)):
+            points.append(Point(robot.save_state(), actor.executor.fork(np.empty((0, 0))), step))
+            batched, number = actor.executor.question()
+            chunk = actor.executor.policy.sample(batched, 1, number)[0, 0, : actor.executor.execute_horizon]
+            actor.executor.give(chunk)
+        action = np.clip(actor.executor.next(), env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
+        _, success, _, _ = robot.advance(action)
+        step += 1
+    return points, Ending(success, step)
+
+
+def time_limit(env: gymnasium.Env) -> int:
+    """Control steps of an episode. Raises SpecError where there is no limit."""
+    limit = env.spec.max_episode_steps if env.spec else None
+    if limit is None:
+        raise SpecError(f"{env} has no max_episode_steps: a branch would not end")
+    return limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an episode is branched.
+
+    states: of its decisions, at most so many, drawn evenly over the episode. candidates: K. rollouts: M.
+    observation: further keys to record (short names), for critics that see more than the policy.
+    """
+
+    states: int = 4
+    candidates: int = 8
+    rollouts: int = 1
+    observation: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+
+def branch_episode(unit: tuple[int, Arm, Suite, Plan]) -> Branches | None:
+    """The branches of one episode; None when no decision was made in it."""
+    import torch
+
+    torch.set_num_threads(1)
+    seed, arm, suite, plan = unit
+    policy = arm_policy(arm)
+    kwargs = observing(suite.env_kwargs, policy)
+    if plan.observation:
+        kwargs["observation"] = list(dict.fromkeys([*kwargs.get("observation", ()), *plan.observation]))
+    env = environment(suite.env_id, kwargs)
+    robot = robot_env(env)
+    base = PolicyActor(Watching(policy, robot.features), arm.instruction)
+    points, _ = decision_points(env, base, seed)
+    rng = np.random.default_rng([seed, 7])
+    chosen = np.sort(rng.permutation(len(points))[: plan.states])
+    records = [_branch_point(env, base, points[i], plan) for i in chosen]
+    if not records:
+        return None
+    features = {key: spec for key, spec in base.executor.policy.spec.observation.items() if key != TASK}
+    spec = DatasetSpec({**features, ACTION: policy.spec.action}, policy.spec.control_hz)
+    observation = {key: np.concatenate([record[0][key] for record in records]) for key in records[0][0]}
+    observation[TASK] = np.full(len(records), env_task(env) if arm.instruction is None else arm.instruction)
+    endings = [record[2] for record in records]  # [S][K][M]
+    events = {name: _table(endings, lambda e, name=name: e.events.get(name, NEVER)) for name in EVENTS}
+    return Branches(
+        observation,
+        np.stack([record[1] for record in records]).astype(np.float32),
+        _table(endings, lambda e: e.success).astype(bool),
+        _table(endings, lambda e: e.steps),
+        events,
+        np.full(len(records), seed, np.int64),
+        np.array([points[i].step for i in chosen], np.int64),
+        spec,
+        policy.spec.execute_horizon,
+    )
+
+
+def _table(endings: Sequence[Sequence[Sequence[Ending]]], value: Any) -> Array:
+    return np.array([[[value(ending) for ending in row] for row in state] for state in endings], np.int64)
+
+
+def _branch_point(env: gymnasium.Env, base: PolicyActor, point: Point, plan: Plan) -> tuple[Observation, Array, list[list[Ending]]]:
+    robot, policy, limit = robot_env(env), base.executor.policy, time_limit(env)
+    batched, number = point.executor.fork(np.empty((0, 0))).question()
+    candidates = policy.sample(batched, plan.candidates, number)[0]
+    horizon = point.executor.execute_horizon
+    after = point.executor.fork(np.empty((0, 0)))
+    after.question()  # the branches go on with the decisions that follow this one
+    at = Point(point.token, after, point.step)
+    tries = [
+        [
+            try_chunk(robot, at, base, chunk[:horizon], None if m == 0 else _seed(number, m), limit, plan.limits)
+            for m in range(plan.rollouts)
+        ]
+        for chunk in candidates
+    ]
+    return batched, candidates, tries
+
+
+def _seed(number: int | None, rollout: int) -> int:
+    return int(np.random.SeedSequence([number or 0, rollout]).generate_state(1)[0])
+
+
+def branch(
+    arm: Arm,
+    suite: Suite,
+    plan: Plan,
+    num_workers: int | None = None,
+    executor: Executor | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Branches:
+    """Branches of the arm's own episodes in the suite. Independent of the processes.
+
+    Raises:
+        SpecError: no decision was made in any episode, or the environment cannot be branched.
+    """
+    units = [(seed, arm, suite, plan) for seed in suite.seeds]
+    found = map_units(branch_episode, units, num_workers, "branch", executor=executor, unit_name="episode")
+    parts = [part for part in found if part is not None]
+    if not parts:
+        raise SpecError(f"{arm.name} made no decision in {len(suite.seeds)} episodes of {suite.name}")
+    joined = concatenate(parts)
+    return Branches(**{**vars(joined), "facts": dict(facts or {})})
+
+
+class OracleCritic:
+    """A spec.Critic that knows: it tries each chunk in the simulator that is being acted in, and goes back.
+
+    The ceiling of what a critic can do with the base policy's candidates, one decision at a time; for benchmarks.
+
+    Args:
+        base: what is followed after the chunk. gamma: discount of its values per step.
+    """
+
+    def __init__(self, base: Policy, gamma: float = 0.99) -> None:
+        self.base, self.gamma = base, gamma
+        spec = base.spec
+        self.spec = CriticSpec({}, spec.action, 1, spec.execute_horizon, 1, spec.control_hz)
+        self.point: Point | None = None
+
+    def attach(self, env: gymnasium.Env, executor: ChunkExecutor, step: int) -> None:
+        """Say where things stand: `executor` at a decision at control step `step`."""
+        self.env, self.point = env, Point(robot_env(env).save_state(), executor, step)
+
+    def encode(self, observation: Observation) -> None:
+        """Nothing to look at."""
+
+    def score(self, context: None, actions: Array) -> Array:
+        """Discounted success [1, 1, N] of the base policy after each chunk [1, N, h, A]; progress breaks no ties."""
+        if self.point is None or len(actions) != 1:
+            raise SpecError("an oracle scores the one state that it was attached to")
+        robot, base, limit = robot_env(self.env), PolicyActor(self.base), time_limit(self.env)
+        ends = [try_chunk(robot, self.point, base, chunk, None, limit) for chunk in actions[0]]
+        robot.restore_state(self.point.token)
+        return np.array([[[end.success * self.gamma ** (end.steps - 1.0) for end in ends]]], np.float32)
+
+
+class OracleActor(PolicyActor):
+    """Plays a policy steered by an OracleCritic. Candidates and seeds are those of the policy, so candidate 0 is its own."""
+
+    def __init__(self, base: Policy, num_samples: int, instruction: str | None = None, rule: str = "argmax") -> None:
+        self.critic = OracleCritic(base)
+        super().__init__(SteeredPolicy(base, self.critic, num_samples=num_samples, rule=rule, margin=0.0), instruction)
+
+    def reset(self, seed: int) -> None:
+        """See Actor.reset."""
+        super().reset(seed)
+        self._step = 0
+
+    def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
+        """See Actor.act."""
+        if self.executor.see(self.told(env, observation)):
+            batched, number = self.executor.question()
+            self.critic.attach(env, self.executor, self._step)
+            self.executor.give(self.executor.policy.sample(batched, 1, number)[0, 0, : self.executor.execute_horizon])
+        self._step += 1
+        return self.executor.next()
+
