@@ -141,6 +141,11 @@ class Normalizer(nn.Module):
         name = self._name(key)
         return x if name is None else x * self.get_buffer(f"{name}_scale") + self.get_buffer(f"{name}_offset")
 
+    def scale(self, key: str) -> Array | None:
+        """What one network unit of `key` is in physical units, [D]; None for keys that are not scaled."""
+        name = self._name(key)
+        return None if name is None else self.get_buffer(f"{name}_scale").cpu().numpy()
+
     def fingerprint(self) -> str:
         """16 hex digits that tell which statistics are inside."""
         digest = hashlib.sha256()

@@ -20,7 +20,7 @@ from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.policies.wrappers import ChunkExecutor, Exploring
+from robopolicy.policies.wrappers import ChunkExecutor, Exploring, Perturbed
 from robopolicy.spec import TASK, Array, Policy
 
 BLOCK = 5  # episodes of one work unit
@@ -31,6 +31,7 @@ class Arm:
     """What is evaluated: a checkpoint, perhaps steered. `name` goes into the score table.
 
     checkpoint, critic: checkpoint folders. steer: keyword arguments of SteeredPolicy.
+    perturb: keyword arguments of Perturbed, where the policy's own candidates are too much alike; {} = they stay.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
     instruction: what a policy that can do several things is told; None = what the environment says.
     """
@@ -42,6 +43,7 @@ class Arm:
     critic: str | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
     instruction: str | None = None
+    perturb: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,20 @@ def env_task(env: gymnasium.Env) -> str:
 
 def exploring_actor(checkpoint: str) -> PolicyActor:
     """Actor that executes drawn candidates of a checkpoint's policy."""
-    return PolicyActor(Exploring(_policy(checkpoint, None, "{}")))
+    return PolicyActor(Exploring(_policy(checkpoint, None, "{}", "{}")))
 
 
 @lru_cache(maxsize=4)
-def _policy(checkpoint: str, critic: str | None, steer: str) -> Policy:
-    policy = load_policy(checkpoint)
+def _policy(checkpoint: str, critic: str | None, steer: str, perturb: str) -> Policy:
+    policy: Policy = load_policy(checkpoint)
+    policy = Perturbed(policy, **json.loads(perturb)) if perturb != "{}" else policy
     return policy if critic is None else SteeredPolicy(policy, load_critic(critic), **json.loads(steer))
 
 
 def arm_policy(arm: Arm) -> Policy:
     """The policy of an arm, steered if it says so."""
-    return _policy(arm.checkpoint, arm.critic, json.dumps(dict(arm.steer), sort_keys=True))
+    steer, perturb = (json.dumps(dict(options), sort_keys=True) for options in (arm.steer, arm.perturb))
+    return _policy(arm.checkpoint, arm.critic, steer, perturb)
 
 
 def observing(env_kwargs: Mapping[str, Any], policy: Policy) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from robopolicy.spec import Array, Features, Observation, Policy, PolicySpec, SpecError
+from robopolicy.spec import ACTION, Array, Features, Observation, Policy, PolicySpec, SpecError
 
 
 class Exploring:
@@ -26,6 +26,68 @@ class Exploring:
         if num_samples < 1:
             raise SpecError(f"num_samples={num_samples} must be at least 1")
         return self.policy.sample(observation, num_samples + 1, seed)[:, 1:]
+
+
+class Perturbed:
+    """A Policy whose candidates differ more: some of them get smooth noise. For policies whose own draws are all alike.
+
+    Candidate 0 stays the policy's own. The noise hardly changes over a chunk, so that it leads somewhere.
+
+    Args:
+        policy: any Policy, also one that computes its chunk.
+        std: of the noise, as a share of `scale`.
+        share: of the candidates that are perturbed; 1 draws nothing but candidate 0 from the policy.
+        scale: of each action entry [A], physical units a step; None = the half range in the policy's training data.
+        fixed: names of entries that are left alone: between open and closed a gripper has no small step.
+
+    Raises:
+        SpecError: no scale is known, or one of another size.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        std: float = 0.1,
+        share: float = 0.5,
+        scale: Array | None = None,
+        fixed: tuple[str, ...] = ("gripper",),
+    ) -> None:
+        if std < 0 or not 0 <= share <= 1:
+            raise SpecError(f"std={std} must not be negative, and share={share} must be in [0, 1]")
+        self.policy, self.spec, self.std, self.share = policy, policy.spec, std, share
+        found = action_scale(policy) if scale is None else np.asarray(scale, np.float32)
+        if found is None:
+            raise SpecError(f"the range of the actions of {type(policy).__name__} is not known: give scale=[...]")
+        if found.shape != policy.spec.action.shape:
+            raise SpecError(f"scale has shape {list(found.shape)}, an action {list(policy.spec.action.shape)}")
+        self._scale = np.where([name in fixed for name in policy.spec.action.names] or [False], 0.0, found * std)
+
+    def reset(self) -> None:
+        """Forget the current episode."""
+        self.policy.reset()
+
+    def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:
+        """Chunks [B, N, H, A] (see spec.Policy): the policy's own first, then perturbed ones of these in turn."""
+        num_own = max(1, num_samples - round(self.share * num_samples))
+        own = self.policy.sample(observation, num_own if num_samples > 0 else num_samples, seed)
+        if num_samples == num_own:
+            return own
+        chosen = np.arange(num_samples - num_own) % num_own
+        noise = smooth_noise((len(own), len(chosen), *own.shape[2:]), own.shape[2], np.random.default_rng(seed))
+        return np.concatenate([own, own[:, chosen] + (noise * self._scale).astype(np.float32)], 1)
+
+
+def action_scale(of: object) -> Array | None:
+    """Half ranges [A] (physical units) of the actions that a policy or critic was trained on; None where it does not say."""
+    normalizer = getattr(of, "normalizer", None)
+    return None if normalizer is None else normalizer.scale(ACTION)
+
+
+def smooth_noise(shape: tuple[int, int, int, int], steps: int, rng: np.random.Generator) -> Array:
+    """Gaussian noise [B, N, H, A] of unit variance that changes over about `steps` steps of H (a moving average)."""
+    batch, num, horizon, dim = shape
+    white = rng.standard_normal((batch, num, horizon + steps - 1, dim))
+    return np.lib.stride_tricks.sliding_window_view(white, steps, axis=2).sum(-1) / steps**0.5
 
 
 class Watching:
