@@ -319,8 +319,9 @@ def _suite(settings: Mapping[str, Any]) -> Suite:
 
 def rank_pool(settings: Mapping[str, Any]) -> list[str]:
     """The verb rank: evaluate a pool of checkpoints (or read a score table), detect, rank, report. The verdict in words."""
+    from robopolicy.ranking.episode_table import load_episodes
     from robopolicy.ranking.report import verdict
-    from robopolicy.ranking.tables import load_episodes, load_features
+    from robopolicy.ranking.tables import load_features
 
     out, pool = Path(settings["out"]), settings["pool"]
     arms: list[Arm] = []

@@ -12,10 +12,11 @@ from scipy import stats
 from robopolicy.ranking import metrics, statistics
 from robopolicy.ranking.combine import COMBINERS, combine
 from robopolicy.ranking.detectors import DETECTORS, dead_units, detect
+from robopolicy.ranking.episode_table import load_episodes
 from robopolicy.ranking.rank import compare, rank
 from robopolicy.ranking.report import verdict, write_report
 from robopolicy.ranking.result import Ranking
-from robopolicy.ranking.tables import RankingError, check_features, load_episodes, load_features
+from robopolicy.ranking.tables import RankingError, check_features, load_features
 from robopolicy.ranking.worlds import drawn_parameters
 
 NUM_CONDITIONS, NUM_FEATURES = 40, 8
@@ -337,7 +338,7 @@ def test_files_are_written_and_read_back(ranking, tmp_path):
     folder = ranking.write(tmp_path)
     assert Ranking.from_json((folder / "ranking.json").read_text()).orders == ranking.orders
     header, *lines = (folder / "ranking.csv").read_text().splitlines()
-    assert header.startswith('"checkpoint","run","step","rank","vsdr"')
+    assert header.startswith('"checkpoint","run","step","rank","group","vsdr"')
     assert len(lines) == len(SUCCESS)
     stale = json.dumps({**json.loads(ranking.to_json()), "schema": 0})
     with pytest.raises(RankingError, match="schema 0"):
