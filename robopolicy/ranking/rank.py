@@ -16,6 +16,7 @@ import pyarrow as pa
 from robopolicy.ranking.agreement import agreement
 from robopolicy.ranking.combine import COMBINERS, combine
 from robopolicy.ranking.detectors import DETECTORS, Detection, detect
+from robopolicy.ranking.intervals import wilson
 from robopolicy.ranking.result import SCHEMA, CheckpointScore, Ranking
 from robopolicy.ranking.statistics import (
     Interval,
@@ -28,7 +29,6 @@ from robopolicy.ranking.statistics import (
     prob_top_k,
     ranks,
     stream,
-    wilson_interval,
 )
 from robopolicy.ranking.tables import Outcomes, RankingError, check_episodes, check_features
 from robopolicy.spec import did_you_mean
@@ -98,7 +98,7 @@ def _obtained(target: Outcomes | None) -> dict[str, tuple[float, Interval]]:
     """{checkpoint: (success on the target, its interval)}."""
     if target is None:
         return {}
-    low, high = wilson_interval(target.successes.sum(axis=1), target.num_episodes)
+    low, high = wilson(target.successes.sum(axis=1), target.num_episodes)
     rows = zip(target.checkpoints, target.success, low, high, strict=True)
     return {name: (float(rate), (float(a), float(b))) for name, rate, a, b in rows}
 
@@ -120,7 +120,7 @@ def _detected(found: Detection | None, detector: str) -> dict[str, Any]:
 
 def _lines(pool: _Pool, target: Outcomes | None, settings: Mapping[str, Any]) -> tuple[CheckpointScore, ...]:
     outcomes, places = pool.outcomes, pool.places
-    low, high = wilson_interval(outcomes.successes.sum(axis=1), outcomes.num_episodes)
+    low, high = wilson(outcomes.successes.sum(axis=1), outcomes.num_episodes)
     top = {k: prob_top_k(places["vsdr"][1:], k) for k in {1, *settings["k"]}}
     best_first = pool.order("vsdr")
     behind = _behind(outcomes, best_first[0], settings["seed"], settings["num_bootstrap"])
