@@ -286,8 +286,8 @@ def rank_run(
 
 def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb evaluate: success of every checkpoint with its interval; the paired difference where a critic steers."""
+    from robopolicy.ranking.intervals import wilson
     from robopolicy.ranking.rank import compare
-    from robopolicy.ranking.statistics import wilson_interval
 
     arms = [replace(arm, instruction=settings["instruction"]) for arm in find_checkpoints(settings["checkpoint"])]
     steer = settings["steer"]
@@ -296,7 +296,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
     lines = []
     for name, success in success_by_arm(table).items():
-        low, high = wilson_interval(success.sum(), len(success))
+        low, high = wilson(success.sum(), len(success))
         lines.append(
             f"{name}: success {success.mean():.1%} "
             f"(95 % interval {float(low):.1%} to {float(high):.1%}, {len(success)} episodes)"

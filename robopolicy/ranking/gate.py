@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from robopolicy.ranking.intervals import clopper_pearson
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.slices import find_slice, slices
 from robopolicy.ranking.statistics import (
     bootstrap_means,
     bootstrap_weights,
-    clopper_pearson_interval,
     percentile_interval,
     stream,
 )
@@ -165,7 +165,7 @@ def _of_episodes(
         if not n:
             return None, None, 0
         if set(np.unique(values[rows & (owner == leader)])) <= {0.0, 1.0}:
-            low, high = clopper_pearson_interval(total, n)
+            low, high = clopper_pearson(total, n)
             return total / n, (float(low), float(high)), n
         return total / n, _bootstrap(sums[None], counts, seed)[1], n
     other = baseline if rule.vs == "baseline" else rule.vs
@@ -191,7 +191,7 @@ def _of_scores(rule: Rule, ranking: Ranking) -> tuple[float | None, tuple[float,
     line = ranking.checkpoints[0]
     if line.success is None or not line.num_episodes:
         return line.success, None, line.num_episodes or 0
-    low, high = clopper_pearson_interval(round(line.success * line.num_episodes), line.num_episodes)
+    low, high = clopper_pearson(round(line.success * line.num_episodes), line.num_episodes)
     return line.success, (float(low), float(high)), line.num_episodes
 
 

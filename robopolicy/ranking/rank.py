@@ -18,6 +18,7 @@ from robopolicy.ranking.combine import COMBINERS
 from robopolicy.ranking.detectors import DETECTORS, Detection, detect
 from robopolicy.ranking.episode_table import check_episodes
 from robopolicy.ranking.evidence import Evidence, Ordered, binomial_draws, constant_draws, success_draws
+from robopolicy.ranking.intervals import wilson
 from robopolicy.ranking.result import SCHEMA, CheckpointScore, Ranking
 from robopolicy.ranking.score_table import ScoreTable
 from robopolicy.ranking.statistics import (
@@ -29,7 +30,6 @@ from robopolicy.ranking.statistics import (
     percentile_interval,
     prob_top_k,
     stream,
-    wilson_interval,
 )
 from robopolicy.ranking.tables import Outcomes, RankingError, check_features
 from robopolicy.spec import did_you_mean
@@ -90,7 +90,7 @@ def _obtained(target: Outcomes | None) -> dict[str, tuple[float, Interval]]:
     """{checkpoint: (success on the target, its interval)}."""
     if target is None:
         return {}
-    low, high = wilson_interval(target.num_successes, target.episodes)
+    low, high = wilson(target.num_successes, target.episodes)
     rows = zip(target.checkpoints, target.success, low, high, strict=True)
     return {name: (float(rate), (float(a), float(b))) for name, rate, a, b in rows}
 
@@ -235,7 +235,7 @@ def rank(
     num_fit = {len(s.fit) for s in sets.values()}
     if len(num_fit) > 1:
         warnings.append(f"detectors were fitted on {sorted(num_fit)} rows: give every checkpoint equally many")
-    low, high = wilson_interval(outcomes.num_successes, outcomes.episodes)
+    low, high = wilson(outcomes.num_successes, outcomes.episodes)
     obtained, behind = _obtained(target), _behind(outcomes, ordered.order("vsdr")[0], terms["sim"])
     details = []
     for c, name in enumerate(names):
@@ -272,7 +272,7 @@ def _given_rates(real: Array, episodes: Array | None) -> list[tuple[float | None
     found: list[tuple[float | None, Interval | None]] = []
     for c, value in enumerate(real):
         trials = 0 if episodes is None or not np.isfinite(value) else int(episodes[c])
-        interval = wilson_interval(round(value * trials), trials) if trials else None
+        interval = wilson(round(value * trials), trials) if trials else None
         rate = float(value) if np.isfinite(value) else None
         found.append((rate, (float(interval[0]), float(interval[1])) if interval else None))
     return found
@@ -331,7 +331,7 @@ def rank_scores(
     details = []
     for c in range(len(table)):
         trials = int(episodes[c]) if known else None  # type: ignore[index]
-        interval = tuple(map(float, wilson_interval(round(sim[c] * trials), trials))) if trials else None
+        interval = tuple(map(float, wilson(round(sim[c] * trials), trials))) if trials else None
         behind = None if c == leader else {"difference": float(sim[c] - sim[leader]), "interval": None}
         ood = table.scores["ood"][c] if "ood" in table.scores else np.nan
         line = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from robopolicy.ranking.statistics import wilson_interval
+from robopolicy.ranking.intervals import wilson
 from robopolicy.ranking.tables import Array, RankingError
 from robopolicy.ranking.worlds import PREFIX, numbers
 from robopolicy.spec import did_you_mean
@@ -88,7 +88,7 @@ def weakest(table: pa.Table, checkpoints: Sequence[str], most: int = 8) -> list[
             if not hit.size:
                 rates.append(None)
                 continue
-            low, high = wilson_interval(hit.sum(), hit.size)
+            low, high = wilson(hit.sum(), hit.size)
             rates.append({"success": float(hit.mean()), "interval": [float(low), float(high)], "n": int(hit.size)})
         cell = {"level": part.level, "low": part.low, "high": part.high, "rates": rates}
         found.setdefault(part.parameter, {"parameter": part.parameter, "cells": []})["cells"].append(cell)

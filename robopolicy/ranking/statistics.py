@@ -13,49 +13,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from robopolicy.ranking.intervals import CONFIDENCE, wilson
+
 Array = np.ndarray
 Interval = tuple[float, float]
-
-CONFIDENCE = 0.95
 
 
 def stream(seed: int, *purpose: str | int) -> np.random.Generator:
     """The generator of (seed, purpose): the same on every machine and independent of what else was drawn before."""
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-
-
-def _check_counts(successes: Any, trials: Any) -> tuple[Array, Array]:
-    k, n = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
-    if (n < 1).any() or (k < 0).any() or (k > n).any():
-        raise ValueError(f"successes={successes} of trials={trials}: needs 0 <= successes <= trials and trials >= 1")
-    return k, n
-
-
-def wilson_interval(successes: Any, trials: Any, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
-    """Score interval of a binomial proportion (Wilson 1927). Broadcasts; returns (low, high) in [0, 1].
-
-    Raises:
-        ValueError: not 0 <= successes <= trials, or trials < 1.
-    """
-    k, n = _check_counts(successes, trials)
-    z = stats.norm.ppf((1 + confidence) / 2)
-    centre = (k + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
-    return np.where(k == 0, 0.0, centre - half), np.where(k == n, 1.0, centre + half)
-
-
-def clopper_pearson_interval(successes: Any, trials: Any, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
-    """Exact, conservative interval of a binomial proportion (Clopper and Pearson 1934). Broadcasts; returns (low, high).
-
-    Raises:
-        ValueError: not 0 <= successes <= trials, or trials < 1.
-    """
-    k, n = _check_counts(successes, trials)
-    tail = (1 - confidence) / 2
-    low = stats.beta.ppf(tail, np.maximum(k, 1), n - k + 1)
-    high = stats.beta.ppf(1 - tail, k + 1, np.maximum(n - k, 1))
-    return np.where(k == 0, 0.0, low), np.where(k == n, 1.0, high)
 
 
 def mcnemar(base: Array, other: Array) -> tuple[int, int, float]:
@@ -151,7 +118,7 @@ def paired_comparison(
     episodes = int(np.sum(counts))
     rates = sums.sum(axis=1) / episodes
     draws = bootstrap_means(sums, counts, bootstrap_weights(sums.shape[1], num_bootstrap, generator))
-    low, high = wilson_interval(sums.sum(axis=1), episodes)
+    low, high = wilson(sums.sum(axis=1), episodes)
     test = mcnemar(sums[0] > 0, sums[1] > 0) if (np.asarray(counts) == 1).all() else (None, None, None)
     return PairedComparison(
         base=float(rates[0]),

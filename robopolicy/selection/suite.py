@@ -51,9 +51,8 @@ class FrozenSuite:
             for seed in seeds:
                 if seed in owner:
                     where = f"twice in {split!r}" if owner[seed] == split else f"in {owner[seed]!r} and in {split!r}"
-                    raise RankingError(
-                        f"suite {self.name!r}: condition {seed} is {where}; splits that overlap confirm nothing: draw a new suite"
-                    )
+                    remedy = "splits that overlap confirm nothing: draw a new suite"
+                    raise RankingError(f"suite {self.name!r}: condition {seed} is {where}; {remedy}")
                 owner[seed] = split
 
     @classmethod

@@ -33,13 +33,15 @@ KINDS = (
 
 
 class Target(Protocol):
-    """A set of observations. hash: of its content; checksums: of its episodes, where it is a dataset."""
+    """A set of observations."""
 
     @property
-    def hash(self) -> str: ...
+    def hash(self) -> str:
+        """sha256 (hex) of the content."""
 
     @property
-    def checksums(self) -> frozenset[str]: ...
+    def checksums(self) -> frozenset[str]:
+        """Of its episodes; empty where it is no dataset."""
 
     def frames(self, features: Features, obs_horizon: int) -> Frames:
         """The frames in these features. Raises SpecError when it lacks one."""
@@ -105,7 +107,7 @@ class RecordedTarget:
         values = {}
         for key, feature in features.items():
             if key == TASK:
-                continue
+                raise SpecError("the policy is told its task, which these observations do not say: give a dataset with tasks")
             if key not in self.values:
                 raise SpecError(f"the target observations have no {key!r}; {did_you_mean(key, self.values)}")
             array = self.values[key]

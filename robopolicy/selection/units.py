@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def plan(arms: Sequence[Arm], suite: FrozenSuite, split: str, start: int, stop: 
     edges = [start, *range((start // BLOCK + 1) * BLOCK, stop, BLOCK), stop]
     for arm in arms:
         identity = _identity(arm)
-        for first, last in zip(edges, edges[1:], strict=False):
+        for first, last in pairwise(edges):
             seeds = suite.splits[split][first:last]
             if seeds:
                 key = json.dumps([identity, suite.worlds, list(seeds), played_by], sort_keys=True)
