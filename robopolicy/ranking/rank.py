@@ -185,6 +185,7 @@ def rank(
     further: Mapping[str, Mapping[str, float]] | None = None,
     combined: Sequence[str] | None = None,
     dropped: Mapping[str, int] | None = None,
+    splits: Sequence[str] | None = None,
 ) -> Ranking:
     """Orders the checkpoints of `episodes` for the target.
 
@@ -198,6 +199,7 @@ def rank(
     further: {score: {checkpoint: value}}, larger = better; shown, and part of the order where `combined` names it.
     combined: the terms that make the score; None = "sim" and, with features, "ood".
     dropped: {checkpoint: round} of sequential halving after which a checkpoint was evaluated no further.
+    splits: rows of these splits only; None = all.
 
     The bootstrap resamples conditions (for V) and episodes of target and hold-out observations (for O) together, the same
     ones for every checkpoint; detectors are fitted once. Equal inputs give a byte-identical `to_json`, whatever the order
@@ -208,7 +210,7 @@ def rank(
     """
     _check_settings(detector, combiner, num_bootstrap, k)
     dropped = dict(dropped or {})
-    outcomes = check_episodes(episodes, nested=bool(dropped))
+    outcomes = check_episodes(episodes, nested=bool(dropped), splits=splits)
     names = outcomes.checkpoints
     outcomes.indices(dropped)
     sets = check_features(features or {}, names)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from robopolicy.ranking.tables import RankingError
 from robopolicy.spec import did_you_mean
@@ -71,23 +69,22 @@ def play(
     names: Sequence[str],
     planned: Sequence[Round],
     play_round: Callable[[Sequence[str], Round, int], None],
-    score: Callable[[], dict[str, float]],
+    score: Callable[[Mapping[str, int]], Mapping[str, float]],
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Go through the rounds: ({checkpoint: round after which it was dropped, from 1}, a log line a round).
 
-    play_round(names, round, its number) plays; score() then gives every checkpoint's score, larger = better. Ties are broken
-    by name, so that nothing depends on the order of results.
+    play_round(names, round, its number) plays; score(dropped so far) then gives every checkpoint's score, larger = better.
+    Ties are broken by name, so that nothing depends on the order of results.
     """
-    staying, dropped, log = list(names), dict[str, int](), []
+    staying, dropped, log = sorted(names), dict[str, int](), []
     for number, this in enumerate(planned, start=1):
         play_round(staying, this, number)
-        after = planned[number].num_arms if number < len(planned) else len(staying)
-        if after < len(staying):
-            found = score()
-            ordered = sorted(staying, key=lambda name: (-np.nan_to_num(found[name], nan=-np.inf), name))
-            staying, out = ordered[:after], ordered[after:]
+        keep = planned[number].num_arms if number < len(planned) else len(staying)
+        out: list[str] = []
+        if keep < len(staying):
+            found = score(dropped)
+            ordered = sorted(staying, key=lambda name: (-found[name], name))
+            staying, out = sorted(ordered[:keep]), ordered[keep:]
             dropped |= dict.fromkeys(out, number)
-        else:
-            out = []
         log.append({"round": number, "conditions": this.stop, "checkpoints": this.num_arms, "dropped": sorted(out)})
     return dropped, log

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from robopolicy.checkpoint import sha256
 from robopolicy.evaluation.rollout import Arm, play_block
-from robopolicy.executor import Executor, available_cores, map_units
+from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.selection.suite import FrozenSuite
 
@@ -106,17 +106,18 @@ def run(units: Sequence[Unit], num_workers: int | None, title: str, executor: Ex
     return read(units)
 
 
-def estimate(units: Sequence[Unit], num_workers: int | None, executor: Executor | None = None) -> tuple[int, float]:
-    """(episodes that are missing, seconds they will take), from what was played; without any, one block is played first."""
-    missing = [unit for unit in units if not unit.file.exists()]
+def seconds_per_episode(units: Sequence[Unit], num_workers: int | None, executor: Executor | None = None) -> float:
+    """Mean seconds that an episode of these units took; where none was played yet, the first block is."""
     done = [unit for unit in units if unit.file.exists()]
-    if missing and not done:
-        run(missing[:1], num_workers, "first block, to know what the rest will cost", executor)
-        missing, done = missing[1:], missing[:1]
-    seconds = [row["seconds"] for unit in done[:50] for row in json.loads(unit.file.read_bytes())]
-    workers = 1 if num_workers == 0 else num_workers or available_cores()
-    episodes = sum(map(len, missing))
-    return episodes, episodes * float(np.mean(seconds or [0.0])) / workers
+    if not done:
+        done = list(units[:1])
+        run(done, num_workers, "a first block, to know what the rest will cost", executor)
+    return float(np.mean([row["seconds"] for unit in done[:50] for row in json.loads(unit.file.read_bytes())]))
+
+
+def num_missing(units: Sequence[Unit]) -> int:
+    """Episodes of units that were not played yet."""
+    return sum(len(unit) for unit in units if not unit.file.exists())
 
 
 def duration(seconds: float) -> str:
