@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from robopolicy.ranking.agreement import agreement
-from robopolicy.ranking.combine import COMBINERS
+from robopolicy.ranking.combine import COMBINERS, MIN_POOL
 from robopolicy.ranking.detectors import DETECTORS, Detection, detect
 from robopolicy.ranking.episode_table import check_episodes
 from robopolicy.ranking.evidence import Evidence, Ordered, binomial_draws, constant_draws, success_draws
@@ -36,7 +36,6 @@ from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
 
-MIN_POOL = 8
 COMBINED = ("sim", "ood")  # the terms of VSDR; others enter where they are asked for
 PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; {fixed} has no known error"
 
@@ -55,10 +54,11 @@ def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], 
 def _pool_warnings(evidence: Evidence) -> list[str]:
     num, sim = len(evidence.names), evidence.terms["sim"][0]
     seen = int((~np.isnan(evidence.terms["ood"][0])).sum()) if "ood" in evidence.terms else 0
+    fallback = ": simulated success alone orders them" if evidence.combined == ("sim",) else ""
     checks = [
         (not seen, "no features of target observations: the order is simulated success alone"),
         (0 < seen < num, f"{num - seen} of {num} checkpoints have no features and are placed by simulated success alone"),
-        (num < MIN_POOL, f"{num} checkpoints: the score is relative to its pool, which is coarse below {MIN_POOL}"),
+        (seen and num < MIN_POOL, f"{num} checkpoints are too few for a score relative to its pool (below {MIN_POOL}){fallback}"),
         (num > 1 and bool((sim == sim[0]).all()), "simulated success is the same for all checkpoints"),
     ]
     return [message for raised, message in checks if raised]
@@ -165,11 +165,14 @@ def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequenc
 
 
 def _combined(wanted: Sequence[str] | None, terms: Mapping[str, Array]) -> tuple[str, ...]:
-    """Which terms make the score: those asked for, else those of VSDR that there are."""
+    """Which terms make the score: those asked for, else those of VSDR that there are, in a pool that is large enough."""
     for name in wanted or ():
         if name not in terms:
             raise RankingError(f"combine has {name!r}, which no score has; {did_you_mean(name, terms)}")
-    return tuple(wanted or [name for name in COMBINED if name in terms])
+    if wanted:
+        return tuple(wanted)
+    small = terms["sim"].shape[1] < MIN_POOL
+    return ("sim",) if small else tuple(name for name in COMBINED if name in terms)
 
 
 def rank(
@@ -197,7 +200,7 @@ def rank(
         and never make them.
     k: sizes of shortlists for prob_top and regret@k; those above the size of the pool are dropped.
     further: {score: {checkpoint: value}}, larger = better; shown, and part of the order where `combined` names it.
-    combined: the terms that make the score; None = "sim" and, with features, "ood".
+    combined: the terms that make the score; None = "sim" and, with features and 8 checkpoints or more, "ood".
     dropped: {checkpoint: round} of sequential halving after which a checkpoint was evaluated no further.
     splits: rows of these splits only; None = all.
 

@@ -7,7 +7,7 @@
   const value = (row, column) => {
     const cell = row.cells[column];
     if (cell.dataset.v !== undefined) return Number(cell.dataset.v);
-    return heads[column].classList.contains("r") || /\d|–|tried/.test(cell.textContent) && column > 3 ? NaN : cell.textContent.trim();
+    return heads[column].dataset.text === undefined ? NaN : cell.textContent.trim();
   };
   const order = (a, b) => {
     if (typeof a === "string" || typeof b === "string") return String(a).localeCompare(String(b), "en", { numeric: true });
