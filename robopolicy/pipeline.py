@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from robopolicy import checkpoint, config
@@ -28,8 +27,7 @@ from robopolicy.evaluation.rollout import (
     success_by_arm,
     write_table,
 )
-from robopolicy.executor import Executor, map_units
-from robopolicy.files import atomic_write
+from robopolicy.executor import Executor
 from robopolicy.policies.exported import ExportedPolicy
 from robopolicy.policies.load import load_policy
 from robopolicy.spec import TASK, Policy, did_you_mean

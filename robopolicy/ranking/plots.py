@@ -209,9 +209,7 @@ def rank_intervals(ranking: Ranking) -> str:
 def obtained(ranking: Ranking, target_name: str) -> str:
     """Success on the target against the predicted place, for VSDR and for simulation alone: a good order falls."""
     outcomes = {
-        c.checkpoint: (c.target_success, c.target_interval)
-        for c in ranking.checkpoints
-        if c.target_success is not None
+        c.checkpoint: (c.target_success, c.target_interval) for c in ranking.checkpoints if c.target_success is not None
     }
     best = max(success for success, _ in outcomes.values())
     figure, axes = axes_of(3.7, columns=2)

@@ -58,7 +58,10 @@ def _pool_warnings(evidence: Evidence) -> list[str]:
     checks = [
         (not seen, "no features of target observations: the order is simulated success alone"),
         (0 < seen < num, f"{num - seen} of {num} checkpoints have no features and are placed by simulated success alone"),
-        (seen and num < MIN_POOL, f"{num} checkpoints are too few for a score relative to its pool (below {MIN_POOL}){fallback}"),
+        (
+            seen and num < MIN_POOL,
+            f"{num} checkpoints are too few for a score relative to its pool (below {MIN_POOL}){fallback}",
+        ),
         (num > 1 and bool((sim == sim[0]).all()), "simulated success is the same for all checkpoints"),
     ]
     return [message for raised, message in checks if raised]
