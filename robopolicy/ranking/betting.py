@@ -16,31 +16,28 @@ from robopolicy.ranking.intervals import CONFIDENCE
 
 Array = np.ndarray
 
-STAKES = ((np.arange(40) + 0.5) / 40) ** 2  # shares of the capital that a bet may lose; denser towards small bets
+STAKES = ((np.arange(30) + 0.5) / 30) ** 2  # shares of the capital that a bet may lose; denser towards small bets
 RESOLUTION = 1000  # steps of the grid of a confidence sequence, over [low, high]
 
 
-def lower_bound(values: Array, floor: Array | float, ceiling: float, alpha: float) -> float:
-    """A number that the mean undercuts with probability at most alpha, at any time; at least the smallest floor.
+def lower_bound(values: Array, floor: float, ceiling: float, alpha: float) -> float:
+    """A number that the mean undercuts with probability at most alpha, at any time; at least `floor`.
 
-    values: [T], each >= floor (scalar or [T]), whose mean given the past is at most the mean in question. ceiling: the
-    largest mean considered.
+    values: [T], each >= floor, whose mean given the past is at most the mean in question. ceiling: largest mean considered.
 
     The capital of a stake c, prod (1 - c) + c (value - floor) / (m - floor), is a supermartingale where m is the mean, and
-    falls with m, so the bound is found by bisection on where their average reached 1 / alpha.
+    falls with m, so the bound is found by bisection on where the average over stakes reached 1 / alpha.
     """
-    floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), values.shape)
 
     def rich(mean: float) -> bool:
-        gain = (values - floors) / np.maximum(mean - floors, np.finfo(np.float64).tiny)
-        with np.errstate(over="ignore"):
-            capital = np.cumprod(1 + STAKES[:, None] * (gain - 1), axis=1).mean(axis=0)
+        with np.errstate(over="ignore", under="ignore"):
+            capital = np.cumprod(1 + STAKES[:, None] * ((values - floor) / (mean - floor) - 1), axis=1).mean(axis=0)
         return bool(capital.max() >= 1 / alpha)
 
-    below, above = float(floors.min()), float(ceiling)
+    below, above = floor, ceiling
     if rich(above):
         return above
-    while above - below > 1e-9 * (ceiling - floors.min()):
+    while above - below > 1e-7 * (ceiling - floor):
         middle = (below + above) / 2
         below, above = (middle, above) if rich(middle) else (below, middle)
     return below

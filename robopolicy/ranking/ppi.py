@@ -21,7 +21,7 @@ Array = np.ndarray
 
 METHODS = ("auto", "asymptotic", "betting")
 MIN_ASYMPTOTIC = 100  # the normal approximation covers .88 at 20 and .94 at 50 trials where it should cover .95
-MIN_TWINS = 8  # twins seen before the betting form starts to lean on the simulator
+PRIOR_WEIGHT, PRIOR_TWINS = 0.5, 8  # the betting form starts with this weight, as if learned from so many twins
 SIM_SHARE = 0.1  # of the error budget: for not knowing the simulator's mean exactly
 
 
@@ -112,11 +112,12 @@ def _betting(y: Array, f: Array, extra: Array, confidence: float, low: float, hi
     bottom, top = betting_ci(extra, 1 - SIM_SHARE * alpha, low=low, high=high)
     off = max(top - centre, centre - bottom)
     ratio = y.size / extra.size
-    weights = np.array([0.0 if i < MIN_TWINS else _weight(y[:i], f[:i], ratio) for i in range(y.size)])
+    learned = np.array([0.0 if i < 2 else _weight(y[:i], f[:i], ratio) for i in range(y.size)])
+    seen = np.where(np.arange(y.size) < 2, 0, np.arange(y.size))
+    weights = (PRIOR_TWINS * PRIOR_WEIGHT + seen * learned) / (PRIOR_TWINS + seen)
     w = y - weights * (f - centre)
     tail = (1 - SIM_SHARE) * alpha / 2
-    floors = low - weights * (high - centre + off)
-    ceilings = high + weights * (centre - low + off)
-    under = lower_bound(w - weights * off, floors, high, tail)
-    over = -lower_bound(-(w + weights * off), -ceilings, -low, tail)
+    floor, ceiling = low - (high - centre + off), high + (centre - low + off)  # whatever the weights will be
+    under = lower_bound(w - weights * off, floor, high, tail)
+    over = -lower_bound(-(w + weights * off), -ceiling, -low, tail)
     return float(w.mean()), under, over, float(weights[-1])
