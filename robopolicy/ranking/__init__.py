@@ -47,8 +47,8 @@ _NAMES = {
     "winners": ("Finalist", "Shrunk", "confirm", "shrink"),
     "power": ("detectable_difference", "episodes_to_separate", "power_to_separate"),
     "allocation": ("Halving", "Round", "halving_plan", "hopeless", "sequential_halving", "survivors"),
-    "cokriging": ("CoKriging",),
-    "next_real": ("Advice", "posterior_draws"),
+    "cokriging": ("CoKriging", "fit_cokriging"),
+    "advice": ("Advice", "next_real", "posterior_draws"),
     "combine": ("vsdr",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -2,8 +2,8 @@
 
     R_i = s + c + rho_1 (S_i1 - s) + sum_l rho_l z_il + delta_i,   delta ~ N(0, K),  K_ij = v exp(-d_ij^2 / 2 l^2) + w 1[i = j]
 
-S_i1: simulated value in the units of the real one (s its pool mean). z_il: further scores, standardised over the pool. d_ij: how
-differently two policies act, e.g. the rms distance of their actions on the same real observations. With c ~ N(0, .),
+S_i1: simulated value in the units of the real one (s its pool mean). z_il: further scores, standardised over the pool. d_ij:
+how differently two policies act, e.g. the rms distance of their actions on the same real observations. With c ~ N(0, .),
 rho_1 ~ N(1, 1), rho_l ~ N(0, .) this is one Gaussian prior of all R, which real outcomes condition exactly (Kennedy and
 O'Hagan 2000; for policies as in Active Offline Policy Selection, Konyushkova et al., NeurIPS 2021). v, l, w are fitted once
 three policies have been tried; without real outcomes the expected real value is the simulated one.
@@ -26,8 +26,9 @@ Array = np.ndarray
 
 SCHEMA = 1
 MIN_TRIED = 3  # policies with real outcomes before the kernel is fitted
-SD_OFFSET, SD_RHO = 3.0, 1.0  # prior: of c in pool deviations, of rho_1
-PRIOR = {"v": (0.25, 1.5), "l": (1.0, 1.0), "w": (0.05, 1.0)}  # log-normal: median (x pool variance, median d), log sd
+SD_OFFSET, SD_RHO = 3.0, 1.0  # prior: of c in units, of rho_1
+MIN_RATE_UNIT = 0.15
+PRIOR = {"v": (0.5, 1.5), "l": (1.0, 1.0), "w": (0.25, 1.0)}  # log-normal: median (x unit^2, x median d), log sd
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class CoKriging:
     def ingest(self, outcomes: Mapping[str, Sequence[float]]) -> CoKriging:
         """The posterior after further real outcomes. Raises ValueError for unknown policies or NaN."""
         merged = {name: [*self.outcomes.get(name, ()), *outcomes.get(name, ())] for name in {**self.outcomes, **outcomes}}
-        settings = {"noise_variance": self.noise_variance, "regularization": self.regularization}
-        return fit(self.policies, self.scores, merged, distances=self.distances, **settings)
+        settings: dict[str, Any] = {"noise_variance": self.noise_variance, "regularization": self.regularization}
+        return fit_cokriging(self.policies, self.scores, merged, distances=self.distances, **settings)
 
     def to_json(self) -> str:
         """Plain JSON: what was given and, for readers, the posterior's mean and sd and the kernel."""
@@ -105,10 +106,10 @@ class CoKriging:
             settings = {key: content[key] for key in ("distances", "noise_variance", "regularization")}
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"not a posterior written by to_json: {error!r}") from error
-        return fit(*given, **settings)
+        return fit_cokriging(*given, **settings)
 
 
-def fit(
+def fit_cokriging(
     policies: Sequence[str],
     scores: Any,
     outcomes: Mapping[str, Sequence[float]],
@@ -126,8 +127,8 @@ def fit(
         maximum likelihood, for outcomes that are almost exact.
 
     Raises:
-        ValueError: repeated or no policies, regularization below 0, shapes that do not match, NaN outcomes or distances, outcomes of an unknown
-            policy, or NaN scores without distances.
+        ValueError: repeated or no policies, regularization below 0, shapes that do not match, NaN outcomes or distances,
+            outcomes of an unknown policy, or NaN scores without distances.
     """
     if not regularization >= 0:
         raise ValueError(f"regularization={regularization}: needs a number of at least 0")
@@ -194,9 +195,14 @@ def _summaries(
 
 
 def _unit(table: Array) -> float:
-    """Deviation of the simulated values over the pool; for constant ones a tenth of their size, or of 1."""
-    spread = float(table[:, 0].std())
-    return spread if spread > 1e-9 else 0.1 * max(float(np.abs(table[:, 0]).max()), 1.0)
+    """How far real values may stray, before anything is tried: the deviation of the simulated ones over the pool.
+
+    For rates at least MIN_RATE_UNIT: policies that simulation finds equal (converged ones) may well differ in reality.
+    """
+    sim = table[:, 0]
+    rates = sim.min() >= 0 and sim.max() <= 1
+    least = MIN_RATE_UNIT if rates else 0.1 * float(np.abs(sim).max())
+    return max(float(sim.std()), least)
 
 
 def _prior(table: Array) -> tuple[Array, Array, float]:

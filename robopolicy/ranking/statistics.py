@@ -40,7 +40,7 @@ def mcnemar(base: Array, other: Array) -> tuple[int, int, float]:
     return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
 
 
-def holm(p_values: Sequence[float]) -> Array:
+def holm(p_values: Any) -> Array:
     """Holm-adjusted p-values (family-wise error), in the order given. Raises ValueError for values outside [0, 1]."""
     p = checks.vector(p_values, "p-values", min_size=0)
     if p.size and not 0 <= p.min() <= p.max() <= 1:
