@@ -7,6 +7,7 @@ the capital over bets of fixed sizes (their "diversified Kelly"); for outcomes 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,29 @@ STAKES = ((np.arange(30) + 0.5) / 30) ** 2  # shares of the capital that a bet m
 RESOLUTION = 1000  # steps of the grid of a confidence sequence, over [low, high]
 
 
-def lower_bound(values: Array, floor: float, ceiling: float, alpha: float) -> float:
-    """A number that the mean undercuts with probability at most alpha, at any time; at least `floor`.
+def capital(values: Array, floor: float, mean: float) -> Array:
+    """Capital [T] after every bet that the mean exceeds `mean`, of `values` [T] >= floor; falls with `mean` > floor.
 
-    values: [T], each >= floor, whose mean given the past is at most the mean in question. ceiling: largest mean considered.
+    Average over stakes c of prod (1 - c) + c (value - floor) / (mean - floor): a supermartingale from 1 where the mean given
+    the past is at most `mean`.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        return np.cumprod(1 + STAKES[:, None] * ((values - floor) / (mean - floor) - 1), axis=1).mean(axis=0)
 
-    The capital of a stake c, prod (1 - c) + c (value - floor) / (m - floor), is a supermartingale where m is the mean, and
-    falls with m, so the bound is found by bisection on where the average over stakes reached 1 / alpha.
+
+def lower_bound(wealth: Callable[[float], Array], low: float, high: float, alpha: float) -> float:
+    """A number in [low, high] that the mean undercuts with probability at most alpha, at any time.
+
+    wealth(mean) -> [T]: a capital as above or an average of such; the bound is where it once reached 1 / alpha.
     """
 
     def rich(mean: float) -> bool:
-        with np.errstate(over="ignore", under="ignore"):
-            capital = np.cumprod(1 + STAKES[:, None] * ((values - floor) / (mean - floor) - 1), axis=1).mean(axis=0)
-        return bool(capital.max() >= 1 / alpha)
+        return bool(wealth(mean).max() >= 1 / alpha)
 
-    below, above = floor, ceiling
+    below, above = low, high
     if rich(above):
         return above
-    while above - below > 1e-7 * (ceiling - floor):
+    while above - below > 1e-7 * (high - low):
         middle = (below + above) / 2
         below, above = (middle, above) if rich(middle) else (below, middle)
     return below
@@ -64,7 +70,8 @@ def betting_ci(values: Any, confidence: float = CONFIDENCE, *, low: float = 0.0,
     """
     x = _bounded(values, low, high)
     tail = (1 - checks.fraction(confidence, "confidence")) / 2
-    return lower_bound(x, low, high, tail), -lower_bound(-x, -high, -low, tail)
+    bottom = lower_bound(lambda mean: capital(x, low, mean), low, high, tail)
+    return bottom, -lower_bound(lambda mean: capital(-x, -high, mean), -high, -low, tail)
 
 
 def betting_sequence(
