@@ -97,17 +97,13 @@ def test_clopper_pearson_covers_every_rate_and_wilson_covers_on_average(n):
 
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.5, 0.9])
 def test_anytime_binomial_covers_at_all_times_at_once(rate):
-    """Exact: the probability that a random walk of successes ever leaves the interval within 200 trials."""
+    """Exact: the probability that a random walk of successes ever leaves the interval within 100 trials."""
     alive = np.array([1.0])
-    fixed = 0.0
-    for n in range(1, 201):
+    for n in range(1, 101):
         alive = np.append(alive * (1 - rate), 0) + np.append(0, alive * rate)
         low, high = anytime_binomial(np.arange(n + 1), n)
         alive *= (low <= rate) & (rate <= high)
-        low, high = clopper_pearson(np.arange(n + 1), n)
-        fixed = max(fixed, 1 - stats.binom.pmf(np.arange(n + 1), n, rate) @ ((low <= rate) & (rate <= high)))
     assert 0.001 < 1 - alive.sum() <= 0.05
-    assert fixed <= 0.05
 
 
 def test_intervals_of_scalars_are_floats_and_are_ordered():
@@ -144,13 +140,13 @@ def test_bad_counts_are_named(successes, trials, confidence, message):
 
 def test_betting_covers_skewed_progress_at_all_times():
     rng, missed, ended_in = np.random.default_rng(0), 0, 0
-    for _ in range(150):
+    for _ in range(60):
         x = rng.beta(0.3, 0.1, size=60)  # progress: mostly all or nothing, mean 0.75
         low, high = betting_sequence(x)
         missed += not ((low <= 0.75) & (high >= 0.75)).all()
         ended_in += high[-1] - low[-1] < 0.4
-    assert missed / 150 <= 0.05 + 0.02
-    assert ended_in > 140
+    assert missed / 60 <= 0.05 + 0.02
+    assert ended_in > 55
 
 
 def test_betting_sequence_is_the_running_interval():
@@ -271,19 +267,19 @@ def test_prediction_powered_mean_is_the_formula_of_ppi_plus_plus():
 @pytest.mark.parametrize("method", ["asymptotic", "betting"])
 def test_prediction_powered_interval_covers_a_biased_simulator(method):
     rng, covered, n = np.random.default_rng(1), 0, 120 if method == "asymptotic" else 25
-    for _ in range(200):
-        y, f, extra = twins(rng, n, 1000)
-        f, extra = np.maximum(f, rng.random(n) < 0.4), np.maximum(extra, rng.random(1000) < 0.4)  # it is too easy
+    for _ in range(100):
+        y, f, extra = twins(rng, n, 500)
+        f, extra = np.maximum(f, rng.random(n) < 0.4), np.maximum(extra, rng.random(500) < 0.4)  # it is too easy
         found = ppi_mean(y, f, extra, method=method)
         covered += found.low <= 0.6 <= found.high
-    assert covered / 200 >= 0.95 - 0.02
+    assert covered / 100 >= 0.95 - 0.02
 
 
 def test_prediction_powered_interval_gains_from_a_good_simulator_and_survives_a_useless_one():
     rng, gain, loss = np.random.default_rng(2), [], []
-    for _ in range(20):
+    for _ in range(8):
         for agree, ratios in [(0.97, gain), (0.0, loss)]:
-            y, f, extra = twins(rng, 90, 4000, agree=agree)
+            y, f, extra = twins(rng, 90, 2000, agree=agree)
             found, alone = ppi_mean(y, f, extra), betting_ci(y)
             assert found.method == "betting"
             ratios.append((found.high - found.low) / (alone[1] - alone[0]))

@@ -31,11 +31,28 @@ _NAMES = {
     "betting": ("betting_ci", "betting_sequence"),
     "sequential": ("ETest2x2", "ETestResult", "e_test_2x2"),
     "ppi": ("PpiResult", "ppi_mean"),
-    "statistics": ("cluster_bootstrap", "holm", "mcnemar", "paired_comparison", "prob_top_k", "ranks", "stream"),
+    "statistics": (
+        "RankSummary",
+        "cluster_bootstrap",
+        "holm",
+        "mcnemar",
+        "paired_comparison",
+        "prob_top_k",
+        "rank_summary",
+        "ranks",
+        "stream",
+    ),
+    "separation": ("mcnemar_matrix", "tie_groups", "wald_matrix"),
+    "variance": ("SeedVariance", "VarianceComponents", "plateaued", "seed_variance", "variance_components"),
+    "winners": ("Finalist", "Shrunk", "confirm", "shrink"),
+    "power": ("detectable_difference", "episodes_to_separate", "power_to_separate"),
+    "allocation": ("Halving", "Round", "halving_plan", "hopeless", "sequential_halving", "survivors"),
+    "cokriging": ("CoKriging", "fit_cokriging"),
+    "advice": ("Advice", "next_real", "posterior_draws"),
     "combine": ("vsdr",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ("betting", "combine", "detectors", "intervals", "metrics", "ppi", "sequential", "statistics")
+_MODULES = (*_NAMES, "detectors")
 
 __all__ = list(_MODULE_OF) + list(_MODULES)
 

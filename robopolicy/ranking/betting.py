@@ -7,6 +7,7 @@ the capital over bets of fixed sizes (their "diversified Kelly"); for outcomes 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,31 +17,33 @@ from robopolicy.ranking.intervals import CONFIDENCE
 
 Array = np.ndarray
 
-STAKES = ((np.arange(40) + 0.5) / 40) ** 2  # shares of the capital that a bet may lose; denser towards small bets
+STAKES = ((np.arange(30) + 0.5) / 30) ** 2  # shares of the capital that a bet may lose; denser towards small bets
 RESOLUTION = 1000  # steps of the grid of a confidence sequence, over [low, high]
 
 
-def lower_bound(values: Array, floor: Array | float, ceiling: float, alpha: float) -> float:
-    """A number that the mean undercuts with probability at most alpha, at any time; at least the smallest floor.
+def capital(values: Array, floor: float, mean: float) -> Array:
+    """Capital [T] after every bet that the mean exceeds `mean`, of `values` [T] >= floor; falls with `mean` > floor.
 
-    values: [T], each >= floor (scalar or [T]), whose mean given the past is at most the mean in question. ceiling: the
-    largest mean considered.
-
-    The capital of a stake c, prod (1 - c) + c (value - floor) / (m - floor), is a supermartingale where m is the mean, and
-    falls with m, so the bound is found by bisection on where their average reached 1 / alpha.
+    Average over stakes c of prod (1 - c) + c (value - floor) / (mean - floor): a supermartingale from 1 where the mean given
+    the past is at most `mean`.
     """
-    floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), values.shape)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.cumprod(1 + STAKES[:, None] * ((values - floor) / (mean - floor) - 1), axis=1).mean(axis=0)
+
+
+def lower_bound(wealth: Callable[[float], Array], low: float, high: float, alpha: float) -> float:
+    """A number in [low, high] that the mean undercuts with probability at most alpha, at any time.
+
+    wealth(mean) -> [T]: a capital as above or an average of such; the bound is where it once reached 1 / alpha.
+    """
 
     def rich(mean: float) -> bool:
-        gain = (values - floors) / np.maximum(mean - floors, np.finfo(np.float64).tiny)
-        with np.errstate(over="ignore"):
-            capital = np.cumprod(1 + STAKES[:, None] * (gain - 1), axis=1).mean(axis=0)
-        return bool(capital.max() >= 1 / alpha)
+        return bool(wealth(mean).max() >= 1 / alpha)
 
-    below, above = float(floors.min()), float(ceiling)
+    below, above = low, high
     if rich(above):
         return above
-    while above - below > 1e-9 * (ceiling - floors.min()):
+    while above - below > 1e-7 * (high - low):
         middle = (below + above) / 2
         below, above = (middle, above) if rich(middle) else (below, middle)
     return below
@@ -67,7 +70,8 @@ def betting_ci(values: Any, confidence: float = CONFIDENCE, *, low: float = 0.0,
     """
     x = _bounded(values, low, high)
     tail = (1 - checks.fraction(confidence, "confidence")) / 2
-    return lower_bound(x, low, high, tail), -lower_bound(-x, -high, -low, tail)
+    bottom = lower_bound(lambda mean: capital(x, low, mean), low, high, tail)
+    return bottom, -lower_bound(lambda mean: capital(-x, -high, mean), -high, -low, tail)
 
 
 def betting_sequence(

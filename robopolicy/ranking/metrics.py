@@ -63,7 +63,7 @@ def spearman(real: Any, predicted: Any) -> float:
 def kendall(real: Any, predicted: Any) -> float:
     """Kendall's tau-b (ties corrected); NaN when either is constant."""
     r, s = _pair(real, predicted)
-    return float(stats.kendalltau(r, s).statistic)
+    return float(stats.kendalltau(r, s).statistic) if np.ptp(r) and np.ptp(s) else float("nan")
 
 
 def pairwise_accuracy(real: Any, predicted: Any, *, weighted: bool = False) -> float:

@@ -25,7 +25,7 @@ ALTERNATIVES = ("two-sided", "greater", "less")
 OPTIMISTIC, PESSIMISTIC = (2.0, 1.0), (1.0, 2.0)  # Beta priors of the policy claimed to be better and of the other
 
 
-def _log_factor(base: Array, other: Array, q_base: Array, q_other: Array) -> Array:
+def _log_factor(base: Any, other: Any, q_base: Any, q_other: Any) -> Array:
     """log of the factor of one pair in favour of other > base; 0 where the estimates q lie in the null."""
     c = (q_base + q_other) / 2
     ratio = np.where(base, q_base / c, (1 - q_base) / (1 - c)) * np.where(other, q_other / c, (1 - q_other) / (1 - c))
