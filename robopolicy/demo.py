@@ -236,7 +236,7 @@ class Demo:
 
     def _summary(self, ranking: Ranking, steering: pa.Table, pair: Sequence[Arm]) -> list[str]:
         first = ranking.checkpoints[0]
-        low, high = first.success_interval
+        low, high = first.success_interval or (float("nan"), float("nan"))
         steered = {name: float(values.mean()) for name, values in success_by_arm(steering).items()}
         lines = [
             f"Ranked {len(ranking.checkpoints)} checkpoints of {len(self.settings['randomizations'])} training runs.",

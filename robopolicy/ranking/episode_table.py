@@ -140,7 +140,8 @@ class _Tally:
             tuple(w[c] for w, c in zip(words, (v >> 48, (v >> 40) & 0xFF, v & 0xFFFFFFFFFF), strict=True))
             for v in self.triples.known
         ]
-        by_name, by_condition = np.argsort(names, kind="stable"), sorted(range(shape[1]), key=triples.__getitem__)
+        by_name = np.argsort(names, kind="stable")
+        by_condition = np.array(sorted(range(shape[1]), key=triples.__getitem__))
         trials = self.trials[: shape[0], : shape[1]][np.ix_(by_name, by_condition)]
         conditions = [triples[i] for i in by_condition]
         checkpoints = tuple(names[i] for i in by_name)

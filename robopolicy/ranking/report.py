@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a ranking: verdict, table, figures, galleries, provenance. Nothing is loaded from elsewhere.
+"""One self-contained HTML page about a ranking: verdict, table, figures, galleries, provenance.
 
-The only script sorts and unfolds the table; without it the page says the same.
+Nothing is loaded from elsewhere. The only script sorts and unfolds the table; without it the page says the same.
 """
 
 from __future__ import annotations

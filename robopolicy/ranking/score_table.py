@@ -123,9 +123,9 @@ def check_scores(table: pa.Table, name: str = "scores") -> ScoreTable:
         where = f" in domain {twice[1]!r}" if twice[1] else ""
         raise RankingError(f"{name}: policy {twice[0]!r} appears twice{where}; keep one row a policy")
     for column in DEFINITION:
-        if column in columns and len(values := set(table[column].to_pylist())) > 1:
+        if column in columns and len(given := set(table[column].to_pylist())) > 1:
             raise RankingError(
-                f"{name}: returns of {column} {' and '.join(map(str, sorted(values, key=str)))} are in one table; they are "
+                f"{name}: returns of {column} {' and '.join(map(str, sorted(given, key=str)))} are in one table; they are "
                 "different quantities: score every policy with the same one, or rank them apart"
             )
     order = sorted(range(len(keys)), key=keys.__getitem__)

@@ -82,7 +82,7 @@ def weakest(table: pa.Table, checkpoints: Sequence[str], most: int = 8) -> list[
     owner, success = np.array(table["checkpoint"].to_pylist(), str), np.array(table["success"].to_pylist(), float)
     found: dict[str, dict[str, Any]] = {}
     for part in known.values():
-        rates = []
+        rates: list[dict[str, Any] | None] = []
         for name in checkpoints:
             hit = success[part.rows & (owner == name)]
             if not hit.size:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from robopolicy.ranking.allocation import Round, halving_plan, survivors
 from robopolicy.ranking.tables import RankingError
 from robopolicy.spec import did_you_mean
 
 ALLOCATIONS = ("uniform", "halving")
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round: so many checkpoints go through the conditions up to `stop` (those of earlier rounds included)."""
-
-    num_arms: int
-    start: int
-    stop: int
 
 
 def check(alloc: str, budget: int | None, finalists: int) -> None:
@@ -35,56 +26,42 @@ def check(alloc: str, budget: int | None, finalists: int) -> None:
 def rounds(num_arms: int, num_conditions: int, alloc: str, budget: int | None, finalists: int) -> list[Round]:
     """The rounds of an allocation of `budget` episodes (None = all conditions for those that stay to the end).
 
-    uniform: one round. halving (Karnin et al. 2013): log2(num_arms / finalists) rounds and one of the finalists, each with an
-    equal part of the budget, after each of which the better half stays.
-
     Raises:
         RankingError: a budget that gives no episode to everyone.
     """
-    if alloc == "uniform":
-        stop = num_conditions if budget is None else min(num_conditions, budget // num_arms)
-        if not stop:
-            raise RankingError(f"budget={budget} is less than an episode for each of {num_arms} checkpoints")
-        return [Round(num_arms, 0, stop)]
-    sizes = [num_arms]
-    while sizes[-1] > finalists:
-        sizes.append(max(finalists, math.ceil(sizes[-1] / 2)))
-    total = budget if budget is not None else _full_budget(sizes, num_conditions)
-    share, stop = total / len(sizes), 0
-    planned = []
-    for size in sizes:
-        start, stop = stop, min(num_conditions, stop + int(share // size))
-        if not stop:
-            raise RankingError(f"budget={budget} over {len(sizes)} rounds is less than an episode for each of {num_arms}")
-        planned.append(Round(size, start, stop))
-    return planned
-
-
-def _full_budget(sizes: Sequence[int], num_conditions: int) -> int:
-    """The smallest budget with which the last round ends at the last condition."""
-    return math.ceil(num_conditions / sum(1 / size for size in sizes)) * len(sizes)
+    finalists = min(finalists, num_arms)
+    if alloc == "halving" and budget is None:
+        sizes = [r.num_policies for r in halving_plan(num_arms, num_arms * num_conditions, num_final=finalists)]
+        budget = max(num_arms, math.ceil(num_conditions / sum(1 / size for size in sizes)) * len(sizes))
+    elif budget is None:
+        budget = num_arms * num_conditions
+    if budget < num_arms:
+        raise RankingError(f"budget={budget} is less than an episode for each of {num_arms} checkpoints")
+    if alloc == "halving":
+        return halving_plan(num_arms, budget, num_final=finalists, num_conditions=num_conditions)
+    return [Round(0, num_arms, 0, min(num_conditions, budget // num_arms), num_arms)]
 
 
 def play(
     names: Sequence[str],
     planned: Sequence[Round],
-    play_round: Callable[[Sequence[str], Round, int], None],
+    play_round: Callable[[Sequence[str], Round], None],
     score: Callable[[Mapping[str, int]], Mapping[str, float]],
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Go through the rounds: ({checkpoint: round after which it was dropped, from 1}, a log line a round).
 
-    play_round(names, round, its number) plays; score(dropped so far) then gives every checkpoint's score, larger = better.
-    Ties are broken by name, so that nothing depends on the order of results.
+    play_round(names, round) plays; score(dropped so far) then gives every checkpoint's score, larger = better. Ties are
+    broken by name, so that nothing depends on the order of results.
     """
     staying, dropped, log = sorted(names), dict[str, int](), []
-    for number, this in enumerate(planned, start=1):
-        play_round(staying, this, number)
-        keep = planned[number].num_arms if number < len(planned) else len(staying)
+    for this in planned:
+        play_round(staying, this)
         out: list[str] = []
-        if keep < len(staying):
+        if this.num_survivors < len(staying):
             found = score(dropped)
-            ordered = sorted(staying, key=lambda name: (-found[name], name))
-            staying, out = sorted(ordered[:keep]), ordered[keep:]
-            dropped |= dict.fromkeys(out, number)
-        log.append({"round": number, "conditions": this.stop, "checkpoints": this.num_arms, "dropped": sorted(out)})
+            kept = {staying[i] for i in survivors([found[name] for name in staying], this.num_survivors)}
+            out = [name for name in staying if name not in kept]
+            dropped |= dict.fromkeys(out, this.number + 1)
+            staying = sorted(kept)
+        log.append({"round": this.number + 1, "conditions": this.stop, "checkpoints": this.num_policies, "dropped": out})
     return dropped, log

@@ -86,7 +86,7 @@ def expected(num_arms: int, suite: FrozenSuite, spending: Spending) -> tuple[lis
     """The rounds, and all episodes they and the finalists' fresh conditions take."""
     planned = halving.rounds(num_arms, suite.size(SELECT), spending.alloc, spending.budget, min(spending.finalists, num_arms))
     fresh = suite.size(CONFIRM) + (suite.size(SEALED) if spending.open_sealed else 0)
-    episodes = sum(r.num_arms * (r.stop - r.start) for r in planned)
+    episodes = sum(r.episodes for r in planned)
     return planned, episodes + min(spending.finalists, num_arms) * fresh
 
 
@@ -101,7 +101,7 @@ def say_cost(arms: Sequence[Arm], suite: FrozenSuite, spending: Spending, work: 
         f"{len(arms)} checkpoints, {total} episodes of about {each:.2g} s on {work.processes} processes: about "
         f"{units.duration((total - there) * each / work.processes)}"
     )
-    rounds = " -> ".join(f"{r.num_arms} x {r.stop}" for r in planned)
+    rounds = " -> ".join(f"{r.num_policies} x {r.stop}" for r in planned)
     text += f" ({there} of the first round's episodes are there)" if there else ""
     return f"{text}; rounds (checkpoints x conditions): {rounds}" + (
         f"; every checkpoint on every condition would take {uniform} episodes" if len(planned) > 1 else ""
@@ -121,10 +121,10 @@ def play_pool(
     by_name = {arm.name: arm for arm in arms}
     tables: list[pa.Table] = []
 
-    def play_round(names: Sequence[str], this: halving.Round, number: int) -> None:
+    def play_round(names: Sequence[str], this: halving.Round) -> None:
         chosen = [by_name[name] for name in names]
         blocks = units.plan(chosen, suite, SELECT, this.start, this.stop, work.folder)
-        title = f"round {number} of {len(planned)}" if len(planned) > 1 else "evaluate"
+        title = f"round {this.number + 1} of {len(planned)}" if len(planned) > 1 else "evaluate"
         if blocks:
             tables.append(units.run(blocks, work.num_workers, title, work.executor))
 

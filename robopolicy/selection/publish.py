@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 
 from robopolicy.files import atomic_write, plain
 from robopolicy.ranking.cards import file_name, model_card
+from robopolicy.ranking.embed import encode_image
 from robopolicy.ranking.fresh import FRESH
 from robopolicy.ranking.gate import EXIT_CODES, Rule, judge
-from robopolicy.ranking.report import encode_image, verdict, write_report
+from robopolicy.ranking.report import write_report
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.slices import weakest
 from robopolicy.ranking.tables import RankingError
+from robopolicy.ranking.verdict import verdict
 from robopolicy.ranking.worlds import drawn_parameters
 
 EPISODES, GATE, CONTEXT, PROVENANCE, REPORT, PICTURES = (
