@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,10 @@ class FrozenSuite:
                     taken.add(drawn)
             splits[split] = tuple(chosen)
         return cls(name, env_id, dict(env_kwargs), splits, horizon)
+
+    def renamed(self, name: str) -> FrozenSuite:
+        """The same conditions under another name."""
+        return replace(self, name=name)
 
     @property
     def content(self) -> dict[str, Any]:
