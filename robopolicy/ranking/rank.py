@@ -37,7 +37,7 @@ from robopolicy.spec import did_you_mean
 Array = np.ndarray
 
 COMBINED = ("sim", "ood")  # the terms of VSDR; others enter where they are asked for
-PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; {fixed} has no known error"
+PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; the error of {fixed} is not known"
 
 
 def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], detector: str, num: int) -> Array:

@@ -49,7 +49,8 @@ def _figures(ranking: Ranking, target_name: str, histograms: Sequence[Mapping[st
         text = f"How far each place moves when the evidence is drawn anew.{cut}"
         add("How sure is the order?", text, plots.rank_intervals(ranking))
     if any(c.success is not None for c in ranking.checkpoints):
-        add("Success rates", f"Every checkpoint met the same conditions.{cut}", plots.forest(ranking, target_name))
+        text = "Every checkpoint met the same conditions." if ranking.num_conditions else "As given, with 95 % intervals."
+        add("Success rates", f"{text}{cut}", plots.forest(ranking, target_name))
     if curves.has_curves(ranking):
         add("Along training", "Simulated success of each run by training step, 95 % intervals.", curves.training(ranking))
     if histograms:

@@ -181,7 +181,7 @@ def suite_of(settings: Mapping[str, Any]) -> FrozenSuite:
         return read_suite(settings["suite"])
     env_id, env_kwargs = pipeline.task_env(settings["task"], settings["randomization"])
     sizes = {SELECT: settings["episodes"], CONFIRM: settings["confirm"], SEALED: settings["sealed"]}
-    horizon = int(settings["task"]["max_episode_steps"])
+    horizon = int(env_kwargs.get("max_episode_steps") or settings["task"]["max_episode_steps"])
     return FrozenSuite.draw(env_id, env_id, env_kwargs, horizon, sizes, settings["seed"])
 
 

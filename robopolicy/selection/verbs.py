@@ -22,18 +22,8 @@ from robopolicy.selection.publish import CONTEXT, PROVENANCE, Finished, read_jso
 from robopolicy.selection.run import SUITE, suite_of
 from robopolicy.selection.suite import SPLITS, read_suite
 
-SHOWN = (
-    "num_policies",
-    "spearman",
-    "kendall",
-    "mmrv",
-    "regret@{k}",
-    "best@{k}",
-    "worst@{k}",
-    "mean@{k}",
-    "std@{k}",
-    "sharpe@{k}",
-)
+SHOWN = ("num_policies", "spearman", "kendall", "mmrv")
+SHOWN_AT_K = ("regret", "best", "worst", "mean", "std", "sharpe")
 
 
 def suite(settings: Mapping[str, Any]) -> Finished:
