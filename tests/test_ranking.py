@@ -297,7 +297,7 @@ def test_report_is_self_contained_and_complete(ranking, context, tmp_path):
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
-    assert page.count('<svg class="plot"') == 4
+    assert page.count('<svg class="plot"') == 5
 
 
 def test_report_is_byte_identical_also_from_disk(ranking, context, tmp_path):

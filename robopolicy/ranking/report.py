@@ -45,12 +45,6 @@ def _figures(ranking: Ranking, target_name: str, histograms: Sequence[Mapping[st
     if ranking.check is not None:
         text = "A good order falls from left to right. Filled: the first pick. Dashed: the best of the pool."
         add("Predicted against obtained", text, plots.obtained(ranking, target_name))
-    if ranking.num_draws:
-        text = f"How far each place moves when the evidence is drawn anew.{cut}"
-        add("How sure is the order?", text, plots.rank_intervals(ranking))
-    if any(c.success is not None for c in ranking.checkpoints):
-        text = "Every checkpoint met the same conditions." if ranking.num_conditions else "As given, with 95 % intervals."
-        add("Success rates", f"{text}{cut}", plots.forest(ranking, target_name))
     if curves.has_curves(ranking):
         add("Along training", "Simulated success of each run by training step, 95 % intervals.", curves.training(ranking))
     if histograms:
@@ -59,6 +53,14 @@ def _figures(ranking: Ranking, target_name: str, histograms: Sequence[Mapping[st
     if sum(any(v is not None for v in _column(ranking, name)) for name in ranking.checkpoints[0].scores) > 2:
         text = "Places by every score against places by every other: on the diagonal two scores agree."
         add("Score against score", text, curves.score_matrix(ranking))
+    if ranking.num_draws:
+        text = f"How far each place moves when the evidence is drawn anew.{cut}"
+        add("How sure is the order?", text, plots.rank_intervals(ranking))
+    if any(c.success is not None for c in ranking.checkpoints):
+        text = "Every checkpoint met the same conditions." if ranking.num_conditions else "As given, with 95 % intervals."
+        if any(c.dropped for c in ranking.checkpoints):
+            text = "Checkpoints that were dropped met the first of the conditions that the others met."
+        add("Success rates", f"{text}{cut}", plots.forest(ranking, target_name))
     return figures
 
 
@@ -145,7 +147,7 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
         real=context.get("real"),
         what_ran={**_provenance_lines(context.get("provenance")), **context.get("what_ran", {})},
         not_computed=_not_computed(ranking, context.get("not_computed", {})),
-        order_names={name: LONG_SCORES.get(name, name) for name in ranking.orders},
+        order_names={name: LONG_SCORES.get(name, name) for name in dict.fromkeys((*LONG_SCORES, *ranking.orders))},
         combined=" and ".join(TERM_WORDS.get(name, name) for name in ranking.settings["combined"]),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         script=script,

@@ -129,7 +129,8 @@ def render(out: str | Path) -> Path:
         context["worlds"] = drawn_parameters(episodes)
         judged = headline_episodes(ranking, episodes)
         names = [line.checkpoint for line in ranking.checkpoints[:NUM_CARDS]]
-        context["slices"] = {"checkpoints": names, "parameters": weakest(judged, names)} if judged is not None else None
+        found = weakest(judged, names) if judged is not None else []
+        context["slices"] = {"checkpoints": names, "parameters": found} if found else None
     return write_report(out / REPORT, ranking, {key: value for key, value in context.items() if value})
 
 
