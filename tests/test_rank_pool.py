@@ -184,7 +184,8 @@ def test_further_scores_are_shown_and_order_only_when_asked(runs, whole, tmp_pat
     ranked(runs, tmp_path, "also=[kl_robust,support,action_error]", "combine=[action_error]")
     ranking = Ranking.read(tmp_path)
     line = ranking.checkpoints[0]
-    assert set(line.scores) == {"sim", "ood", "kl_robust", "support", "action_error"}
+    assert set(line.scores) == {"sim", "ood", "kl_robust", "action_error"}
+    assert "of 8 of 8 checkpoints" in (tmp_path / "report.html").read_text(), "these experts all act alike: no support"
     assert all(c.scores["kl_robust"] <= c.scores["sim"] + 1e-9 for c in ranking.checkpoints)
     assert ranking.orders["vsdr"] == ranking.orders["action_error"]
     errors = {c.checkpoint: -c.scores["action_error"] for c in ranking.checkpoints}
