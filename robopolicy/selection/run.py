@@ -201,8 +201,7 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     work = Work((out / UNITS).absolute(), settings["num_workers"], executor)
     target = None
     if settings["target"]:
-        options = {"fps": settings["target_fps"], "keys": settings["target_keys"]}
-        target = prepare(settings["target"], out / TARGET, **options)
+        target = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
         refuse_leaks(arms, open_target(target))
     cost = say_cost(arms, suite, spending, work)
     logger.info(cost)
