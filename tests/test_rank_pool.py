@@ -21,6 +21,7 @@ from robopolicy.data.episodes import EpisodeStore
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.tables import IntegrityError, RankingError
 from robopolicy.selection import verbs
+from robopolicy.selection.further import decisions
 from robopolicy.selection.halving import play, rounds
 from robopolicy.selection.pool import find_pool
 from robopolicy.selection.run import rank_verb
@@ -176,6 +177,34 @@ def test_equal_checkpoints_are_one_and_patterns_find_them(runs, tmp_path):
     assert "is the same checkpoint as seed0@" in notes[0]
     with pytest.raises(ValueError, match="nothing matches"):
         find_pool([str(tmp_path / "nothing*")])
+
+
+def test_further_scores_are_shown_and_order_only_when_asked(runs, whole, tmp_path):
+    shutil.copytree(whole[0] / "units", tmp_path / "units")
+    ranked(runs, tmp_path, "also=[kl_robust,support,action_error]", "combine=[action_error]")
+    ranking = Ranking.read(tmp_path)
+    line = ranking.checkpoints[0]
+    assert set(line.scores) == {"sim", "ood", "kl_robust", "action_error"}
+    assert "of 8 of 8 checkpoints" in (tmp_path / "report.html").read_text(), "these experts all act alike: no support"
+    assert all(c.scores["kl_robust"] <= c.scores["sim"] + 1e-9 for c in ranking.checkpoints)
+    assert ranking.orders["vsdr"] == ranking.orders["action_error"]
+    errors = {c.checkpoint: -c.scores["action_error"] for c in ranking.checkpoints}
+    trained = [errors[f"seed0@{step}"] for step in (4, 16)]
+    assert trained[1] < trained[0], "training on these tasks lowers the error on the target's actions"
+    with pytest.raises(RankingError, match="did you mean 'support'"):
+        ranked(runs, tmp_path, "also=[suport]")
+
+
+def test_recorded_decisions_become_transitions(runs):
+    store = EpisodeStore(runs / "target")
+    length = int(store.lengths[0])
+    own = {"episode": np.zeros(length // 2, int), "step": np.arange(0, length // 2 * 2, 2)}
+    current, following, rewards, discounts = decisions(own, store, 2)
+    reward = store.read(0, [spec.REWARD])[spec.REWARD].astype(float)
+    assert current.tolist() == list(range(length // 2))
+    assert following[:-1].tolist() == list(range(1, length // 2))
+    assert discounts[-1] == 0 or length % 2
+    assert rewards[0] == pytest.approx(reward[0] + 0.99 * reward[1])
 
 
 # ---- leaks and targets

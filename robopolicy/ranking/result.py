@@ -26,8 +26,8 @@ class CheckpointScore:
     """One line of the ranking. Rates are fractions in [0, 1]; intervals are at 95 %; None or empty where not computed.
 
     rank: place by VSDR, ties share the best one. group: neighbours that the evidence does not tell apart share a number.
-    scores: by "sim", "ood" and every further term, as they were given or measured. ranks, rank_intervals: places by "vsdr" and
-    each of them.
+    scores: by "sim", "ood" and every further term, all larger = better ("ood" is minus the distance). ranks,
+    rank_intervals: places by "vsdr" and each of them.
     success: simulated success rate, of `num_episodes`; None where "sim" is another kind of score.
     dropped: round of sequential halving after which it was evaluated no further.
     ood: effect size of the chosen detector (0 = looks like simulation, larger = further out); effect_sizes: of all.

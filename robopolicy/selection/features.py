@@ -71,7 +71,7 @@ def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[s
 
 def _unit(unit: tuple[Arm, Path, str], target: str, num_frames: int, seed: int) -> None:
     arm, file, key = unit
-    _write(file, {**policy_features(arm, target, num_frames, seed), KEY: np.array(key)})
+    write_arrays(file, policy_features(arm, target, num_frames, seed), key)
 
 
 def pool_features(
@@ -91,13 +91,14 @@ def pool_features(
     for arm in arms:
         key = hashlib.sha256(json.dumps([checkpoint.sha256(arm.checkpoint), *identity]).encode()).hexdigest()
         units.append((arm, features_file(folder, arm.name), key))
-    missing = [unit for unit in units if not _is_of(unit[1], unit[2])]
+    missing = [unit for unit in units if not is_of(unit[1], unit[2])]
     work = partial(_unit, target=path, num_frames=num_frames, seed=seed)
     map_units(work, missing, num_workers, "features", executor=executor)
     return {arm.name: load_features(file) for arm, file, _ in units}
 
 
-def _is_of(file: Path, key: str) -> bool:
+def is_of(file: Path, key: str) -> bool:
+    """Whether `file` was written under this key."""
     if not file.is_file():
         return False
     with np.load(file, allow_pickle=False) as arrays:
@@ -109,10 +110,12 @@ def features_file(folder: str | Path, name: str) -> Path:
     return Path(folder) / f"{name.replace('/', '_')}.npz"
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
+    """Write arrays in one step, with the key of what they depend on."""
+
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays, **{KEY: np.array(key)})  # type: ignore[arg-type]
 
     atomic_write(path, write)
 

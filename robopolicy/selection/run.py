@@ -23,7 +23,8 @@ from robopolicy.ranking.rank import rank, rank_scores
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
-from robopolicy.selection import gallery
+from robopolicy.selection import further, gallery
+from robopolicy.selection.acts import pool_acts
 from robopolicy.selection.features import features_file, pool_features, refuse_leaks
 from robopolicy.selection.halving import check as check_spending
 from robopolicy.selection.pool import (
@@ -39,11 +40,11 @@ from robopolicy.selection.pool import (
 from robopolicy.selection.provenance import now, provenance
 from robopolicy.selection.publish import Finished, publish
 from robopolicy.selection.suite import CONFIRM, SEALED, SELECT, FrozenSuite, read_suite
-from robopolicy.selection.target import open_target, prepare
+from robopolicy.selection.target import StoreTarget, open_target, prepare
 
 logger = logging.getLogger(__name__)
 
-UNITS, FEATURES, TARGET, SUITE = "units", "features", "target", "suite.yaml"
+UNITS, FEATURES, TARGET, ACTS, SUITE = "units", "features", "target", "acts", "suite.yaml"
 NUM_OPEN = 1_000_000  # episodes of a table that are sliced and kept; of larger ones those of the finalists are
 NOT_SHOWN = {
     "A claim about the robot": "the order is a prediction from simulation and from the target's observations; it is checked by "
@@ -195,12 +196,12 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     names = [arm.name for arm in arms]
     if settings["baseline"] and settings["baseline"] not in names:
         raise RankingError(f"baseline={settings['baseline']!r} is not in the pool: {', '.join(names[:5])}, ...")
+    further.check(settings["also"], settings["value_critic"])
     executor = pipeline.make_executor(settings["executor"])
     work = Work((out / UNITS).absolute(), settings["num_workers"], executor)
     target = None
     if settings["target"]:
-        options = {"fps": settings["target_fps"], "keys": settings["target_keys"]}
-        target = prepare(settings["target"], out / TARGET, **options)
+        target = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
         refuse_leaks(arms, open_target(target))
     cost = say_cost(arms, suite, spending, work)
     logger.info(cost)
@@ -213,9 +214,11 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     elif target is not None:
         keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
         features = pool_features(arms, target, folder=out / FEATURES, executor=executor, **keys)
-    options = {**_rank_settings(settings), "detector": settings["detector"]}
+    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"], "combined": None}
     played = play_pool(arms, suite, spending, work, features, options)
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
+    more = further.merged(further.simulated(settings["also"], played.select), _acted(settings, arms, target, work))
+    options |= {"further": more.scores, "combined": settings["combine"]}
     ranking = rank(played.select, features, target_outcomes=outcomes, dropped=played.dropped, **options)
     ranking, fresh = confirm(ranking, arms, suite, spending, work, settings["baseline"])
     inputs = {"suite": suite.sha} | ({} if target is None else {"target": open_target(target).hash})
@@ -223,7 +226,24 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     ranking = with_identity(ranking, arms, inputs, notes)
     episodes = played.select if fresh is None else pa.concat_tables([played.select, fresh], promote_options="default")
     context = _pool_context(settings, suite, ranking, features, target, played.log, arms, work, episodes)
+    context["not_computed"] |= {f"Score {name}": why for name, why in more.missing.items()}
     return ranking, episodes, context, {arm.name: _about(arm) for arm in _finalists(ranking, arms, settings)}
+
+
+def _acted(settings: Mapping[str, Any], arms: Sequence[Arm], target: Path | None, work: Work) -> further.Further:
+    """Scores that need target data with actions."""
+    wanted = [name for name in settings["also"] if name in further.ACTED]
+    if not wanted:
+        return further.Further()
+    found = None if target is None else open_target(target)
+    if not isinstance(found, StoreTarget):
+        why = "no target was given" if found is None else "the target's observations come without actions"
+        return further.Further(missing=dict.fromkeys(wanted, why))
+    critic = pipeline.find_checkpoints(settings["value_critic"])[-1].checkpoint if settings["value_critic"] else None
+    folder = (Path(settings["out"]) / ACTS).absolute()
+    drawn = (settings["num_frames"], settings["seed"], critic)
+    acts = pool_acts(arms, found.store, *drawn, work.num_workers, folder, work.executor)
+    return further.acted(wanted, acts, found.store, settings["seed"])
 
 
 def _finalists(ranking: Ranking, arms: Sequence[Arm], settings: Mapping[str, Any]) -> list[Arm]:
