@@ -53,7 +53,10 @@ def main() -> None:
         done = subprocess.run([*command, name], env={**os.environ, **one}, capture_output=True, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
         found.append({"detector": name, **row})
-        print(f"{name:14} {row['fit_s']:8.2f} {row['score_s']:8.2f} {row['memory_mib']:11.0f} {row['effect_size']:7.2f}", flush=True)
+        print(
+            f"{name:14} {row['fit_s']:8.2f} {row['score_s']:8.2f} {row['memory_mib']:11.0f} {row['effect_size']:7.2f}",
+            flush=True,
+        )
     if args.out:
         names = ("fit_rows", "width", "hold_out_rows", "target_rows")
         result = {**dict(zip(names, sizes, strict=True)), "rows": found, "seeds": 1, "seed": args.seed, "load": os.getloadavg()}

@@ -59,7 +59,10 @@ class KNN(Detector):
 
     def _fit(self, features: Array) -> None:
         self.dtype = features.dtype
-        rows = np.concatenate([self._place(x) for x in self.standard.blocks(features)])
+        rows, start = np.empty((len(features), self.standard.width), self.dtype), 0
+        for x in self.standard.blocks(features):
+            rows[start : start + len(x)] = self._place(x)
+            start += len(x)
         self.index = NearestNeighbors(n_neighbors=min(self.num_neighbours, len(rows)), algorithm="brute").fit(rows)
 
     def _place(self, x: Array) -> Array:
