@@ -392,7 +392,8 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.exit(USAGE_ERROR)
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":
