@@ -113,10 +113,12 @@ def detect(features: FeatureSet, *, detector: str, seed: int, num_bootstrap: int
     if not standard.width or (num_features > 1 and rank < MIN_EFFECTIVE_RANK):
         return _collapsed(num_features, num_dead, rank, num_bootstrap)
 
-    pairs = {}
-    for name, make in DETECTORS.items():
-        fitted = make().fit_standardised(features.fit, standard)
-        pairs[name] = fitted.pair(features.target, features.calibration, features.target_episode)
+    pairs = {
+        name: make()
+        .fit_standardised(features.fit, standard)
+        .pair(features.target, features.calibration, features.target_episode)
+        for name, make in DETECTORS.items()
+    }
     found = {name: evidence(*pair) for name, pair in pairs.items()}
     draws = _draws(pairs[detector], features, seed, num_bootstrap)
     num_leaking = int((~standard.alive & ~dead_units(features.fit, features.target)).sum())
