@@ -78,16 +78,96 @@ def evaluate(cfg: dict[str, Any]) -> None:
     print("\n".join(evaluate_run(cfg)))
 
 
-def rank(cfg: dict[str, Any]) -> None:
+def rank(cfg: dict[str, Any]) -> int:
     """Order checkpoints before any real run: simulated success combined with out-of-distribution detection (VSDR).
 
     robopolicy rank pool=[runs/none,runs/wide] target=runs/data/target out=runs/rank
-    robopolicy rank pool=[runs/none,runs/wide] target=runs/data/target outcomes=runs/outcomes.parquet
-    robopolicy rank pool=scores.parquet features=features/ detector=knn combiner=robust_z
+    robopolicy rank pool='runs/sweep/*' target=photos/ suite=suite.yaml alloc=halving budget=5000 gate=gate.yaml
+    robopolicy rank pool=[runs/none,runs/wide] target=runs/data/target outcomes=runs/outcomes.parquet executor=ray
+    robopolicy rank scores=table.csv
+    robopolicy rank scores=scores.parquet features=features/ detector=knn combiner=robust_z
     """
-    from robopolicy.pipeline import rank_pool
+    from robopolicy.selection.run import rank_verb
 
-    print("\n".join(rank_pool(cfg)))
+    return _finish(rank_verb(cfg))
+
+
+def rank_suite(cfg: dict[str, Any]) -> int:
+    """Freeze the conditions of a ranking: disjoint splits select, confirm and sealed, in a file with a hash.
+
+    robopolicy rank suite out=suites/lift.yaml task=lift randomization=held_out select=200 confirm=200 sealed=200
+    """
+    from robopolicy.selection.verbs import suite
+
+    return _finish(suite(cfg))
+
+
+def rank_backtest(cfg: dict[str, Any]) -> int:
+    """Judge the scores themselves on policies whose real outcome is known: which score should one have trusted?
+
+    robopolicy rank backtest scores=table.csv
+    robopolicy rank backtest scores=table.csv k=[1,2,4] baseline=incumbent out=runs/backtest
+    """
+    from robopolicy.selection.verbs import backtest
+
+    return _finish(backtest(cfg))
+
+
+def rank_next_real(cfg: dict[str, Any]) -> int:
+    """Which policy to try on the robot next: scores and real trials so far, by multi-fidelity co-kriging.
+
+    robopolicy rank next-real out=runs/rank
+    robopolicy rank next-real scores=table.csv log=trials.csv out=runs/rank
+    """
+    from robopolicy.selection.verbs import next_real
+
+    return _finish(next_real(cfg))
+
+
+def rank_ingest_real(cfg: dict[str, Any]) -> int:
+    """Add real trials (CSV: policy, success[, trial]) to a ranking; trials that are there already are skipped.
+
+    robopolicy rank ingest-real log=trials.csv out=runs/rank
+    """
+    from robopolicy.selection.verbs import ingest_real
+
+    return _finish(ingest_real(cfg))
+
+
+def rank_report(cfg: dict[str, Any]) -> int:
+    """Write report.html of a ranking again, from the files in its folder.
+
+    robopolicy rank report out=runs/rank
+    """
+    from robopolicy.selection.verbs import report
+
+    return _finish(report(cfg))
+
+
+def rank_diff(cfg: dict[str, Any]) -> int:
+    """What differs between two rankings: inputs, settings, places and rates; exit code 1 if the leader does.
+
+    robopolicy rank diff a=runs/rank_monday b=runs/rank_tuesday
+    """
+    from robopolicy.selection.verbs import diff
+
+    return _finish(diff(cfg))
+
+
+def rank_replay(cfg: dict[str, Any]) -> int:
+    """Play one episode of a ranking again and film it.
+
+    robopolicy rank replay out=runs/rank checkpoint=wide@4000 condition=1234567
+    """
+    from robopolicy.selection.verbs import replay
+
+    return _finish(replay(cfg))
+
+
+def _finish(done: Any) -> int:
+    """Say what a verb found; its exit code."""
+    print("\n".join(done.lines))
+    return done.exit_code
 
 
 def deploy(cfg: dict[str, Any]) -> None:
@@ -203,8 +283,14 @@ def demo(cfg: dict[str, Any]) -> None:
 
 
 _DATA = (data_info, data_check, data_merge, data_split, data_export, data_import)
-_VERBS = (collect, train, evaluate, rank, deploy, *_DATA, view, demo)
-VERBS: dict[str, Callable[[dict[str, Any]], None]] = {verb.__name__.replace("_", " "): verb for verb in _VERBS}
+_RANK = (rank, rank_suite, rank_backtest, rank_next_real, rank_ingest_real, rank_report, rank_diff, rank_replay)
+_VERBS: tuple[Callable[[dict[str, Any]], int | None], ...] = (
+    *(collect, train, evaluate),
+    *_RANK,
+    *(deploy, *_DATA, view, demo),
+)
+VERBS = {verb.__name__.replace("_", " ", 1).replace("_", "-"): verb for verb in _VERBS}
+ALIASES = {"rank run": "rank"}
 
 
 def _usage(group: str = "") -> str:
@@ -217,11 +303,13 @@ def _usage(group: str = "") -> str:
 
 def _split_verb(words: list[str]) -> tuple[str, list[str]]:
     """The verb that a command line starts with, of one word or two, and its arguments."""
-    if " ".join(words[:2]) in VERBS:
-        return " ".join(words[:2]), words[2:]
-    if words[0] in VERBS:
-        return words[0], words[1:]
+    two = " ".join(words[:2])
+    if two in VERBS or two in ALIASES:
+        return ALIASES.get(two, two), words[2:]
     subs = [name.partition(" ")[2] for name in VERBS if name.startswith(f"{words[0]} ")]
+    odd = bool(subs) and len(words) > 1 and "=" not in words[1] and not words[1].startswith("-")
+    if words[0] in VERBS and not odd:
+        return words[0], words[1:]
     if not subs:
         raise ValueError(f"no verb {words[0]!r}; {did_you_mean(words[0], [name.split()[0] for name in VERBS])}")
     given = [word for word in words[1:2] if "=" not in word]
@@ -235,11 +323,13 @@ def _verb_help(name: str) -> str:
     used = {str(key).split()[-1] for entry in OmegaConf.load(path).defaults if isinstance(entry, DictConfig) for key in entry}
     groups = sorted(f.name for f in conf_dir().iterdir() if f.is_dir() and f.name in used)
     options = [f"  {group}: {', '.join(sorted(p.stem for p in (conf_dir() / group).glob('*.yaml')))}" for group in groups]
+    subs = [f"  {verb:20}{(VERBS[verb].__doc__ or '').splitlines()[0]}" for verb in VERBS if verb.startswith(f"{name} ")]
     settings = OmegaConf.to_yaml(compose(_config_name(name)), resolve=False)
     examples = "\n".join("  " + line.strip() for line in examples.strip().splitlines())
     parts = [
         first,
         "Examples:\n" + examples,
+        *(["Further verbs:\n" + "\n".join(subs)] if subs else []),
         *(["Groups (group=option):\n" + "\n".join(options)] if options else []),
         "Settings (key=value):\n" + settings,
     ]
@@ -247,15 +337,17 @@ def _verb_help(name: str) -> str:
 
 
 def _config_name(verb: str) -> str:
-    return verb.replace(" ", "_")
+    return verb.replace(" ", "_").replace("-", "_")
 
 
-def _run(name: str, arguments: list[str]) -> None:
+def _run(name: str, arguments: list[str]) -> int:
+    """Run a verb, several times with -m; the highest exit code."""
     failures: list[Exception] = []
+    codes: list[int] = []
 
     def job(cfg: DictConfig) -> None:
         try:
-            VERBS[name](to_plain(cfg))
+            codes.append(VERBS[name](to_plain(cfg)) or 0)
         except (ValueError, OSError) as error:  # kept from Hydra, which would print more than the error
             failures.append(error)
 
@@ -266,16 +358,20 @@ def _run(name: str, arguments: list[str]) -> None:
     hydra.main(config_path=str(conf_dir()), config_name=_config_name(name), version_base="1.3")(job)()
     if failures:
         raise failures[0]
+    return max(codes, default=0)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 a mistake in what was given or a failure, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 2 a mistake in what was given or a failure, 130 interrupted.
+
+    `rank` has further ones: 1 its gate failed, 3 its gate is inconclusive, 4 inputs that would make it meaningless.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
     words = sys.argv[1:] or ["--help"]
     group = "" if words[0] in ("-h", "--help") else f"{words[0]} "
-    if not group or (words[1:] in (["-h"], ["--help"]) and any(name.startswith(group) for name in VERBS)):
+    if not group or (words[1:] in (["-h"], ["--help"]) and words[0] not in VERBS and any(v.startswith(group) for v in VERBS)):
         print(_usage(group))
         return
     try:
@@ -283,19 +379,21 @@ def main() -> None:
         if {"-h", "--help"} & set(arguments):
             print(_verb_help(name))
             return
-        _run(name, arguments)
+        code = _run(name, arguments)
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt}" if str(interrupt) else "\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        sys.exit(getattr(error, "exit_code", USAGE_ERROR))
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error, keys_of(compose(_config_name(name))))}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except Exception:
         traceback.print_exc()
         sys.exit(USAGE_ERROR)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,11 @@ from robopolicy.evaluation.film import film, strip, worlds
 from robopolicy.evaluation.pictures import gif
 from robopolicy.evaluation.rollout import Arm, Suite, success_by_arm, write_table
 from robopolicy.executor import map_units
-from robopolicy.ranking.rank import compare
+from robopolicy.ranking.looks import histogram
+from robopolicy.ranking.rank import compare, rank
 from robopolicy.ranking.result import Ranking
+from robopolicy.selection.features import pool_features
+from robopolicy.selection.publish import publish
 
 VALIDATION = "held_out"  # the randomisation that every checkpoint is validated on
 TARGET = "twin"  # what varies from trial to trial on the target
@@ -184,7 +187,7 @@ class Demo:
     ) -> Ranking:
         settings = dict(self.settings["rank"])
         frames, folder = settings.pop("num_frames"), self.out / "features"
-        features = pipeline.pool_features(arms, target.path, frames, self.seed("target"), self.workers, folder)
+        features = pool_features(arms, target.path, frames, self.seed("target"), self.workers, folder)
         comparison = compare(steering, pair[0].name, pair[1].name, seed=int(self.settings["seed"]))
         names = {"base_name": pair[0].name, "other_name": "steered"}
         note = f"Best checkpoint by simulated success; fresh {VALIDATION} worlds, the same for both."
@@ -201,8 +204,11 @@ class Demo:
                 "a claim about VSDR": "checkpoints of a run are one cluster; few runs show the mechanics only",
             },
         }
-        chance = {"seed": int(self.settings["seed"]), "outcomes": outcomes, "context": context}
-        return pipeline.rank_run(table, features, self.out, **chance, **settings)
+        ranking = rank(table, features, target_outcomes=outcomes, seed=int(self.settings["seed"]), **settings)
+        seen = [histogram(name, features[name], settings["detector"]) for name in ranking.orders["ood"][:: len(arms) - 1]]
+        context["histograms"] = [found for found in seen if found is not None]
+        publish(self.out, ranking, episodes=table, context=context)
+        return ranking
 
     def _galleries(self, arms: Sequence[Arm], outcomes: pa.Table, twin: Suite) -> list[dict[str, Any]]:
         names = list(self.settings["randomizations"])
@@ -230,7 +236,7 @@ class Demo:
 
     def _summary(self, ranking: Ranking, steering: pa.Table, pair: Sequence[Arm]) -> list[str]:
         first = ranking.checkpoints[0]
-        low, high = first.success_interval
+        low, high = first.success_interval or (float("nan"), float("nan"))
         steered = {name: float(values.mean()) for name, values in success_by_arm(steering).items()}
         lines = [
             f"Ranked {len(ranking.checkpoints)} checkpoints of {len(self.settings['randomizations'])} training runs.",

@@ -1,4 +1,4 @@
-"""The verbs as functions of plain settings: collect, train, evaluate, rank. The command line and the demo call these."""
+"""The verbs as functions of plain settings: collect, train, evaluate, view, deploy. (Ranking has a package: selection.)"""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from robopolicy import checkpoint, config
@@ -17,7 +16,6 @@ from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.collect import collect
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.data.manage import select_episodes
-from robopolicy.evaluation.features import dataset_features
 from robopolicy.evaluation.rollout import (
     Arm,
     PolicyActor,
@@ -29,20 +27,15 @@ from robopolicy.evaluation.rollout import (
     success_by_arm,
     write_table,
 )
-from robopolicy.executor import Executor, map_units
-from robopolicy.files import atomic_write
+from robopolicy.executor import Executor
 from robopolicy.policies.exported import ExportedPolicy
 from robopolicy.policies.load import load_policy
 from robopolicy.spec import TASK, Policy, did_you_mean
-
-if TYPE_CHECKING:
-    from robopolicy.ranking.result import Ranking
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("torch", "onnx")  # what computes a deployed policy
 ROLLOUT = "rollout"  # behaviour of episodes that a policy played
-FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
 
 
 def collect_run(
@@ -171,80 +164,6 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
     return replace(arm, name=f"{arm.name}+steer", critic=critic, steer=options)
 
 
-def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
-    """A checkpoint's features of the data it was trained on (fit, calibration: disjoint episodes) and of the target dataset.
-
-    Raises:
-        CheckpointError: its config does not say what it was trained on, or that is another dataset now.
-        ValueError: its policy offers no features. SpecError: the target lacks a key that the policy needs.
-    """
-    policy = load_policy(arm.checkpoint)
-    if "features" not in policy.spec.capabilities:
-        raise ValueError(
-            f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
-        )
-    store, where = training_data(arm)
-    target_store, episodes = EpisodeStore(target), select_episodes(store, where)
-    parts = {
-        "fit": (store, episodes[::FEATURE_SPLIT]),
-        "calibration": (store, episodes[1::FEATURE_SPLIT]),
-        "target": (target_store, list(range(len(target_store)))),
-    }
-    out: dict[str, np.ndarray] = {}
-    for name, (source, chosen) in parts.items():
-        out[name], out[f"{name}_episode"] = dataset_features(policy, source, chosen, num_frames, seed)
-    return out
-
-
-def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[Any]]]:
-    """The dataset that a checkpoint was trained on, and which of its episodes (`data.where`)."""
-    loaded = checkpoint.load(arm.checkpoint)
-    data = loaded.config.get("data", {})
-    if not data.get("path"):
-        raise checkpoint.CheckpointError(
-            f"{arm.checkpoint} does not say what it was trained on: give features=<folder of .npz>"
-        )
-    store = EpisodeStore(data["path"])
-    if loaded.meta.get("data_hash") not in ("", None, store.hash):
-        raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {data['path']} than is there now")
-    return store, data.get("where") or {}
-
-
-def pool_features(
-    arms: Sequence[Arm],
-    target: str | Path,
-    num_frames: int,
-    seed: int,
-    num_workers: int | None,
-    folder: str | Path,
-    executor: Executor | None = None,
-) -> dict[str, Mapping[str, np.ndarray]]:
-    """policy_features of every arm by name, in parallel, also written to `folder`."""
-    work = partial(policy_features, target=str(Path(target).absolute()), num_frames=num_frames, seed=seed)
-    found = map_units(work, arms, num_workers, "features", executor=executor)
-    features: dict[str, Mapping[str, np.ndarray]] = dict(zip([arm.name for arm in arms], found, strict=True))
-    save_features(folder, features)
-    return features
-
-
-def features_file(folder: str | Path, name: str) -> Path:
-    """The file in `folder` with the features of the checkpoint `name`."""
-    return Path(folder) / f"{name.replace('/', '_')}.npz"
-
-
-def save_features(folder: str | Path, features: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Write <folder>/<checkpoint>.npz for every checkpoint."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, arrays in features.items():
-        path = features_file(folder, name)
-
-        def write(temporary: Path, arrays: Mapping[str, np.ndarray] = arrays) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-
-        atomic_write(path, write)
-
-
 def evaluate_arms(
     arms: Sequence[Arm],
     suite: Suite,
@@ -260,34 +179,10 @@ def evaluate_arms(
     return table
 
 
-def rank_run(
-    table: pa.Table,
-    features: Mapping[str, Mapping[str, np.ndarray]],
-    out: str | Path,
-    *,
-    outcomes: pa.Table | None = None,
-    detector: str = "mahalanobis",
-    combiner: str = "rank_product",
-    seed: int = 0,
-    num_bootstrap: int = 2000,
-    context: Mapping[str, Any] | None = None,
-) -> Ranking:
-    """Rank a score table and write everything about it to `out`: ranking.json, ranking.csv, report.html."""
-    from robopolicy.ranking.rank import rank  # here, because verbs that do not rank start three seconds sooner without it
-    from robopolicy.ranking.report import write_report
-    from robopolicy.ranking.worlds import drawn_parameters
-
-    settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap}
-    ranking = rank(table, features, target_outcomes=outcomes, **settings)  # type: ignore[arg-type]
-    ranking.write(out)
-    write_report(Path(out) / "report.html", ranking, {"worlds": drawn_parameters(table), **(context or {})})
-    return ranking
-
-
 def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb evaluate: success of every checkpoint with its interval; the paired difference where a critic steers."""
+    from robopolicy.ranking.intervals import wilson
     from robopolicy.ranking.rank import compare
-    from robopolicy.ranking.statistics import wilson_interval
 
     arms = [replace(arm, instruction=settings["instruction"]) for arm in find_checkpoints(settings["checkpoint"])]
     steer = settings["steer"]
@@ -296,7 +191,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
     lines = []
     for name, success in success_by_arm(table).items():
-        low, high = wilson_interval(success.sum(), len(success))
+        low, high = wilson(success.sum(), len(success))
         lines.append(
             f"{name}: success {success.mean():.1%} "
             f"(95 % interval {float(low):.1%} to {float(high):.1%}, {len(success)} episodes)"
@@ -315,34 +210,6 @@ def _suite(settings: Mapping[str, Any]) -> Suite:
     twin = bool(settings.get("twin", False))
     env_id, env_kwargs = task_env(settings["task"], settings["randomization"], twin)
     return Suite.draw(env_id, env_id, env_kwargs, settings["episodes"], settings["seed"], "target" if twin else "select")
-
-
-def rank_pool(settings: Mapping[str, Any]) -> list[str]:
-    """The verb rank: evaluate a pool of checkpoints (or read a score table), detect, rank, report. The verdict in words."""
-    from robopolicy.ranking.report import verdict
-    from robopolicy.ranking.tables import load_episodes, load_features
-
-    out, pool = Path(settings["out"]), settings["pool"]
-    arms: list[Arm] = []
-    where: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
-    if isinstance(pool, str) and pool.endswith(".parquet"):
-        table = load_episodes(pool)
-    else:
-        arms = find_checkpoints(pool)
-        table = evaluate_arms(arms, _suite(settings), out / "scores.parquet", **where)
-    features: dict[str, Mapping[str, np.ndarray]] = {}
-    if settings["features"]:
-        names = dict.fromkeys(table["checkpoint"].to_pylist())
-        features = {name: load_features(features_file(settings["features"], name)) for name in names}
-    elif settings["target"] and not arms:
-        raise ValueError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER")
-    elif settings["target"]:
-        options = {key: settings[key] for key in ("target", "num_frames", "seed")}
-        features = pool_features(arms, folder=out / "features", **options, **where)
-    outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
-    keys = ("detector", "combiner", "seed", "num_bootstrap")
-    ranking = rank_run(table, features, out, outcomes=outcomes, **{key: settings[key] for key in keys})
-    return [*verdict(ranking), f"Report: {(out / 'report.html').resolve()}"]
 
 
 def view_run(settings: Mapping[str, Any]) -> Path:

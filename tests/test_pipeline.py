@@ -75,6 +75,9 @@ def test_help_lists_the_verbs_and_every_verb_shows_examples():
         (("train",), "give data.path=VALUE"),
         (("evaluate", "checkpoint=nowhere"), "no checkpoint at nowhere"),
         (("rank", "pool=nowhere.parquet"), "no episode table at nowhere.parquet"),
+        (("rank", "scores=nowhere.csv"), "no score table at nowhere.csv"),
+        (("rank", "bactest"), "backtest"),
+        (("rank",), "give pool="),
     ],
 )
 def test_mistakes_exit_with_2_and_say_what_works(arguments, message, tmp_path):

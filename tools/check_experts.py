@@ -16,7 +16,7 @@ from provenance import provenance, write_json
 from robopolicy.data.actors import ExpertActor
 from robopolicy.data.collect import environment, episode_seed, play
 from robopolicy.executor import map_units
-from robopolicy.ranking.statistics import wilson_interval
+from robopolicy.ranking.intervals import wilson
 from robopolicy.sim.tasks import make_task, task_names
 
 BLOCK = 10  # episodes of one work unit
@@ -56,7 +56,7 @@ def main() -> None:
     for index, (task, title, *_) in enumerate(cells):
         rows = [row for block in played[index * blocks : (index + 1) * blocks] for row in block]
         successes = sum(success for success, _ in rows)
-        interval = [round(float(end), 4) for end in wilson_interval(successes, len(rows))]
+        interval = [round(float(end), 4) for end in wilson(successes, len(rows))]
         lengths = sorted(length for success, length in rows if success)
         steps = lengths[len(lengths) // 2] if lengths else None
         found.setdefault(task, {})[title] = {

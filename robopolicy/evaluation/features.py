@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
-from robopolicy.data.episodes import EpisodeStore
-from robopolicy.data.windows import Windows
 from robopolicy.policies.base import TrainablePolicy
-from robopolicy.spec import Array
+from robopolicy.spec import EPISODE, Array
 
 BATCH = 256
 
 
-def dataset_features(
-    policy: TrainablePolicy, store: EpisodeStore, episodes: list[int], num_frames: int, seed: int
-) -> tuple[Array, Array]:
-    """Features float32 [n, D] and the episode index int64 [n] of up to num_frames frames drawn from `episodes`.
+class Frames(Protocol):
+    """Frames with their history, as data.windows.Windows gives them."""
 
-    Raises:
-        SpecError: the dataset lacks a key that the policy needs.
-    """
-    windows = Windows(store, tuple(policy.spec.observation), policy.spec.obs_horizon, 1, episodes=episodes)
-    rows = np.random.default_rng(seed).permutation(len(windows))[:num_frames]
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Array) -> dict[str, Array]:
+        """{key: [B, To, ...]} and EPISODE int64 [B]."""
+
+
+def draw_rows(total: int, num_frames: int, seed: int) -> Array:
+    """Rows of up to num_frames of `total` frames, ascending: the same for every checkpoint."""
+    rows = np.random.default_rng(seed).permutation(total)[:num_frames]
     rows.sort()
+    return rows
+
+
+def frame_features(policy: TrainablePolicy, frames: Frames, num_frames: int, seed: int) -> tuple[Array, Array]:
+    """Features float32 [n, D] and the episode index int64 [n] of up to num_frames of the frames."""
+    rows = draw_rows(len(frames), num_frames, seed)
     out, owner = [], []
     for start in range(0, len(rows), BATCH):
-        batch = windows.batch(rows[start : start + BATCH])
+        batch = frames.batch(rows[start : start + BATCH])
         out.append(policy.features({key: batch[key] for key in policy.spec.observation}))
-        owner.append(batch["episode"])
+        owner.append(batch[EPISODE])
     return np.concatenate(out), np.concatenate(owner)

@@ -142,7 +142,8 @@ def observing(env_kwargs: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     return {**env_kwargs, "observation": [key.removeprefix("observation.") for key in keys]}
 
 
-def _evaluate_unit(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
+def play_block(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
+    """The rows of an arm's episodes on all conditions of a suite, played in this process."""
     import torch
 
     torch.set_num_threads(1)
@@ -173,7 +174,7 @@ def evaluate(
     blocks = [suite.seeds[i : i + BLOCK] for i in range(0, len(suite.seeds), BLOCK)]
     units = [(arm, Suite(suite.name, suite.env_id, suite.env_kwargs, seeds, suite.split)) for arm in arms for seeds in blocks]
     options: dict[str, Any] = {"executor": executor, "unit_name": "episode"}
-    results = map_units(_evaluate_unit, units, num_workers, title, weight=lambda unit: len(unit[1].seeds), **options)
+    results = map_units(play_block, units, num_workers, title, weight=lambda unit: len(unit[1].seeds), **options)
     return pa.Table.from_pylist([row for rows in results for row in rows])
 
 

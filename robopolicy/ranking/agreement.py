@@ -42,9 +42,9 @@ def split_half_reliability(outcomes: Outcomes, generator: np.random.Generator) -
     return max(2 * mean / (1 + mean), -1.0) if mean > -1 else float("nan")
 
 
-def _measure(scores: Array, truth: Array, k: Sequence[int]) -> dict[str, float]:
-    measured = {"spearman": metrics.spearman(scores, truth), "mmrv": metrics.mmrv(scores, truth)}
-    return measured | {f"regret@{n}": metrics.regret_at_k(scores, truth, min(n, truth.size)) for n in k}
+def _measure(real: Array, scores: Array, k: Sequence[int]) -> dict[str, float]:
+    measured = {"spearman": metrics.spearman(real, scores), "mmrv": metrics.mmrv(real, scores, ties="count")}
+    return measured | {f"regret@{n}": metrics.regret_at_k(real, scores, min(n, real.size)) for n in k}
 
 
 def _note(num_checkpoints: int, num_runs: int) -> str:
@@ -71,7 +71,7 @@ def agreement(
     names = list(_measure(truth, truth, k))
 
     def measure_all(at: Array) -> list[list[float]]:
-        return [list(_measure(scores[at], truth[at], k).values()) for scores in table.values()]
+        return [list(_measure(truth[at], scores[at], k).values()) for scores in table.values()]
 
     draws = cluster_bootstrap(measure_all, runs, stream(seed, "agreement", truth.size), num_bootstrap) if num_runs > 1 else None
 
@@ -86,8 +86,8 @@ def agreement(
             metric: {"value": float(points[row, m]), "interval": interval(None if draws is None else draws[:, row, m])}
             for m, metric in enumerate(names)
         }
-        entry["kendall"] = metrics.kendall(scores, truth)
-        entry["portfolio"] = [asdict(metrics.portfolio_at_k(scores, truth, n, float(truth.mean()))) for n in k]
+        entry["kendall"] = metrics.kendall(truth, scores)
+        entry["portfolio"] = [asdict(metrics.portfolio_at_k(truth, scores, n, float(truth.mean()))) for n in k]
         if sim is not None and row != sim:
             entry["minus_sim"] = {
                 metric: {
@@ -100,7 +100,8 @@ def agreement(
     return {
         "orders": result,
         "random": {"spearman": 0.0, "regret@1": float(truth.max() - truth.mean())},
-        "convention": "SharpeRatio@k: population std, baseline = mean of the pool; ties in a score are broken against it",
+        "convention": "SharpeRatio@k: population std, baseline = mean of the pool; regret@k: max - max among the k (DOPE, not "
+        "rescaled); MMRV counts a tie in a score as a violation; ties in a score are broken against it",
         "reliability": split_half_reliability(outcomes, stream(seed, "reliability", truth.size)),
         "num_checkpoints": int(truth.size),
         "num_runs": num_runs,

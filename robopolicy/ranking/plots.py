@@ -21,6 +21,7 @@ RUN_COLOURS = ("#3b6fb6", "#d0701b", "#2f8f5b", "#8a5fb0", "#b8475b", "#5b7083",
 RUN_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 WIDTH = 5.2  # inches; the page scales it
 MAX_ROWS = 30
+MAX_ERROR_BARS, MAX_STYLES = 200, 56  # more points than that are drawn plainly
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -55,7 +56,7 @@ def run_styles(runs: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {run: (RUN_COLOURS[i % n], RUN_MARKERS[i // n % len(RUN_MARKERS)]) for i, run in enumerate(names)}
 
 
-def _svg(figure: Figure, name: str) -> str:
+def as_svg(figure: Figure, name: str) -> str:
     """The figure as an element to put into HTML: no header, no metadata, no addresses, ids unique to `name`."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -69,7 +70,8 @@ def _svg(figure: Figure, name: str) -> str:
     return text.replace("<svg", f'<svg class="plot" role="img" aria-label="{name.replace("_", " ")}"', 1)
 
 
-def _axes(height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def axes_of(height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of the page's width, so many inches high, and its axes side by side."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, columns, sharey=True))
     for ax in axes:
@@ -85,12 +87,13 @@ def _rows(ax: Axes, scores: Sequence[CheckpointScore]) -> None:
 
 
 def _place_axis(ax: Axes, pool: int) -> None:
-    step = 5 if pool <= 40 else 20
+    step = next(step for step in (5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if pool <= 8 * step)
     ax.set_xlim(0.4, pool + 0.6)
     ax.set_xticks([1, *range(step, pool + 1, step)])
 
 
-def _percent_axis(ax: Axes, axis: str) -> None:
+def percent_axis(ax: Axes, axis: str) -> None:
+    """Make axis "x" or "y" one of rates."""
     ticks, labels = [0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"]
     if axis == "x":
         ax.set_xlim(-0.02, 1.02)
@@ -116,7 +119,7 @@ def _symbol(x: list[float], y: list[float], colour: str, marker: str, size: floa
     return Line2D(x, y, linestyle="none", marker=marker, markersize=size, zorder=3 if hollow else 4, label=label, **look)  # type: ignore[arg-type]
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, str, str, bool]], columns: int = 3) -> None:
+def legend(figure: Figure, entries: Sequence[tuple[str, str, str, bool]], columns: int = 3) -> None:
     """entries: (label, colour, marker, hollow)."""
     symbols = [_symbol([], [], colour, marker, 6.0, hollow, label) for label, colour, marker, hollow in entries]
     figure.legend(handles=symbols, loc="outside upper left", ncols=columns, handletextpad=0.2, columnspacing=1.4)
@@ -127,52 +130,64 @@ def forest(ranking: Ranking, target_name: str) -> str:
     """Simulated (and obtained) success with their intervals, one row a checkpoint in ranking order."""
     scores = ranking.checkpoints[:MAX_ROWS]
     known = any(c.target_success is not None for c in scores)
-    figure, (ax,) = _axes(0.9 + 0.23 * len(scores))
+    confirmed = any("confirm" in c.fresh for c in scores)
+    figure, (ax,) = axes_of(0.9 + 0.23 * len(scores))
     for y, c in enumerate(scores):
-        shift = 0.16 if known else 0.0
-        _line(ax, c.success_interval, (y - shift, y - shift), SIM)
-        _dot(ax, c.success, y - shift, SIM)
-        if c.target_success is not None and c.target_interval is not None:
-            _line(ax, c.target_interval, (y + shift, y + shift), TARGET)
+        shift = 0.2 if known or confirmed else 0.0
+        if c.success is not None:
+            if c.success_interval is not None:
+                _line(ax, c.success_interval, (y - shift, y - shift), SIM)
+            _dot(ax, c.success, y - shift, SIM)
+        if "confirm" in c.fresh:
+            _line(ax, tuple(c.fresh["confirm"]["interval"]), (y, y), VSDR)
+            _dot(ax, c.fresh["confirm"]["success"], y, VSDR, "s", 4.5)
+        if c.target_success is not None:
+            if c.target_interval is not None:
+                _line(ax, c.target_interval, (y + shift, y + shift), TARGET)
             _dot(ax, c.target_success, y + shift, TARGET, "D", 4.5)
     _rows(ax, scores)
-    _percent_axis(ax, "x")
+    percent_axis(ax, "x")
     ax.set_xlabel("success rate, 95 % interval")
-    entries = [("simulation", SIM, "o", False), (target_name, TARGET, "D", False)]
-    _legend(figure, entries if known else entries[:1])
-    return _svg(figure, "forest")
+    entries = [("selection", SIM, "o", False)] if confirmed else [("simulation", SIM, "o", False)]
+    entries += [("fresh conditions", VSDR, "s", False)] if confirmed else []
+    legend(figure, [*entries, (target_name, TARGET, "D", False)] if known else entries)
+    return as_svg(figure, "forest")
 
 
 @matplotlib.rc_context(STYLE)
 def scatter(ranking: Ranking) -> str:
     """Simulated success over the distance of the target's observations, one colour a run; the best are at the top left."""
     styles = run_styles([c.run for c in ranking.checkpoints])
-    figure, (ax,) = _axes(3.7)
+    figure, (ax,) = axes_of(3.7)
     for c in ranking.checkpoints:
-        if c.ood is None or c.ood_interval is None:
+        sim = c.scores["sim"]
+        if c.ood is None or sim is None:
             continue
-        colour, marker = styles[c.run]
-        _line(ax, c.ood_interval, (c.success, c.success), colour, 1.0)
-        _line(ax, (c.ood, c.ood), c.success_interval, colour, 1.0)
-        _dot(ax, c.ood, c.success, colour, marker, 6.5)
+        colour, marker = styles[c.run] if len(styles) <= MAX_STYLES else (SIM, "o")
+        if c.ood_interval is not None:
+            _line(ax, c.ood_interval, (sim, sim), colour, 1.0)
+        if c.success_interval is not None and len(ranking.checkpoints) <= MAX_ERROR_BARS:
+            _line(ax, (c.ood, c.ood), c.success_interval, colour, 1.0)
+        _dot(ax, c.ood, sim, colour, marker, 6.5 if len(ranking.checkpoints) <= MAX_ERROR_BARS else 4.0)
         if c is ranking.checkpoints[0]:
-            ax.plot([c.ood], [c.success], "o", markersize=12, markerfacecolor="none", markeredgecolor=VSDR, zorder=5)
+            ax.plot([c.ood], [sim], "o", markersize=12, markerfacecolor="none", markeredgecolor=VSDR, zorder=5)
             right = {"textcoords": "offset points", "color": VSDR, "fontweight": "bold"}
-            ax.annotate(short(c.checkpoint), (c.ood, c.success), (9.0, 7.0), **right)  # type: ignore[arg-type]
-    _percent_axis(ax, "y")
+            ax.annotate(short(c.checkpoint), (c.ood, sim), (9.0, 7.0), **right)  # type: ignore[arg-type]
+    if ranking.checkpoints[0].success is not None:
+        percent_axis(ax, "y")
     ax.grid(color=HAIRLINE, linewidth=0.8)
     ax.set_xlabel("distance of the target's observations  →  further from simulation")
-    ax.set_ylabel("simulated success")
-    if len(styles) <= len(RUN_COLOURS):
-        _legend(figure, [(short(run, 18), colour, marker, False) for run, (colour, marker) in styles.items()])
-    return _svg(figure, "scatter")
+    ax.set_ylabel("simulated success" if ranking.checkpoints[0].success is not None else "simulated score")
+    if 1 < len(styles) <= len(RUN_COLOURS):
+        legend(figure, [(short(run, 18), colour, marker, False) for run, (colour, marker) in styles.items()])
+    return as_svg(figure, "scatter")
 
 
 @matplotlib.rc_context(STYLE)
 def rank_intervals(ranking: Ranking) -> str:
     """Where each checkpoint may rank: 95 % bootstrap interval of its VSDR place, and its places by one term alone."""
     scores = ranking.checkpoints[:MAX_ROWS]
-    figure, (ax,) = _axes(0.9 + 0.23 * len(scores))
+    figure, (ax,) = axes_of(0.9 + 0.23 * len(scores))
     entries = [
         ("VSDR, 95 % interval", VSDR, "o", False),
         ("simulation only", SIM, "s", True),
@@ -186,30 +201,30 @@ def rank_intervals(ranking: Ranking) -> str:
     _rows(ax, scores)
     _place_axis(ax, len(ranking.checkpoints))
     ax.set_xlabel("place in the pool, 1 = best")
-    _legend(figure, entries if "ood" in ranking.orders else entries[:2])
-    return _svg(figure, "rank_intervals")
+    legend(figure, entries if "ood" in ranking.orders else entries[:2])
+    return as_svg(figure, "rank_intervals")
 
 
 @matplotlib.rc_context(STYLE)
 def obtained(ranking: Ranking, target_name: str) -> str:
     """Success on the target against the predicted place, for VSDR and for simulation alone: a good order falls."""
     outcomes = {
-        c.checkpoint: (c.target_success, c.target_interval)
-        for c in ranking.checkpoints
-        if c.target_success is not None and c.target_interval is not None
+        c.checkpoint: (c.target_success, c.target_interval) for c in ranking.checkpoints if c.target_success is not None
     }
     best = max(success for success, _ in outcomes.values())
-    figure, axes = _axes(3.7, columns=2)
+    figure, axes = axes_of(3.7, columns=2)
     for ax, order, colour, title in ((axes[0], "vsdr", VSDR, "VSDR"), (axes[1], "sim", SIM, "simulation only")):
         ax.axhline(best, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
         for place, name in enumerate([n for n in ranking.orders[order] if n in outcomes], start=1):
             success, interval = outcomes[name]
-            _line(ax, (place, place), interval, colour)
+            if interval is not None:
+                _line(ax, (place, place), interval, colour)
             _dot(ax, place, success, colour, size=8.0 if place == 1 else 5.5, hollow=place > 1)
         ax.set_title(title, fontsize=9.5, loc="left", color=colour, fontweight="bold")
         ax.set_xlabel("predicted place")
         _place_axis(ax, len(outcomes))
         ax.grid(axis="y", color=HAIRLINE, linewidth=0.8)
-    _percent_axis(axes[0], "y")
+    if all(0 <= success <= 1 for success, _ in outcomes.values()):
+        percent_axis(axes[0], "y")
     axes[0].set_ylabel(f"success on {short(target_name, 28)}")
-    return _svg(figure, "obtained")
+    return as_svg(figure, "obtained")

@@ -7,87 +7,82 @@ detectors could not be verified: this is a VSDR-style score with rules of our ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from robopolicy.ranking.agreement import agreement
-from robopolicy.ranking.combine import COMBINERS, combine
+from robopolicy.ranking.combine import COMBINERS, MIN_POOL
 from robopolicy.ranking.detectors import DETECTORS, Detection, detect
+from robopolicy.ranking.episode_table import check_episodes
+from robopolicy.ranking.evidence import Evidence, Ordered, binomial_draws, constant_draws, success_draws
+from robopolicy.ranking.intervals import wilson
 from robopolicy.ranking.result import SCHEMA, CheckpointScore, Ranking
+from robopolicy.ranking.score_table import ScoreTable
 from robopolicy.ranking.statistics import (
     Interval,
     PairedComparison,
-    bootstrap_means,
-    bootstrap_weights,
     holm,
+    mcnemar,
     paired_comparison,
     percentile_interval,
     prob_top_k,
-    ranks,
     stream,
-    wilson_interval,
 )
-from robopolicy.ranking.tables import Outcomes, RankingError, check_episodes, check_features
+from robopolicy.ranking.tables import Outcomes, RankingError, check_features
 from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
 
-MIN_POOL = 8
+COMBINED = ("sim", "ood")  # the terms of VSDR; others enter where they are asked for
+PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; the error of {fixed} is not known"
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Everything known about the checkpoints. scores, places: {"vsdr", "sim", "ood": [1 + B, C]}, row 0 the estimate."""
-
-    outcomes: Outcomes
-    detections: Mapping[str, Detection]
-    scores: Mapping[str, Array]
-    places: Mapping[str, Array]
-
-    def order(self, name: str) -> list[int]:
-        """Checkpoints best first; ties by simulated success, then by id."""
-        place, sim = self.places[name][0], self.places["sim"][0]
-        return sorted(range(place.size), key=lambda c: (place[c], sim[c], self.outcomes.checkpoints[c]))
-
-
-def _terms(outcomes: Outcomes, detections: Mapping[str, Detection], detector: str, seed: int, num: int) -> dict[str, Array]:
-    """The terms to combine, larger = better, [1 + B, C]: row 0 is the estimate, the rest are its bootstrap replicates."""
-    weights = bootstrap_weights(len(outcomes.conditions), num, stream(seed, "conditions", len(outcomes.conditions)))
-    sim = np.vstack([outcomes.success, bootstrap_means(outcomes.successes, outcomes.counts, weights)])
-    if not detections:
-        return {"sim": sim}
-    ood = np.full(sim.shape, np.nan)
-    for c, name in enumerate(outcomes.checkpoints):
+def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], detector: str, num: int) -> Array:
+    """Minus the effect size [1 + B, C], larger = better; NaN where a checkpoint has no features."""
+    ood = np.full((1 + num, len(names)), np.nan)
+    for c, name in enumerate(names):
         if name in detections:
             size = detections[name].effect_sizes[detector]
             ood[0, c] = -size if np.isfinite(size) else -np.inf
             ood[1:, c] = detections[name].draws
-    return {"sim": sim, "ood": ood}
+    return ood
 
 
-def _warnings(pool: _Pool, num_fit: set[int]) -> tuple[str, ...]:
-    num, seen, success = len(pool.outcomes.checkpoints), len(pool.detections), pool.outcomes.success
+def _pool_warnings(evidence: Evidence) -> list[str]:
+    num, sim = len(evidence.names), evidence.terms["sim"][0]
+    seen = int((~np.isnan(evidence.terms["ood"][0])).sum()) if "ood" in evidence.terms else 0
+    fallback = ": simulated success alone orders them" if evidence.combined == ("sim",) else ""
     checks = [
         (not seen, "no features of target observations: the order is simulated success alone"),
         (0 < seen < num, f"{num - seen} of {num} checkpoints have no features and are placed by simulated success alone"),
-        (num < MIN_POOL, f"{num} checkpoints: the score is relative to its pool, which is coarse below {MIN_POOL}"),
-        (len(num_fit) > 1, f"detectors were fitted on {sorted(num_fit)} rows: give every checkpoint equally many"),
-        (num > 1 and bool((success == success[0]).all()), "simulated success is the same for all checkpoints"),
+        (
+            seen and num < MIN_POOL,
+            f"{num} checkpoints are too few for a score relative to its pool (below {MIN_POOL}){fallback}",
+        ),
+        (num > 1 and bool((sim == sim[0]).all()), "simulated success is the same for all checkpoints"),
     ]
-    return tuple(message for raised, message in checks if raised)
+    return [message for raised, message in checks if raised]
 
 
-def _behind(outcomes: Outcomes, leader: int, seed: int, num_bootstrap: int) -> list[dict[str, Any] | None]:
-    """Paired difference in simulated success of every checkpoint to the leader (None for the leader itself)."""
+def _behind(outcomes: Outcomes, leader: int, draws: Array) -> list[dict[str, Any] | None]:
+    """Paired difference in simulated success of every checkpoint to the leader (None for the leader and the dropped).
+
+    draws: success rates [1 + B, C] over the same resampled conditions for every checkpoint.
+    """
+    paired = (outcomes.trials == outcomes.trials[leader]).all(axis=1)
+    single = bool((outcomes.trials[leader] == 1).all())
     entries: list[dict[str, Any] | None] = []
     for c in range(len(outcomes.checkpoints)):
-        generator = stream(seed, "pairs", len(outcomes.conditions))  # the same conditions for every pair
-        r = paired_comparison(outcomes.successes[leader], outcomes.successes[c], outcomes.counts, generator, num_bootstrap)
-        entry = {"difference": r.difference, "interval": list(r.difference_interval), "p_value": r.p_value, "p_holm": None}
-        entries.append(None if c == leader else entry)
+        if c == leader or not paired[c]:
+            entries.append(None)
+            continue
+        difference = draws[:, c] - draws[:, leader]
+        p = mcnemar(outcomes.successes[leader] > 0, outcomes.successes[c] > 0)[2] if single else None
+        interval = list(percentile_interval(difference[1:]))
+        entries.append({"difference": float(difference[0]), "interval": interval, "p_value": p, "p_holm": None})
     tested = [e for e in entries if e is not None and e["p_value"] is not None]
     for entry, adjusted in zip(tested, holm([e["p_value"] for e in tested]), strict=True):
         entry["p_holm"] = float(adjusted)
@@ -98,7 +93,7 @@ def _obtained(target: Outcomes | None) -> dict[str, tuple[float, Interval]]:
     """{checkpoint: (success on the target, its interval)}."""
     if target is None:
         return {}
-    low, high = wilson_interval(target.successes.sum(axis=1), target.num_episodes)
+    low, high = wilson(target.num_successes, target.episodes)
     rows = zip(target.checkpoints, target.success, low, high, strict=True)
     return {name: (float(rate), (float(a), float(b))) for name, rate, a, b in rows}
 
@@ -118,38 +113,47 @@ def _detected(found: Detection | None, detector: str) -> dict[str, Any]:
     }
 
 
-def _lines(pool: _Pool, target: Outcomes | None, settings: Mapping[str, Any]) -> tuple[CheckpointScore, ...]:
-    outcomes, places = pool.outcomes, pool.places
-    low, high = wilson_interval(outcomes.successes.sum(axis=1), outcomes.num_episodes)
-    top = {k: prob_top_k(places["vsdr"][1:], k) for k in {1, *settings["k"]}}
-    best_first = pool.order("vsdr")
-    behind = _behind(outcomes, best_first[0], settings["seed"], settings["num_bootstrap"])
-    obtained = _obtained(target)
-    lines = []
-    for c in best_first:
-        name = outcomes.checkpoints[c]
-        target_success, target_interval = obtained.get(name, (None, None))
-        line = CheckpointScore(
-            checkpoint=name,
-            run=outcomes.runs[c],
-            step=outcomes.steps[c],
-            rank=1 + int((places["vsdr"][0] < places["vsdr"][0, c]).sum()),
-            vsdr=float(pool.scores["vsdr"][0, c]),
-            success=float(outcomes.success[c]),
-            success_interval=(float(low[c]), float(high[c])),
-            progress=float(outcomes.progress[c]),
-            mean_return=float(outcomes.returns[c]),
-            ranks={key: float(place[0, c]) for key, place in places.items()},
-            rank_intervals={key: percentile_interval(place[1:, c]) for key, place in places.items()},
-            prob_best=float(top[1][c]),
-            prob_top={str(k): float(top[k][c]) for k in settings["k"]},
-            behind_leader=behind[c],
-            target_success=target_success,
-            target_interval=target_interval,
-            **_detected(pool.detections.get(name), settings["detector"]),
-        )
-        lines.append(line)
-    return tuple(lines)
+def _placed(ordered: Ordered, c: int, k: Sequence[int], top: Mapping[int, Array], groups: list[int] | None) -> dict[str, Any]:
+    """The fields of a line that follow from the places."""
+    known = bool(ordered.num_draws)
+    raw = {name: value[0, c] for name, value in ordered.scores.items() if name != "vsdr"}
+    return {
+        "rank": 1 + int((ordered.places["vsdr"][0] < ordered.places["vsdr"][0, c]).sum()),
+        "group": None if groups is None else groups[c],
+        "vsdr": float(ordered.scores["vsdr"][0, c]),
+        "scores": {name: float(value) if np.isfinite(value) else None for name, value in raw.items()},
+        "ranks": {key: float(place[0, c]) for key, place in ordered.places.items()},
+        "rank_intervals": {key: percentile_interval(v[1:, c]) for key, v in ordered.places.items()} if known else {},
+        "prob_best": float(top[1][c]) if known else None,
+        "prob_top": {str(n): float(top[n][c]) for n in k} if known else {},
+    }
+
+
+def _finished(
+    evidence: Evidence,
+    settings: dict[str, Any],
+    details: Sequence[Mapping[str, Any]],
+    check: Mapping[str, Any],
+    ordered: Ordered,
+    **facts: Any,
+) -> Ranking:
+    """The ranking; details: the remaining fields of the line of each policy [C]."""
+    k, groups = settings["k"], ordered.groups()
+    draws = ordered.places["vsdr"][1:]
+    top = {n: prob_top_k(draws, n) for n in {1, *k}} if ordered.num_draws else {}
+    lines = [
+        CheckpointScore(checkpoint=evidence.names[c], **_placed(ordered, c, k, top, groups), **details[c])
+        for c in ordered.order("vsdr")
+    ]
+    return Ranking(
+        schema=SCHEMA,
+        settings={**settings, "combined": list(evidence.combined)},
+        num_draws=ordered.num_draws,
+        checkpoints=tuple(lines),
+        orders={name: [evidence.names[c] for c in ordered.order(name)] for name in ordered.scores},
+        **{"check": None, **check},
+        **facts,
+    )
 
 
 def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
@@ -163,8 +167,19 @@ def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequenc
         raise RankingError(f"k={tuple(k)}: give the sizes of the shortlists, each at least 1, e.g. (1, 3)")
 
 
+def _combined(wanted: Sequence[str] | None, terms: Mapping[str, Array]) -> tuple[str, ...]:
+    """Which terms make the score: those asked for, else those of VSDR that there are, in a pool that is large enough."""
+    for name in wanted or ():
+        if name not in terms:
+            raise RankingError(f"combine has {name!r}, which no score has; {did_you_mean(name, terms)}")
+    if wanted:
+        return tuple(wanted)
+    small = terms["sim"].shape[1] < MIN_POOL
+    return ("sim",) if small else tuple(name for name in COMBINED if name in terms)
+
+
 def rank(
-    episodes: pa.Table,
+    episodes: pa.Table | str | Path,
     features: Mapping[str, Mapping[str, Any]] | None,
     *,
     target_outcomes: pa.Table | None = None,
@@ -173,15 +188,24 @@ def rank(
     seed: int = 0,
     num_bootstrap: int = 2000,
     k: Sequence[int] = (1, 3),
+    further: Mapping[str, Mapping[str, float]] | None = None,
+    combined: Sequence[str] | None = None,
+    dropped: Mapping[str, int] | None = None,
+    splits: Sequence[str] | None = None,
 ) -> Ranking:
     """Orders the checkpoints of `episodes` for the target.
 
-    episodes: simulated episodes, one row each, `tables.COLUMNS`; the same conditions for every checkpoint.
+    episodes: simulated episodes, one row each, `tables.COLUMNS`, or the parquet file they are in; the same conditions for every
+        checkpoint, but for those that were `dropped` early.
     features: {checkpoint: {"fit", "calibration", "target": float [N, D]}} of encoders (`tables.FeatureSet`); None, or a
         checkpoint left out, means that simulated success alone places it.
     target_outcomes: episodes on the target (real or held-out simulator) of some or all checkpoints; they check the orders
         and never make them.
     k: sizes of shortlists for prob_top and regret@k; those above the size of the pool are dropped.
+    further: {score: {checkpoint: value}}, larger = better; shown, and part of the order where `combined` names it.
+    combined: the terms that make the score; None = "sim" and, with features and 8 checkpoints or more, "ood".
+    dropped: {checkpoint: round} of sequential halving after which a checkpoint was evaluated no further.
+    splits: rows of these splits only; None = all.
 
     The bootstrap resamples conditions (for V) and episodes of target and hold-out observations (for O) together, the same
     ones for every checkpoint; detectors are fitted once. Equal inputs give a byte-identical `to_json`, whatever the order
@@ -191,32 +215,157 @@ def rank(
         RankingError: inputs that cannot be ranked, naming what and the remedy.
     """
     _check_settings(detector, combiner, num_bootstrap, k)
-    outcomes = check_episodes(episodes)
+    dropped = dict(dropped or {})
+    outcomes = check_episodes(episodes, nested=bool(dropped), splits=splits)
     names = outcomes.checkpoints
+    outcomes.indices(dropped)
     sets = check_features(features or {}, names)
     target = None if target_outcomes is None else check_episodes(target_outcomes, "target_outcomes")
     at = [] if target is None else outcomes.indices(target.checkpoints)
 
     detections = {n: detect(s, detector=detector, seed=seed, num_bootstrap=num_bootstrap) for n, s in sets.items()}
-    terms = _terms(outcomes, detections, detector, seed, num_bootstrap)
-    scores = {"vsdr": combine(list(terms.values()), combiner), **terms}
-    pool = _Pool(outcomes, detections, scores, {name: ranks(value) for name, value in scores.items()})
+    terms = {"sim": success_draws(outcomes, seed, num_bootstrap)}
+    if detections:
+        terms["ood"] = _detection_terms(names, detections, detector, num_bootstrap)
+    for term, values in (further or {}).items():
+        outcomes.indices(values)
+        terms[term] = constant_draws([values.get(name, np.nan) for name in names], num_bootstrap)
+    last = 1 + max(dropped.values(), default=0)
+    evidence = Evidence(names, terms, _combined(combined, terms), np.array([last - dropped.get(n, last) for n in names]))
+    ordered = evidence.ordered(combiner)
     shortlists = sorted({int(n) for n in k if n <= len(names)})
     settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
     check = None
     if target is not None and len(at) > 1:
-        predicted = {name: value[0, at] for name, value in scores.items()}
+        predicted = {name: value[0, at] for name, value in ordered.scores.items()}
         check = agreement(predicted, target, k=shortlists, seed=seed, num_bootstrap=num_bootstrap)
-    return Ranking(
-        schema=SCHEMA,
-        settings=settings,
+    warnings = _pool_warnings(evidence)
+    num_fit = {len(s.fit) for s in sets.values()}
+    if len(num_fit) > 1:
+        warnings.append(f"detectors were fitted on {sorted(num_fit)} rows: give every checkpoint equally many")
+    low, high = wilson(outcomes.num_successes, outcomes.episodes)
+    obtained, behind = _obtained(target), _behind(outcomes, ordered.order("vsdr")[0], terms["sim"])
+    details = []
+    for c, name in enumerate(names):
+        success, interval = obtained.get(name, (None, None))
+        line = {
+            "run": outcomes.runs[c],
+            "step": outcomes.steps[c],
+            "success": float(outcomes.success[c]),
+            "success_interval": (float(low[c]), float(high[c])),
+            "num_episodes": int(outcomes.episodes[c]),
+            "dropped": dropped.get(name),
+            "progress": float(outcomes.progress[c]),
+            "mean_return": float(outcomes.returns[c]),
+            "behind_leader": behind[c],
+            "target_success": success,
+            "target_interval": interval,
+        }
+        details.append(line | _detected(detections.get(name), detector))
+    return _finished(
+        evidence,
+        settings,
+        details,
+        {"check": check},
+        ordered,
         num_conditions=len(outcomes.conditions),
         num_episodes=outcomes.num_episodes,
         num_target_observations=len(next(iter(sets.values())).target) if sets else 0,
-        checkpoints=_lines(pool, target, settings),
-        orders={name: [names[c] for c in pool.order(name)] for name in scores},
-        check=check,
-        warnings=_warnings(pool, {len(s.fit) for s in sets.values()}),
+        warnings=tuple(warnings),
+    )
+
+
+def _given_rates(real: Array, episodes: Array | None) -> list[tuple[float | None, Interval | None]]:
+    """(what was obtained, its interval where the number of episodes is known) of every policy."""
+    found: list[tuple[float | None, Interval | None]] = []
+    for c, value in enumerate(real):
+        trials = 0 if episodes is None or not np.isfinite(value) else int(episodes[c])
+        interval = wilson(round(value * trials), trials) if trials else None
+        rate = float(value) if np.isfinite(value) else None
+        found.append((rate, (float(interval[0]), float(interval[1])) if interval else None))
+    return found
+
+
+def _check_given(table: ScoreTable, ordered: Ordered, k: Sequence[int], seed: int, num: int) -> dict[str, Any] | None:
+    """Agreement of the orders with `real`, over the policies that have it."""
+    at = np.flatnonzero(np.isfinite(table.real))
+    if at.size < 2:
+        return None
+    predicted = {name: value[0, at] for name, value in ordered.scores.items()}
+    return agreement(predicted, table.take(at.tolist()).obtained, k=k, seed=seed, num_bootstrap=num)
+
+
+def rank_scores(
+    table: ScoreTable,
+    *,
+    combiner: str = "rank_product",
+    seed: int = 0,
+    num_bootstrap: int = 2000,
+    k: Sequence[int] = (1, 3),
+    combined: Sequence[str] | None = None,
+) -> Ranking:
+    """Orders the policies of a score table; no checkpoint, episode or feature is needed.
+
+    Intervals and P(best) exist where the table says how many episodes the simulated rates come from (column `episodes`): the
+    rates are then drawn anew, independently; "ood" and further scores stay fixed. `real`, where it is known, checks the orders
+    and never makes them.
+
+    Raises:
+        RankingError: settings that do not work, or policies of several domains (they are for the back-test).
+    """
+    _check_settings("mahalanobis", combiner, num_bootstrap, k)
+    if len(set(table.domains)) > 1:
+        raise RankingError(
+            f"the scores are of {len(set(table.domains))} domains: `robopolicy rank backtest` judges scorers over domains; "
+            "to rank, give the rows of one"
+        )
+    episodes = table.episodes.get("sim")
+    known = episodes is not None and bool((episodes > 0).all())
+    num = num_bootstrap if known else 0
+    sim = table.scores["sim"]
+    terms = {"sim": binomial_draws(sim, episodes, seed, num) if known else constant_draws(sim, 0)}  # type: ignore[arg-type]
+    terms |= {n: constant_draws(-v if n == "ood" else v, num) for n, v in table.scores.items() if n != "sim"}
+    evidence = Evidence(table.policies, terms, _combined(combined, terms), np.zeros(len(table), int))
+    ordered = evidence.ordered(combiner)
+    shortlists = sorted({int(n) for n in k if n <= len(table)})
+    settings = {"detector": "given", "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
+    warnings = _pool_warnings(evidence)
+    if known and len(terms) > 1:
+        fixed = ", ".join(n for n in terms if n != "sim")
+        warnings.append(PARTIAL_REPLICATES.format(known="the simulated rate alone", fixed=fixed))
+    rates = bool(((sim >= 0) & (sim <= 1)).all())
+    real = _given_rates(table.real, table.episodes.get("real"))
+    leader = ordered.order("vsdr")[0]
+    details = []
+    for c in range(len(table)):
+        trials = int(episodes[c]) if known else None  # type: ignore[index]
+        interval = tuple(map(float, wilson(round(sim[c] * trials), trials))) if trials else None
+        behind = None if c == leader else {"difference": float(sim[c] - sim[leader]), "interval": None}
+        ood = table.scores["ood"][c] if "ood" in table.scores else np.nan
+        line = {
+            "run": table.runs[c],
+            "step": table.steps[c],
+            "success": float(sim[c]) if rates else None,
+            "success_interval": interval,
+            "num_episodes": trials,
+            "dropped": None,
+            "progress": None,
+            "mean_return": None,
+            "behind_leader": behind and {**behind, "p_value": None, "p_holm": None},
+            "target_success": real[c][0],
+            "target_interval": real[c][1],
+        }
+        details.append(line | _detected(None, "") | {"ood": float(ood) if np.isfinite(ood) else None})
+    return _finished(
+        evidence,
+        settings,
+        details,
+        {"check": _check_given(table, ordered, shortlists, seed, num_bootstrap)},
+        ordered,
+        num_conditions=0,
+        num_episodes=int(episodes.max()) if known else 0,  # type: ignore[union-attr]
+        num_target_observations=0,
+        warnings=tuple(warnings),
     )
 
 

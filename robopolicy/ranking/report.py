@@ -1,137 +1,37 @@
-"""One self-contained HTML page about a ranking: verdict, table, figures, galleries, provenance. No scripts, no links."""
+"""One self-contained HTML page about a ranking: verdict, table, figures, galleries, provenance.
+
+Nothing is loaded from elsewhere. The only script sorts and unfolds the table; without it the page says the same.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
-import struct
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from matplotlib.image import imsave
 
-from robopolicy.ranking import plots
+from robopolicy.files import atomic_write
+from robopolicy.ranking import curves, plots
+from robopolicy.ranking.embed import galleries
 from robopolicy.ranking.result import CheckpointScore, Ranking
 from robopolicy.ranking.tables import RankingError
+from robopolicy.ranking.verdict import number, percent, points, verdict
 from robopolicy.spec import did_you_mean
 
-Array = np.ndarray
-
-CONTEXT = ("title", "subtitle", "target_name", "what_ran", "galleries", "steering", "not_computed", "worlds")
-MAGIC = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
-STRIP_ASPECT = 2.5
-STRIP_GAP = 3  # pixels between the frames of a strip
+CONTEXT = (
+    *("title", "subtitle", "target_name", "what_ran", "galleries", "steering", "not_computed", "worlds"),
+    *("slices", "histograms", "rounds", "gate", "provenance", "real"),
+)
 NUM_OPEN_ROWS = 25
 NUM_OPEN_PARAMETERS = 8
-CLEAR, LIKELY = 0.8, 0.5
+LONG_SCORES = {"vsdr": "VSDR", "sim": "Simulation only", "ood": "Detector only"}
+TERM_WORDS = {"sim": "simulation", "ood": "distance of the target"}
 
 
-def percent(value: float | None, digits: int = 0) -> str:
-    """A fraction as text, e.g. 0.874 -> "87 %"; a dash when it is None."""
-    return "–" if value is None else f"{100 * value:.{digits}f}\u202f%"
-
-
-def points(value: float | None) -> str:
-    """A signed difference of fractions in percentage points, e.g. -0.125 -> "−12.5"."""
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _interval(value: Any) -> str:
-    return "" if value is None else f"{percent(value[0])} to {percent(value[1])}"
-
-
-def _obtained_sentence(ranking: Ranking, target_name: str) -> str | None:
-    """What the target said about the pick, and about the pick of simulation alone."""
-    known = {c.checkpoint: c for c in ranking.checkpoints if c.target_success is not None}
-    lead = ranking.checkpoints[0]
-    if not known:
-        return None
-    if lead.target_success is None:
-        return f"It has no outcome on {target_name} yet; {len(known)} others have."
-    best = max(c.target_success for c in known.values() if c.target_success is not None)
-    short_of = best - lead.target_success
-    place = "the best of the pool" if short_of <= 1e-9 else f"{100 * short_of:.1f} points below the best of the pool"
-    text = f"On {target_name} it obtained {percent(lead.target_success)} ({_interval(lead.target_interval)}), {place}."
-    sim_pick = known.get(ranking.orders["sim"][0])
-    if sim_pick is not None and sim_pick.target_success is not None and sim_pick is not lead:
-        text += f" The pick of simulation alone, {sim_pick.checkpoint}, obtained {percent(sim_pick.target_success)}."
-    return text
-
-
-def verdict(ranking: Ranking, target_name: str = "the target") -> list[str]:
-    """The result in plain words: a headline, then sentences that qualify it."""
-    lead, pool = ranking.checkpoints[0], len(ranking.checkpoints)
-    likely = ranking.shortlist()
-    if pool == 1:
-        headline = f"Only {lead.checkpoint} was given: nothing to compare it with."
-    elif not any(c.success for c in ranking.checkpoints):
-        headline = "Deploy none of them: no checkpoint succeeded once in simulation."
-    elif lead.prob_best >= CLEAR:
-        headline = f"Deploy {lead.checkpoint} first."
-    elif lead.prob_best >= LIKELY:
-        headline = f"{lead.checkpoint} leads, but not beyond doubt."
-    else:
-        headline = f"No clear winner: {lead.checkpoint} is ahead by a little."
-    sentences = [
-        f"It takes first place in {percent(lead.prob_best)} of {ranking.settings['num_bootstrap']} resamples of the evidence."
-    ]
-    if len(likely) > 1 and pool > 1:
-        shown = " or ".join(likely) if len(likely) <= 4 else f"one of {len(likely)} checkpoints"
-        sentences.append(f"In 90\u202f% of them, first place goes to {shown}.")
-    simulated = f"Simulated success {percent(lead.success)} ({_interval(lead.success_interval)})"
-    if "ood" in ranking.orders:
-        sim_pick = ranking.orders["sim"][0]
-        same = sim_pick == lead.checkpoint
-        simulated += "; simulation alone picks it too" if same else f"; simulation alone would have picked {sim_pick}"
-    sentences.append(f"{simulated}.")
-    outcome = _obtained_sentence(ranking, target_name)
-    return [headline, *sentences, *([outcome] if outcome else [])]
-
-
-def _png(image: Array) -> bytes:
-    buffer = io.BytesIO()
-    imsave(buffer, image, format="png", metadata={"Software": "robopolicy"})
-    return buffer.getvalue()
-
-
-def _strip(frames: Array) -> Array:
-    """Frames [T, H, W, C] side by side, uint8 [H, T (W + gap) - gap, C], white between them."""
-    padded = np.pad(frames, ((0, 0), (0, 0), (0, STRIP_GAP), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)[:, :-STRIP_GAP]
-
-
-def _image(label: str, image: Any) -> dict[str, Any]:
-    """{"label", "uri", "strip"} of PNG, APNG, GIF, JPEG or WebP bytes, uint8 [H, W, C], or a film strip uint8 [T, H, W, C]."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] not in (3, 4):
-            raise RankingError(
-                f"image {label!r} is {image.dtype} {list(image.shape)}; give uint8 [H, W, 3] or a strip [T, H, W, 3]"
-            )
-        image = _png(_strip(image) if image.ndim == 4 else image)
-    kind = next((name for magic, name in MAGIC.items() if bytes(image[:4]).startswith(magic)), None)
-    if kind is None:
-        raise RankingError(f"image {label!r}: unknown format; give PNG, GIF, JPEG or WebP bytes, or a uint8 array")
-    width, height = 1, 1
-    if kind == "png":
-        width, height = struct.unpack(">II", image[16:24])
-    elif kind == "gif":
-        width, height = struct.unpack("<HH", image[6:10])
-    uri = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-    return {"label": label, "uri": uri, "strip": width > STRIP_ASPECT * height}
-
-
-def _galleries(galleries: Any) -> list[dict[str, Any]]:
-    shown = []
-    for gallery in galleries:
-        pictures = [_image(str(label), image) for label, image in gallery["images"]]
-        shown.append({"title": gallery["title"], "caption": gallery.get("caption", ""), "images": pictures})
-    return shown
-
-
-def _figures(ranking: Ranking, target_name: str) -> list[dict[str, str]]:
+def _figures(ranking: Ranking, target_name: str, histograms: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     more = len(ranking.checkpoints) > plots.MAX_ROWS
     cut = f" The first {plots.MAX_ROWS} of {len(ranking.checkpoints)}." if more else ""
     figures = []
@@ -145,15 +45,32 @@ def _figures(ranking: Ranking, target_name: str) -> list[dict[str, str]]:
     if ranking.check is not None:
         text = "A good order falls from left to right. Filled: the first pick. Dashed: the best of the pool."
         add("Predicted against obtained", text, plots.obtained(ranking, target_name))
-    text = f"How far each place moves when the evidence is drawn anew.{cut}"
-    add("How sure is the order?", text, plots.rank_intervals(ranking))
-    add("Success rates", f"Every checkpoint met the same conditions.{cut}", plots.forest(ranking, target_name))
+    if curves.has_curves(ranking):
+        add("Along training", "Simulated success of each run by training step, 95 % intervals.", curves.training(ranking))
+    if histograms:
+        text = "Scores of the detector: simulator observations it has not seen, and the target's. Right is stranger."
+        add("What the encoders make of the target", text, curves.histograms(histograms))
+    if sum(any(v is not None for v in _column(ranking, name)) for name in ranking.checkpoints[0].scores) > 2:
+        text = "Places by every score against places by every other: on the diagonal two scores agree."
+        add("Score against score", text, curves.score_matrix(ranking))
+    if ranking.num_draws:
+        text = f"How far each place moves when the evidence is drawn anew.{cut}"
+        add("How sure is the order?", text, plots.rank_intervals(ranking))
+    if any(c.success is not None for c in ranking.checkpoints):
+        text = "Every checkpoint met the same conditions." if ranking.num_conditions else "As given, with 95 % intervals."
+        if any(c.dropped for c in ranking.checkpoints):
+            text = "Checkpoints that were dropped met the first of the conditions that the others met."
+        add("Success rates", f"{text}{cut}", plots.forest(ranking, target_name))
     return figures
+
+
+def _column(ranking: Ranking, name: str) -> list[float | None]:
+    return [c.scores.get(name) for c in ranking.checkpoints]
 
 
 def _not_computed(ranking: Ranking, given: Mapping[str, str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
-    if not ranking.num_target_observations:
+    if "ood" not in ranking.orders:
         reasons["Detection term"] = "no features of target observations were given"
     if ranking.check is None:
         reasons["Check against outcomes"] = "no outcomes on the target were given"
@@ -174,6 +91,13 @@ def _flags(scores: tuple[CheckpointScore, ...]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _environment() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("robopolicy.ranking")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"percent": percent, "points": points, "number": number}
+    return environment
+
+
 def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any]) -> Path:
     """Writes the page and returns its path.
 
@@ -181,7 +105,9 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
     commit, seeds, versions, times; "galleries" [{"title", "caption", "images": [(label, image)]}], an image being bytes (PNG,
     APNG, GIF, JPEG, WebP), uint8 [H, W, 3] or a film strip uint8 [T, H, W, 3]; "steering": one or a list of
     PairedComparison.to_dict() plus optional "title", "base_name", "other_name", "note"; "not_computed" {what: why}; "worlds":
-    what worlds.drawn_parameters() found.
+    what worlds.drawn_parameters() found; "slices" {"checkpoints", "parameters": slices.weakest()}; "histograms":
+    [looks.histogram()]; "rounds": log of sequential halving; "gate": gate.judge(); "provenance": plain data; "real": the
+    posterior of real trials.
 
     Raises:
         RankingError: an unknown context key or an image that cannot be shown.
@@ -192,12 +118,11 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
     ranking = Ranking.from_json(ranking.to_json())  # the page of a ranking in memory is that of its file, to the byte
     target_name = context.get("target_name", "the target")
     steering = context.get("steering") or []
-    galleries = _galleries(context.get("galleries", ()))
     worlds = list(context.get("worlds", ()))
-    loader = jinja2.PackageLoader("robopolicy.ranking")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["percent"], environment.filters["points"] = percent, points
+    environment = _environment()
+    script = environment.loader.get_source(environment, "sort.js")[0]  # type: ignore[union-attr]
     headline, *sentences = verdict(ranking, target_name)
+    lead = ranking.checkpoints[0]
     page = environment.get_template("report.html.j2").render(
         title=context.get("title", "Checkpoint ranking"),
         subtitle=context.get("subtitle", ""),
@@ -205,18 +130,42 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
         headline=headline,
         sentences=sentences,
         ranking=ranking,
+        lead=lead,
         likely=ranking.shortlist(),
-        tables=[t for t in (ranking.checkpoints[:NUM_OPEN_ROWS], ranking.checkpoints[NUM_OPEN_ROWS:]) if t],
+        further=[name for name in lead.scores if name not in ("sim", "ood")],
+        fresh=[split for split in ("confirm", "sealed") if any(split in c.fresh for c in ranking.checkpoints)],
+        num_open=NUM_OPEN_ROWS,
         styles=plots.run_styles([c.run for c in ranking.checkpoints]),
         flags=_flags(ranking.checkpoints),
-        figures=_figures(ranking, target_name),
-        galleries=galleries,
+        figures=_figures(ranking, target_name, context.get("histograms", ())),
+        galleries=galleries(context.get("galleries", ())),
         steering=[steering] if isinstance(steering, Mapping) else list(steering),
         worlds=[w for w in (worlds[:NUM_OPEN_PARAMETERS], worlds[NUM_OPEN_PARAMETERS:]) if w],
-        what_ran=context.get("what_ran", {}),
+        slices=context.get("slices"),
+        rounds=list(context.get("rounds", ())),
+        gate=context.get("gate"),
+        real=context.get("real"),
+        what_ran={**_provenance_lines(context.get("provenance")), **context.get("what_ran", {})},
         not_computed=_not_computed(ranking, context.get("not_computed", {})),
+        order_names={name: LONG_SCORES.get(name, name) for name in dict.fromkeys((*LONG_SCORES, *ranking.orders))},
+        combined=" and ".join(TERM_WORDS.get(name, name) for name in ranking.settings["combined"]),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script=script,
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    atomic_write(path, page.encode())
     return path
+
+
+def _provenance_lines(provenance: Mapping[str, Any] | None) -> dict[str, str]:
+    """What of the provenance is shown; all of it is in provenance.json."""
+    if provenance is None:
+        return {}
+    keys = ("command", "commit", "started", "finished", "machine")
+    lines = {key: str(provenance[key]) for key in keys if key in provenance}
+    for key in ("versions", "inputs"):
+        values = provenance.get(key) or {}
+        if values:
+            lines[key] = " ".join(f"{name}={str(value)[:16]}" for name, value in values.items())
+    return lines

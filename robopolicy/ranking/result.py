@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,43 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from robopolicy.files import atomic_write
 from robopolicy.ranking.statistics import Interval
 from robopolicy.ranking.tables import RankingError
+from robopolicy.spec import did_you_mean
 
-SCHEMA = 1
+SCHEMA = 2
 SHORTLIST_PROBABILITY = 0.9
 
 
 @dataclass(frozen=True)
 class CheckpointScore:
-    """One line of the ranking. Rates are fractions in [0, 1]; intervals are at 95 %; None where not computed.
+    """One line of the ranking. Rates are fractions in [0, 1]; intervals are at 95 %; None or empty where not computed.
 
-    rank: place by VSDR, ties share the best one. ranks, rank_intervals: by "vsdr", "sim" and "ood".
+    rank: place by VSDR, ties share the best one. group: neighbours that the evidence does not tell apart share a number.
+    scores: by "sim", "ood" and every further term, all larger = better ("ood" is minus the distance). ranks,
+    rank_intervals: places by "vsdr" and each of them.
+    success: simulated success rate, of `num_episodes`; None where "sim" is another kind of score.
+    dropped: round of sequential halving after which it was evaluated no further.
     ood: effect size of the chosen detector (0 = looks like simulation, larger = further out); effect_sizes: of all.
-    prob_best, prob_top: share of bootstrap replicates in which it takes the first place, one of the first k.
+    prob_best, prob_top: share of replicates in which it takes the first place, one of the first k.
     behind_leader: paired difference in simulated success, this minus the leader; p_holm adjusts over all of them.
+    fresh: {split: {"success", "interval" (Clopper-Pearson), "progress", "num_episodes"}} on conditions that chose nothing.
     """
 
     checkpoint: str
     run: str
     step: int
     rank: int
+    group: int | None
     vsdr: float
-    success: float
-    success_interval: Interval
-    progress: float
-    mean_return: float
+    scores: dict[str, float | None]
+    success: float | None
+    success_interval: Interval | None
+    num_episodes: int | None
+    dropped: int | None
+    progress: float | None
+    mean_return: float | None
     ood: float | None
     ood_interval: Interval | None
     effect_sizes: dict[str, float | None]
@@ -44,20 +56,23 @@ class CheckpointScore:
     encoder: dict[str, float]
     ranks: dict[str, float]
     rank_intervals: dict[str, Interval]
-    prob_best: float
+    prob_best: float | None
     prob_top: dict[str, float]
     behind_leader: dict[str, Any] | None
     target_success: float | None
     target_interval: Interval | None
     flags: tuple[str, ...]
+    sha: str = ""
+    fresh: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Ranking:
     """A ranking as plain data, best checkpoint first.
 
-    orders: checkpoint ids by "vsdr", "sim" and (with features) "ood". check: agreement with target outcomes, or None.
-    warnings: what holds for the whole pool.
+    orders: checkpoint ids by "vsdr", "sim" and every further term. check: agreement with target outcomes, or None.
+    warnings: what holds for the whole pool. num_draws: replicates behind intervals and probabilities (0 = none could be made).
+    inputs: {"suite", "target", "scores", ...: hash} of what was read.
     """
 
     schema: int
@@ -65,10 +80,12 @@ class Ranking:
     num_conditions: int
     num_episodes: int
     num_target_observations: int
+    num_draws: int
     checkpoints: tuple[CheckpointScore, ...]
     orders: dict[str, list[str]]
     check: dict[str, Any] | None
     warnings: tuple[str, ...]
+    inputs: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Text that is byte-identical for equal inputs; undefined values are null."""
@@ -84,19 +101,38 @@ class Ranking:
 
     def table(self) -> pa.Table:
         """One flat row a checkpoint, in ranking order."""
-        return pa.Table.from_pylist([_flat(score) for score in self.checkpoints])
+        rows = [_flat(score) for score in self.checkpoints]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return pa.table({name: [row.get(name) for row in rows] for name in columns})
 
     def write(self, folder: str | Path) -> Path:
         """Writes ranking.json and ranking.csv into `folder` and returns it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "ranking.json").write_text(self.to_json(), encoding="utf-8")
-        pyarrow.csv.write_csv(self.table(), folder / "ranking.csv")
+        atomic_write(folder / "ranking.json", self.to_json().encode())
+        atomic_write(folder / "ranking.csv", partial(pyarrow.csv.write_csv, self.table()))
         return folder
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Ranking:
+        """The ranking in a folder that `write` wrote. Raises RankingError when there is none."""
+        path = Path(folder) / "ranking.json"
+        if not path.is_file():
+            raise RankingError(f"no ranking at {folder}: give the folder that `robopolicy rank` wrote with out=")
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+    def line(self, checkpoint: str) -> CheckpointScore:
+        """The line of a checkpoint. Raises RankingError naming the closest when there is none."""
+        found = next((c for c in self.checkpoints if c.checkpoint == checkpoint), None)
+        if found is None:
+            raise RankingError(f"no {checkpoint!r} in this ranking; {did_you_mean(checkpoint, self.orders['vsdr'])}")
+        return found
 
     def shortlist(self, probability: float = SHORTLIST_PROBABILITY) -> list[str]:
         """The fewest checkpoints that together take the first place in at least `probability` of the replicates."""
-        likely = sorted(self.checkpoints, key=lambda c: (-c.prob_best, c.rank, c.checkpoint))
+        if not self.num_draws:
+            return [self.checkpoints[0].checkpoint]
+        likely = sorted(self.checkpoints, key=lambda c: (-(c.prob_best or 0.0), c.rank, c.checkpoint))
         reached = np.cumsum([c.prob_best for c in likely])
         return [c.checkpoint for c in likely[: int(np.searchsorted(reached, probability - 1e-9)) + 1]]
 
@@ -115,7 +151,7 @@ def _flat(score: CheckpointScore) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for f in fields(score):
         value = _plain(getattr(score, f.name))
-        if f.name in ("encoder", "behind_leader"):
+        if f.name in ("encoder", "behind_leader", "fresh"):
             continue
         if f.name == "flags":
             row[f.name] = "; ".join(value)
@@ -129,4 +165,7 @@ def _flat(score: CheckpointScore) -> dict[str, Any]:
                     row[f"{f.name}.{key}"] = entry
         else:
             row[f.name] = value
+    for split, found in score.fresh.items():
+        row[f"{split}.success"] = _plain(found["success"])
+        row[f"{split}.success_low"], row[f"{split}.success_high"] = _plain(found["interval"])
     return row

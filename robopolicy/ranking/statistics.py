@@ -13,49 +13,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from robopolicy.ranking import checks
+from robopolicy.ranking.intervals import CONFIDENCE, wilson
+
 Array = np.ndarray
 Interval = tuple[float, float]
-
-CONFIDENCE = 0.95
 
 
 def stream(seed: int, *purpose: str | int) -> np.random.Generator:
     """The generator of (seed, purpose): the same on every machine and independent of what else was drawn before."""
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-
-
-def _check_counts(successes: Any, trials: Any) -> tuple[Array, Array]:
-    k, n = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
-    if (n < 1).any() or (k < 0).any() or (k > n).any():
-        raise ValueError(f"successes={successes} of trials={trials}: needs 0 <= successes <= trials and trials >= 1")
-    return k, n
-
-
-def wilson_interval(successes: Any, trials: Any, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
-    """Score interval of a binomial proportion (Wilson 1927). Broadcasts; returns (low, high) in [0, 1].
-
-    Raises:
-        ValueError: not 0 <= successes <= trials, or trials < 1.
-    """
-    k, n = _check_counts(successes, trials)
-    z = stats.norm.ppf((1 + confidence) / 2)
-    centre = (k + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
-    return np.where(k == 0, 0.0, centre - half), np.where(k == n, 1.0, centre + half)
-
-
-def clopper_pearson_interval(successes: Any, trials: Any, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
-    """Exact, conservative interval of a binomial proportion (Clopper and Pearson 1934). Broadcasts; returns (low, high).
-
-    Raises:
-        ValueError: not 0 <= successes <= trials, or trials < 1.
-    """
-    k, n = _check_counts(successes, trials)
-    tail = (1 - confidence) / 2
-    low = stats.beta.ppf(tail, np.maximum(k, 1), n - k + 1)
-    high = stats.beta.ppf(1 - tail, k + 1, np.maximum(n - k, 1))
-    return np.where(k == 0, 0.0, low), np.where(k == n, 1.0, high)
 
 
 def mcnemar(base: Array, other: Array) -> tuple[int, int, float]:
@@ -72,9 +40,11 @@ def mcnemar(base: Array, other: Array) -> tuple[int, int, float]:
     return only_a, only_b, float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
 
 
-def holm(p_values: Sequence[float]) -> Array:
-    """Holm-adjusted p-values (family-wise error), in the order given."""
-    p = np.asarray(p_values, dtype=np.float64)
+def holm(p_values: Any) -> Array:
+    """Holm-adjusted p-values (family-wise error), in the order given. Raises ValueError for values outside [0, 1]."""
+    p = checks.vector(p_values, "p-values", min_size=0)
+    if p.size and not 0 <= p.min() <= p.max() <= 1:
+        raise ValueError(f"p-values reach from {p.min():g} to {p.max():g}: needs values in [0, 1]")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * (p.size - np.arange(p.size)))
     adjusted = np.empty_like(p)
@@ -119,6 +89,43 @@ def prob_top_k(rank_draws: Array, k: int) -> Array:
 
 
 @dataclass(frozen=True)
+class RankSummary:
+    """Where each of C policies stands: arrays [C]. Ranks count from 1 = best; ties share.
+
+    median, low, high: of its rank over the draws. prob_best, prob_top[k]: probability of being best, among the best k.
+    """
+
+    median: Array
+    low: Array
+    high: Array
+    prob_best: Array
+    prob_top: dict[int, Array]
+
+
+def rank_summary(score_draws: Array, k: Sequence[int] = (1, 3), confidence: float = 0.9) -> RankSummary:
+    """Rank intervals, P(best) and P(top k) from draws of all scores together: bootstrap or posterior [B, C], larger = better.
+
+    Draws must be joint (the same resampled conditions for all policies): what policies have in common then cancels.
+
+    Raises:
+        ValueError: not [B, C] with B, C >= 1, NaN, k outside 1..C, or confidence outside (0, 1).
+    """
+    draws = np.asarray(score_draws, dtype=np.float64)
+    if draws.ndim != 2 or not draws.size:
+        raise ValueError(f"draws of shape {draws.shape}: give [B, C], one row a replicate")
+    if np.isnan(draws).any():
+        raise ValueError("draws hold NaN: leave out policies that lack a score, or give -inf for last")
+    wrong = [n for n in k if not 1 <= n <= draws.shape[1]]
+    if wrong:
+        raise ValueError(f"k={wrong[0]} for {draws.shape[1]} policies: use 1 <= k <= {draws.shape[1]}")
+    tail = (1 - checks.fraction(confidence, "confidence")) / 2
+    places = ranks(draws)
+    low, median, high = np.quantile(places, [tail, 0.5, 1 - tail], axis=0, method="inverted_cdf")
+    top = {int(n): prob_top_k(places, n) for n in {1, *k}}
+    return RankSummary(median, low, high, top[1], {n: top[n] for n in sorted(top)})
+
+
+@dataclass(frozen=True)
 class PairedComparison:
     """Two policies on the same conditions. Rates are fractions; intervals are at `CONFIDENCE`.
 
@@ -146,12 +153,20 @@ class PairedComparison:
 def paired_comparison(
     base: Array, other: Array, counts: Array, generator: np.random.Generator, num_bootstrap: int
 ) -> PairedComparison:
-    """Compares successes per condition, int [K] each, of `counts` [K] episodes per condition (the same for both)."""
+    """Compares successes per condition, int [K] each, of `counts` [K] episodes per condition (the same for both).
+
+    Raises:
+        ValueError: different lengths, no conditions, or not 0 <= successes <= counts.
+    """
+    for values, name in ((base, "base"), (other, "other")):
+        if np.shape(values) != np.shape(counts) or np.ndim(values) != 1 or not np.size(values):
+            raise ValueError(f"{name} {np.shape(values)} and counts {np.shape(counts)}: give one of each per condition, [K]")
+        checks.counts(values, counts)
     sums = np.stack([base, other]).astype(np.float64)
     episodes = int(np.sum(counts))
     rates = sums.sum(axis=1) / episodes
     draws = bootstrap_means(sums, counts, bootstrap_weights(sums.shape[1], num_bootstrap, generator))
-    low, high = wilson_interval(sums.sum(axis=1), episodes)
+    low, high = wilson(sums.sum(axis=1), episodes)
     test = mcnemar(sums[0] > 0, sums[1] > 0) if (np.asarray(counts) == 1).all() else (None, None, None)
     return PairedComparison(
         base=float(rates[0]),

@@ -1,4 +1,4 @@
-"""The two inputs of a ranking, checked once: the episode table and the features of every checkpoint."""
+"""What a ranking is made of, in checked form: outcomes of episodes, and the features of every checkpoint."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
 
 COLUMNS = ("checkpoint", "run", "step", "suite", "split", "condition", "seed", "success", "return", "progress")
-IDENTITY = ("checkpoint", "suite", "split", "condition", "seed")
+IDENTITY_COLUMNS = ("checkpoint", "checkpoint_sha", "run", "step", "suite", "split", "condition", "seed")
 FEATURE_SETS = ("fit", "calibration", "target")
 EPISODES_OF = {"calibration": "calibration_episode", "target": "target_episode"}
 
@@ -25,11 +23,18 @@ class RankingError(ValueError):
     """Scores that cannot be ranked. The message names what was given and the remedy."""
 
 
+class IntegrityError(RankingError):
+    """Inputs that would make the ranking meaningless: leaked data, a file that is not what its hash says."""
+
+    exit_code = 4
+
+
 @dataclass(frozen=True)
 class Outcomes:
-    """Episodes of C checkpoints on the same K conditions, in sorted order whatever the order of the rows.
+    """Episodes of C checkpoints on K conditions, in sorted order whatever the order of the rows.
 
-    successes: int [C, K] per condition. counts: int [K] episodes per condition, the same for every checkpoint.
+    successes, trials: int [C, K] per condition; trials are the same for every checkpoint unless some were dropped early
+        (`nested`), each then having met the first conditions of those that stayed.
     progress, returns: means [C]. runs, steps: the training run and step of each checkpoint [C].
     """
 
@@ -38,19 +43,39 @@ class Outcomes:
     steps: tuple[int, ...]
     conditions: tuple[str, ...]
     successes: Array
-    counts: Array
+    trials: Array
     progress: Array
     returns: Array
 
     @property
+    def nested(self) -> bool:
+        """Whether some checkpoints met fewer conditions than others."""
+        return bool((self.trials != self.trials[:1]).any())
+
+    @property
+    def counts(self) -> Array:
+        """Episodes per condition [K], of the checkpoint that met most."""
+        return self.trials[int(np.argmax(self.episodes))]
+
+    @property
+    def episodes(self) -> Array:
+        """Episodes of each checkpoint [C]."""
+        return self.trials.sum(axis=1, dtype=np.int64)
+
+    @property
     def num_episodes(self) -> int:
-        """Episodes per checkpoint."""
-        return int(self.counts.sum())
+        """Episodes per checkpoint, of the one that has most."""
+        return int(self.episodes.max())
+
+    @property
+    def num_successes(self) -> Array:
+        """Successes of each checkpoint [C]."""
+        return self.successes.sum(axis=1, dtype=np.int64)
 
     @property
     def success(self) -> Array:
         """Success rate [C]."""
-        return self.successes.sum(axis=1) / self.num_episodes
+        return self.num_successes / self.episodes
 
     def indices(self, checkpoints: Iterable[str]) -> list[int]:
         """Positions of checkpoints. Raises RankingError naming an unknown one."""
@@ -59,101 +84,6 @@ class Outcomes:
             if name not in self.checkpoints:
                 raise RankingError(f"no episodes of checkpoint {name!r}; {did_you_mean(name, self.checkpoints)}")
         return [self.checkpoints.index(name) for name in names]
-
-
-def load_episodes(path: str | Path) -> pa.Table:
-    """The episode table of a parquet file. Raises RankingError when there is none."""
-    if not Path(path).is_file():
-        raise RankingError(f"no episode table at {path}: give a parquet file with the columns {', '.join(COLUMNS)}")
-    return pq.read_table(path, use_threads=False)  # reader threads may abort Python at exit
-
-
-def _columns(table: pa.Table, name: str) -> dict[str, Array]:
-    missing = [c for c in COLUMNS if c not in table.column_names]
-    if missing:
-        raise RankingError(
-            f"{name}: no column {missing[0]!r} ({did_you_mean(missing[0], table.column_names)}); needs {', '.join(COLUMNS)}"
-        )
-    if not table.num_rows:
-        raise RankingError(f"{name} has no rows: evaluate at least one checkpoint")
-    nulls = [c for c in COLUMNS if table[c].null_count]
-    if nulls:
-        raise RankingError(f"{name}: column {nulls[0]!r} has {table[nulls[0]].null_count} nulls; drop or repair those episodes")
-    columns = {c: table[c].to_numpy(zero_copy_only=False) for c in COLUMNS}
-    for c in ("success", "return", "progress"):
-        values = columns[c].astype(np.float64)
-        bad = ~np.isfinite(values) if c == "return" else ~((values >= 0) & (values <= 1))
-        if c == "success":
-            bad |= (values != 0) & (values != 1)
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            expected = {"success": "True or False", "return": "finite", "progress": "in [0, 1]"}[c]
-            raise RankingError(f"{name}: {c}={columns[c][row]} in row {row}; must be {expected}: drop or repair that episode")
-        columns[c] = values
-    for c in ("checkpoint", "run", "suite", "split", "condition", "seed"):
-        columns[c] = columns[c].astype(str)
-    return columns
-
-
-def _refuse_duplicates(columns: dict[str, Array], name: str) -> None:
-    keys = np.stack([columns[c] for c in IDENTITY], axis=1)
-    unique, counts = np.unique(keys, axis=0, return_counts=True)
-    if (counts > 1).any():
-        twice = dict(zip(IDENTITY, unique[np.argmax(counts > 1)].tolist(), strict=True))
-        raise RankingError(f"{name}: {int((counts > 1).sum())} episodes appear twice, first {twice}; keep one row an episode")
-
-
-def _one_each(columns: dict[str, Array], member: Array, checkpoints: Array, column: str, name: str) -> list[Any]:
-    """The value of `column` of each checkpoint; it must be the same in all its rows."""
-    values = [np.unique(columns[column][member == c]) for c in range(len(checkpoints))]
-    for checkpoint, found in zip(checkpoints, values, strict=True):
-        if len(found) != 1:
-            raise RankingError(f"{name}: checkpoint {checkpoint!r} has {column} {found.tolist()}; give every checkpoint one id")
-    return [found[0] for found in values]
-
-
-def check_episodes(table: pa.Table, name: str = "episodes") -> Outcomes:
-    """Outcomes of an episode table (one row an episode, columns `COLUMNS`, others ignored).
-
-    Raises:
-        RankingError: a missing column, a null or a value out of range, an episode twice, a checkpoint of two runs, or
-            checkpoints that were not evaluated on the same conditions.
-    """
-    columns = _columns(table, name)
-    _refuse_duplicates(columns, name)
-    checkpoints, member = np.unique(columns["checkpoint"], return_inverse=True)
-    where = np.stack([columns[c] for c in ("suite", "split", "condition")], axis=1)
-    conditions, at = np.unique(where, axis=0, return_inverse=True)
-    at = at.reshape(-1)
-    shape = (len(checkpoints), len(conditions))
-    flat = member * shape[1] + at
-    counts = np.bincount(flat, minlength=len(checkpoints) * len(conditions)).reshape(shape)
-    unequal = (counts != counts[0]).any(axis=1)
-    if unequal.any():
-        other = int(np.argmax(unequal))
-        place = int(np.argmax(counts[other] != counts[0]))
-        suite, split, condition = conditions[place]
-        raise RankingError(
-            f"{name}: condition {condition!r} of suite {suite!r}, split {split!r} has {counts[0, place]} episodes of "
-            f"{str(checkpoints[0])!r} and {counts[other, place]} of {str(checkpoints[other])!r}; "
-            "evaluate every checkpoint on the same conditions, or rank them separately"
-        )
-
-    def per_checkpoint(column: str) -> Array:
-        # summed in a canonical order, so that the order of the rows cannot reach the last bit
-        order = np.lexsort((columns["seed"], at, member))
-        return np.bincount(member[order], weights=columns[column][order]) / counts.sum(axis=1)
-
-    return Outcomes(
-        checkpoints=tuple(map(str, checkpoints)),
-        runs=tuple(str(v) for v in _one_each(columns, member, checkpoints, "run", name)),
-        steps=tuple(int(v) for v in _one_each(columns, member, checkpoints, "step", name)),
-        conditions=tuple("/".join(map(str, row)) for row in conditions),
-        successes=np.bincount(flat, weights=columns["success"], minlength=counts.size).reshape(shape).astype(np.int64),
-        counts=counts[0],
-        progress=per_checkpoint("progress"),
-        returns=per_checkpoint("return"),
-    )
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,12 @@ def drawn_parameters(table: pa.Table) -> list[DrawnParameter]:
         return []
     columns: dict[str, np.ndarray] = {}
     for name in names:
-        columns.update(_numbers(name.removeprefix(PREFIX), [table[name][int(i)].as_py() for i in first]))
+        columns.update(numbers(name.removeprefix(PREFIX), [table[name][int(i)].as_py() for i in first]))
     found = [_parameter(name, values, rate) for name, values in columns.items() if np.ptp(values) > 0]
     return sorted(found, key=lambda p: (-abs(p.correlation), p.name))
 
 
-def _numbers(name: str, values: list[Any]) -> dict[str, np.ndarray]:
+def numbers(name: str, values: list[Any]) -> dict[str, np.ndarray]:
     """{name of a number: float64 [K]} of a parameter's values; nothing where they are no numbers of equal length."""
     try:
         array = np.array(values, float)

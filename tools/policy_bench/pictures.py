@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from policy_bench.detour import REACHED, DetourTask, begin
 from policy_bench.summary import DETOUR
@@ -40,6 +41,9 @@ def success(path: Path, policies: Mapping[str, Mapping[str, Any]], title: str) -
             left.errorbar(x, row["success"], [[row["success"] - low], [high - row["success"]]], fmt="o", color=colours[name])
             left.annotate(name, (x, row["success"]), (6, 4), textcoords="offset points", fontsize=9)
     left.set(xscale="log", xlabel="latency of a decision, ms (p50, batch 1, one thread)", ylabel="success")
+    left.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.set_ylim(-0.03, 1.03)
     left.margins(x=0.2)
     for i, name in enumerate(names):

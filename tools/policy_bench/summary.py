@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from robopolicy.ranking.intervals import wilson
 from robopolicy.ranking.statistics import (
     bootstrap_weights,
     cluster_bootstrap,
     paired_comparison,
     percentile_interval,
     stream,
-    wilson_interval,
 )
 
 BASE = "carp"
@@ -65,7 +65,7 @@ def share(values: Sequence[bool]) -> dict[str, Any] | None:
     """The share of true values with its Wilson interval; None where there are no values."""
     if not values:
         return None
-    low, high = wilson_interval(sum(values), len(values))
+    low, high = wilson(sum(values), len(values))
     return {"share": float(np.mean(values)), "ci": [float(low), float(high)], "of": len(values)}
 
 

@@ -1,0 +1,52 @@
+"""Numbers that may be quoted: success of chosen checkpoints on conditions that chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from robopolicy.ranking.episode_table import check_episodes
+from robopolicy.ranking.intervals import clopper_pearson
+from robopolicy.ranking.result import Ranking
+
+FRESH = ("confirm", "sealed")  # splits that never choose
+
+
+def split_names(episodes: pa.Table | str | Path) -> tuple[list[str], list[str]]:
+    """(splits that rank, fresh splits) of an episode table; where all of it is fresh, all of it ranks."""
+    if isinstance(episodes, pa.Table):
+        names = set(pc.unique(episodes["split"].cast(pa.string())).to_pylist())
+    else:
+        file, names = pq.ParquetFile(episodes), set()
+        for batch in file.iter_batches(columns=["split"], use_threads=False):
+            names |= set(pc.unique(batch.column(0).cast(pa.string())).to_pylist())
+    fresh = [name for name in FRESH if name in names]
+    others = sorted(names - set(fresh))
+    return (others, fresh) if others else (sorted(names), [])
+
+
+def with_fresh(ranking: Ranking, episodes: pa.Table | str | Path, splits: Sequence[str]) -> Ranking:
+    """The ranking with what its checkpoints did on fresh splits: exact (Clopper-Pearson) intervals.
+
+    Raises:
+        RankingError: checkpoints that met different conditions of a split.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for split in splits:
+        outcomes = check_episodes(episodes, f"split {split}", splits=[split])
+        low, high = np.broadcast_arrays(*clopper_pearson(outcomes.num_successes, outcomes.episodes))
+        for c, name in enumerate(outcomes.checkpoints):
+            found.setdefault(name, {})[split] = {
+                "success": float(outcomes.success[c]),
+                "interval": [float(low[c]), float(high[c])],
+                "progress": float(outcomes.progress[c]),
+                "num_episodes": int(outcomes.episodes[c]),
+            }
+    return replace(ranking, checkpoints=tuple(replace(c, fresh=found.get(c.checkpoint, {})) for c in ranking.checkpoints))

@@ -1,0 +1,150 @@
+"""Features of every checkpoint's encoder: of the data it was trained on and of the target observations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from robopolicy import checkpoint
+from robopolicy.data.episodes import EpisodeStore
+from robopolicy.data.manage import select_episodes
+from robopolicy.data.windows import Windows
+from robopolicy.evaluation.features import frame_features
+from robopolicy.evaluation.rollout import Arm
+from robopolicy.executor import Executor, map_units
+from robopolicy.files import atomic_write
+from robopolicy.policies.load import load_policy
+from robopolicy.ranking.tables import IntegrityError, load_features
+from robopolicy.selection.target import RecordedTarget, Target, frame_digests, open_target, store_pictures
+
+FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
+KEY = "key"  # in a file: hash of what its content depends on
+
+
+def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[object]]]:
+    """The dataset that a checkpoint was trained on, and which of its episodes (`data.where`).
+
+    Raises:
+        CheckpointError: its config does not say, or that is another dataset now.
+    """
+    loaded = checkpoint.load(arm.checkpoint)
+    data = loaded.config.get("data", {})
+    if not data.get("path"):
+        raise checkpoint.CheckpointError(
+            f"{arm.checkpoint} does not say what it was trained on: give features=<folder of .npz>"
+        )
+    store = EpisodeStore(data["path"])
+    if loaded.meta.get("data_hash") not in ("", None, store.hash):
+        raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {data['path']} than is there now")
+    return store, data.get("where") or {}
+
+
+def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
+    """A checkpoint's features of the data it was trained on (fit, calibration: disjoint episodes) and of the target.
+
+    Raises:
+        CheckpointError: see training_data. ValueError: its policy offers no features. SpecError: the target lacks a key that
+            the policy needs.
+    """
+    policy = load_policy(arm.checkpoint)
+    if "features" not in policy.spec.capabilities:
+        raise ValueError(
+            f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
+        )
+    store, where = training_data(arm)
+    episodes, keys, horizon = select_episodes(store, where), policy.spec.observation, policy.spec.obs_horizon
+    parts = {
+        "fit": Windows(store, tuple(keys), horizon, 1, episodes=episodes[::FEATURE_SPLIT]),
+        "calibration": Windows(store, tuple(keys), horizon, 1, episodes=episodes[1::FEATURE_SPLIT]),
+        "target": open_target(target).frames(keys, horizon),
+    }
+    out: dict[str, np.ndarray] = {}
+    for name, frames in parts.items():
+        out[name], out[f"{name}_episode"] = frame_features(policy, frames, num_frames, seed)
+    return out
+
+
+def _unit(unit: tuple[Arm, Path, str], target: str, num_frames: int, seed: int) -> None:
+    arm, file, key = unit
+    write_arrays(file, policy_features(arm, target, num_frames, seed), key)
+
+
+def pool_features(
+    arms: Sequence[Arm],
+    target: str | Path,
+    num_frames: int,
+    seed: int,
+    num_workers: int | None,
+    folder: str | Path,
+    executor: Executor | None = None,
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """policy_features of every arm by name, in parallel, kept in `folder`; what is there already is not made again."""
+    folder, path = Path(folder).absolute(), str(Path(target).absolute())
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = [open_target(path).hash, num_frames, seed]
+    units = []
+    for arm in arms:
+        key = hashlib.sha256(json.dumps([checkpoint.sha256(arm.checkpoint), *identity]).encode()).hexdigest()
+        units.append((arm, features_file(folder, arm.name), key))
+    missing = [unit for unit in units if not is_of(unit[1], unit[2])]
+    work = partial(_unit, target=path, num_frames=num_frames, seed=seed)
+    map_units(work, missing, num_workers, "features", executor=executor)
+    return {arm.name: load_features(file) for arm, file, _ in units}
+
+
+def is_of(file: Path, key: str) -> bool:
+    """Whether `file` was written under this key."""
+    if not file.is_file():
+        return False
+    with np.load(file, allow_pickle=False) as arrays:
+        return KEY in arrays.files and str(arrays[KEY]) == key
+
+
+def features_file(folder: str | Path, name: str) -> Path:
+    """The file in `folder` with the features of the checkpoint `name`."""
+    return Path(folder) / f"{name.replace('/', '_')}.npz"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
+    """Write arrays in one step, with the key of what they depend on."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays, **{KEY: np.array(key)})  # type: ignore[arg-type]
+
+    atomic_write(path, write)
+
+
+def refuse_leaks(arms: Sequence[Arm], target: Target) -> None:
+    """Refuse target observations that a checkpoint was trained on.
+
+    Told by hashes: of the whole dataset, of every episode, and, where the target is pictures, of every frame.
+
+    Raises:
+        IntegrityError: naming the checkpoint and its dataset.
+    """
+    frames = set(frame_digests(target.pictures())) if isinstance(target, RecordedTarget) else set()
+    checked: dict[str, str] = {}  # {path of a dataset: its hash}
+    for arm in arms:
+        loaded = checkpoint.load(arm.checkpoint)
+        path = str(loaded.config.get("data", {}).get("path") or "")
+        advice = "a detector finds nothing unusual in what its policy was trained on; record other target observations"
+        if loaded.meta.get("data_hash") == target.hash:
+            raise IntegrityError(f"{arm.checkpoint} was trained on the target observations (equal data hash): {advice}")
+        if not path or path in checked or not Path(path).is_dir():
+            continue
+        store = EpisodeStore(path)
+        checked[path] = store.hash
+        shared = target.checksums & set(store.table["checksum"].to_pylist())
+        if shared:
+            count = len(shared)
+            raise IntegrityError(f"{count} episodes of the target are in {path}, which {arm.name} was trained on: {advice}")
+        if frames:
+            seen = sum(digest in frames for digest in set(frame_digests(store_pictures(store))))
+            if seen:
+                raise IntegrityError(f"{seen} target pictures are in {path}, which {arm.name} was trained on: {advice}")

@@ -1,0 +1,313 @@
+"""The verb rank: from a pool of checkpoints, or from scores made elsewhere, to a verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from robopolicy import checkpoint, pipeline
+from robopolicy.evaluation.rollout import Arm
+from robopolicy.ranking.episode_table import is_episode_table, load_episodes
+from robopolicy.ranking.fresh import split_names, with_fresh
+from robopolicy.ranking.gate import read_rules
+from robopolicy.ranking.looks import histogram
+from robopolicy.ranking.rank import rank, rank_scores
+from robopolicy.ranking.result import Ranking
+from robopolicy.ranking.score_table import check_scores, read_table
+from robopolicy.ranking.tables import RankingError, load_features
+from robopolicy.selection import further, gallery
+from robopolicy.selection.acts import pool_acts
+from robopolicy.selection.features import features_file, pool_features, refuse_leaks
+from robopolicy.selection.halving import check as check_spending
+from robopolicy.selection.pool import (
+    Spending,
+    Work,
+    confirm,
+    expected,
+    find_pool,
+    play_pool,
+    say_cost,
+    with_identity,
+)
+from robopolicy.selection.provenance import now, provenance
+from robopolicy.selection.publish import Finished, publish
+from robopolicy.selection.suite import CONFIRM, SEALED, SELECT, FrozenSuite, read_suite
+from robopolicy.selection.target import StoreTarget, open_target, prepare
+
+logger = logging.getLogger(__name__)
+
+UNITS, FEATURES, TARGET, ACTS, SUITE = "units", "features", "target", "acts", "suite.yaml"
+NUM_OPEN = 1_000_000  # episodes of a table that are sliced and kept; of larger ones those of the finalists are
+NOT_SHOWN = {
+    "A claim about the robot": "the order is a prediction from simulation and from the target's observations; it is checked by "
+    "trials on the robot (robopolicy rank next-real, ingest-real)",
+    "Gaps in dynamics": "a detector on observations is blind to friction, latency and contact that differ on the target",
+}
+
+
+def rank_verb(settings: Mapping[str, Any]) -> Finished:
+    """Rank, and write everything about it to out. See conf/rank.yaml for the settings."""
+    started = now()
+    rules = read_rules(settings["gate"]) if settings["gate"] else []
+    given = [key for key in ("pool", "scores") if settings[key]]
+    if len(given) != 1:
+        raise RankingError(
+            "give pool=[checkpoints or run folders] to roll checkpoints out, or scores=table.csv (or .parquet) to rank scores"
+            + (", not both" if given else "")
+        )
+    check_spending(settings["alloc"], settings["budget"], settings["finalists"])
+    scores = settings["scores"] or _old_style(settings["pool"])
+    found = _of_table(Path(scores), settings) if scores else _of_pool(settings)
+    if isinstance(found, Finished):
+        return found
+    ranking, episodes, context, about = found
+    facts = {"inputs": ranking.inputs, "episodes": 0 if episodes is None else episodes.num_rows}
+    facts |= {"checkpoints": {c.checkpoint: c.sha for c in ranking.checkpoints[:NUM_LISTED] if c.sha}}
+    done = publish(
+        settings["out"],
+        ranking,
+        episodes=episodes,
+        rules=rules,
+        baseline=settings["baseline"],
+        about=about,
+        context=context,
+        provenance=provenance(settings, started, **facts),
+    )
+    if settings["wandb"]:
+        log_to_wandb(ranking, Path(settings["out"]))
+    return done
+
+
+NUM_LISTED = 100
+_Result = tuple[Ranking, pa.Table | None, dict[str, Any], dict[str, dict[str, Any]]]
+
+
+def _old_style(pool: Any) -> str | None:
+    """A score table given as the pool."""
+    return pool if isinstance(pool, str) and Path(pool).suffix in (".parquet", ".csv") else None
+
+
+def _rank_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("combiner", "seed", "num_bootstrap", "k")
+    return {**{key: settings[key] for key in keys}, "combined": settings["combine"]}
+
+
+def file_sha(path: str | Path) -> str:
+    """sha256 (hex) of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
+    """Rank a table of scores or of episodes."""
+    context: dict[str, Any] = {"not_computed": dict(NOT_SHOWN)}
+    if settings["target"]:
+        raise RankingError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER or a column ood")
+    if path.suffix == ".parquet":
+        load_or_missing = path.is_file()
+        columns = pq.read_schema(path).names if load_or_missing else []
+        if not load_or_missing:
+            load_episodes(path)
+    else:
+        columns = read_table(path).column_names
+    if not is_episode_table(columns):
+        table = check_scores(read_table(path), path.name)
+        ranking = rank_scores(table, **_rank_settings(settings))
+        context["not_computed"] |= {
+            "Slices, failures, training curves": "the scores come without episodes",
+            "Finalists on fresh conditions": "the scores come without checkpoints; a selection flatters its own winner",
+        }
+        if not ranking.num_draws:
+            context["not_computed"]["Intervals and P(best)"] = "the table does not say how many episodes a rate comes from"
+        return with_identity(ranking, (), {"scores": file_sha(path)}, ()), None, context, {}
+    if path.suffix != ".parquet":
+        raise RankingError(f"{path}: give episodes as parquet; a CSV holds scores, one row a policy")
+    ranked, fresh = split_names(path)
+    features = _given_features(settings, path) if settings["features"] else {}
+    outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
+    options = {**_rank_settings(settings), "detector": settings["detector"], "splits": ranked}
+    ranking = rank(path, features, target_outcomes=outcomes, **options)
+    ranking = with_fresh(ranking, path, fresh)
+    names = [line.checkpoint for line in ranking.checkpoints]
+    many = pq.ParquetFile(path).metadata.num_rows > NUM_OPEN
+    if many:
+        kept = names[: settings["finalists"]] + [settings["baseline"]] * bool(settings["baseline"])
+        context["not_computed"]["Parameters that make worlds hard, over the pool"] = (
+            f"more than {NUM_OPEN} episodes: those of the finalists alone are kept and sliced"
+        )
+        episodes = _rows_of(path, kept)
+    else:
+        episodes = load_episodes(path)
+    context["histograms"] = _histograms(ranking, features, settings["detector"])
+    inputs = {"scores": file_sha(path)} | ({"outcomes": file_sha(settings["outcomes"])} if settings["outcomes"] else {})
+    return with_identity(ranking, (), inputs, ()), episodes, context, {}
+
+
+def _rows_of(path: Path, checkpoints: Sequence[str]) -> pa.Table:
+    file, kept = pq.ParquetFile(path), []
+    for batch in file.iter_batches(use_threads=False):
+        rows = pa.Table.from_batches([batch])
+        kept.append(rows.filter(pc.is_in(rows["checkpoint"].cast(pa.string()), pa.array(list(checkpoints)))))
+    return pa.concat_tables(kept)
+
+
+def _given_features(settings: Mapping[str, Any], path: Path) -> dict[str, Mapping[str, np.ndarray]]:
+    names: dict[str, None] = {}
+    for batch in pq.ParquetFile(path).iter_batches(columns=["checkpoint"], use_threads=False):
+        names |= dict.fromkeys(pc.unique(batch.column(0).cast(pa.string())).to_pylist())
+    return {name: load_features(features_file(settings["features"], name)) for name in names}
+
+
+def _histograms(ranking: Ranking, features: Mapping[str, Any], detector: str) -> list[dict[str, Any]]:
+    """Of the first, and of the checkpoint that finds the target strangest."""
+    seen = [line for line in ranking.checkpoints if line.ood is not None and line.checkpoint in features]
+    if not seen:
+        return []
+    strangest = max(seen, key=lambda line: line.ood or 0.0)
+    names = dict.fromkeys((seen[0].checkpoint, strangest.checkpoint))
+    return [h for name in names if (h := histogram(name, features[name], detector)) is not None]
+
+
+def suite_of(settings: Mapping[str, Any]) -> FrozenSuite:
+    """The suite of a file, or the one that task, randomization, sizes and seed describe."""
+    if settings.get("suite"):
+        return read_suite(settings["suite"])
+    env_id, env_kwargs = pipeline.task_env(settings["task"], settings["randomization"])
+    sizes = {SELECT: settings["episodes"], CONFIRM: settings["confirm"], SEALED: settings["sealed"]}
+    horizon = int(env_kwargs.get("max_episode_steps") or settings["task"]["max_episode_steps"])
+    return FrozenSuite.draw(env_id, env_id, env_kwargs, horizon, sizes, settings["seed"])
+
+
+def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
+    """Roll a pool out and rank it."""
+    out = Path(settings["out"])
+    arms, notes = find_pool(settings["pool"])
+    suite = suite_of(settings)
+    spending = Spending(settings["alloc"], settings["budget"], settings["finalists"], settings["open_sealed"])
+    expected(len(arms), suite, spending)  # a budget that cannot work is refused before anything is written
+    names = [arm.name for arm in arms]
+    if settings["baseline"] and settings["baseline"] not in names:
+        raise RankingError(f"baseline={settings['baseline']!r} is not in the pool: {', '.join(names[:5])}, ...")
+    further.check(settings["also"], settings["value_critic"])
+    executor = pipeline.make_executor(settings["executor"])
+    work = Work((out / UNITS).absolute(), settings["num_workers"], executor)
+    target = None
+    if settings["target"]:
+        target = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
+        refuse_leaks(arms, open_target(target))
+    cost = say_cost(arms, suite, spending, work)
+    logger.info(cost)
+    if settings["dry_run"]:
+        return Finished([cost])
+    suite.write(out / SUITE)
+    features: dict[str, Mapping[str, np.ndarray]] = {}
+    if settings["features"]:
+        features = {name: load_features(features_file(settings["features"], name)) for name in names}
+    elif target is not None:
+        keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
+        features = pool_features(arms, target, folder=out / FEATURES, executor=executor, **keys)
+    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"], "combined": None}
+    played = play_pool(arms, suite, spending, work, features, options)
+    outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
+    more = further.merged(further.simulated(settings["also"], played.select), _acted(settings, arms, target, work))
+    options |= {"further": more.scores, "combined": settings["combine"]}
+    ranking = rank(played.select, features, target_outcomes=outcomes, dropped=played.dropped, **options)
+    ranking, fresh = confirm(ranking, arms, suite, spending, work, settings["baseline"])
+    inputs = {"suite": suite.sha} | ({} if target is None else {"target": open_target(target).hash})
+    inputs |= {"outcomes": file_sha(settings["outcomes"])} if settings["outcomes"] else {}
+    ranking = with_identity(ranking, arms, inputs, notes)
+    episodes = played.select if fresh is None else pa.concat_tables([played.select, fresh], promote_options="default")
+    context = _pool_context(settings, suite, ranking, features, target, played.log, arms, work, episodes)
+    context["not_computed"] |= {f"Score {name}": why for name, why in more.missing.items()}
+    return ranking, episodes, context, {arm.name: _about(arm) for arm in _finalists(ranking, arms, settings)}
+
+
+def _acted(settings: Mapping[str, Any], arms: Sequence[Arm], target: Path | None, work: Work) -> further.Further:
+    """Scores that need target data with actions."""
+    wanted = [name for name in settings["also"] if name in further.ACTED]
+    if not wanted:
+        return further.Further()
+    found = None if target is None else open_target(target)
+    if not isinstance(found, StoreTarget):
+        why = "no target was given" if found is None else "the target's observations come without actions"
+        return further.Further(missing=dict.fromkeys(wanted, why))
+    critic = pipeline.find_checkpoints(settings["value_critic"])[-1].checkpoint if settings["value_critic"] else None
+    folder = (Path(settings["out"]) / ACTS).absolute()
+    drawn = (settings["num_frames"], settings["seed"], critic)
+    acts = pool_acts(arms, found.store, *drawn, work.num_workers, folder, work.executor)
+    return further.acted(wanted, acts, found.store, settings["seed"])
+
+
+def _finalists(ranking: Ranking, arms: Sequence[Arm], settings: Mapping[str, Any]) -> list[Arm]:
+    by_name = {arm.name: arm for arm in arms}
+    return [by_name[line.checkpoint] for line in ranking.checkpoints[: settings["finalists"]]]
+
+
+def _pool_context(
+    settings: Mapping[str, Any],
+    suite: FrozenSuite,
+    ranking: Ranking,
+    features: Mapping[str, Any],
+    target: Path | None,
+    log: Sequence[Mapping[str, Any]],
+    arms: Sequence[Arm],
+    work: Work,
+    episodes: pa.Table,
+) -> dict[str, Any]:
+    galleries: list[dict[str, Any] | None] = []
+    if settings["pictures"]:
+        chosen = _finalists(ranking, arms, settings)
+        galleries.append(gallery.failures(chosen, suite, episodes, Path(settings["out"]), work.num_workers, work.executor))
+        lead = ranking.checkpoints[0].checkpoint
+        if target is not None and lead in features:
+            options = (settings["detector"], settings["num_frames"], settings["seed"])
+            galleries.append(gallery.target_pictures(open_target(target), lead, features[lead], *options))
+    missing = dict(NOT_SHOWN)
+    if not suite.size(CONFIRM):
+        missing["Finalists on fresh conditions"] = "the suite has no split confirm: give confirm=50"
+    if suite.size(SEALED) and not settings["open_sealed"]:
+        missing["Sealed conditions"] = f"{suite.size(SEALED)} are kept for a release: open_sealed=true"
+    if not settings["pictures"]:
+        missing["Pictures"] = "pictures=false"
+    return {
+        "subtitle": f"{suite.name}; suite {suite.sha[:12]}",
+        "galleries": [g for g in galleries if g is not None],
+        "histograms": _histograms(ranking, features, settings["detector"]),
+        "rounds": list(log) if len(log) > 1 else [],
+        "not_computed": missing,
+    }
+
+
+def _about(arm: Arm) -> dict[str, Any]:
+    """What a checkpoint says of itself, for its card."""
+    loaded = checkpoint.load(arm.checkpoint)
+    data = loaded.config.get("data", {})
+    return {
+        "checkpoint": arm.checkpoint,
+        "policy": loaded.config.get("policy", {}).get("_target_", "unknown"),
+        "trained on": f"{data.get('path', 'unknown')} (data hash {str(loaded.meta.get('data_hash'))[:12]})",
+        "code": loaded.meta.get("git_commit") or "unknown",
+    }
+
+
+def log_to_wandb(ranking: Ranking, out: Path) -> None:
+    """Send the table to Weights & Biases (offline where WANDB_MODE says so)."""
+    import wandb
+
+    from robopolicy.train.logging import PROJECT
+
+    table = ranking.table()
+    run = wandb.init(project=PROJECT, dir=str(out), job_type="rank", config={**ranking.settings, **ranking.inputs})
+    rows = [list(row.values()) for row in table.to_pylist()]
+    run.log({"ranking": wandb.Table(columns=table.column_names, data=rows)})
+    lead = ranking.checkpoints[0]
+    run.summary.update({"leader": lead.checkpoint, "prob_best": lead.prob_best, "success": lead.success})
+    run.finish()

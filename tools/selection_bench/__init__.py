@@ -1,0 +1,1 @@
+"""Simulated pools of policies, on which ways of choosing one are compared."""
