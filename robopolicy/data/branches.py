@@ -88,7 +88,9 @@ class Branches:
         observation = {key: value[rows] for key, value in self.observation.items()}
         arrays = {name: getattr(self, name)[rows] for name in _PARTS}
         events = {name: value[rows] for name, value in self.events.items()}
-        return Branches(observation, events=events, spec=self.spec, execute_horizon=self.execute_horizon, facts=self.facts, **arrays)
+        return Branches(
+            observation, events=events, spec=self.spec, execute_horizon=self.execute_horizon, facts=self.facts, **arrays
+        )
 
     def split(self, share: float) -> tuple[Branches, Branches]:
         """Two parts that share no episode; the second has `share` of the episodes, chosen by their seeds' hashes."""
@@ -156,7 +158,9 @@ def concatenate(parts: Sequence[Branches]) -> Branches:
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PARTS}
     observation = {key: np.concatenate([part.observation[key] for part in parts]) for key in first.observation}
     events = {name: np.concatenate([part.events[name] for part in parts]) for name in first.events}
-    return Branches(observation, events=events, spec=first.spec, execute_horizon=first.execute_horizon, facts=first.facts, **arrays)
+    return Branches(
+        observation, events=events, spec=first.spec, execute_horizon=first.execute_horizon, facts=first.facts, **arrays
+    )
 
 
 class BranchWindows:

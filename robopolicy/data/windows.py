@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,16 +18,21 @@ from robopolicy.data.episodes import EpisodeStore
 from robopolicy.spec import (
     ACTION,
     ACTION_IS_PAD,
+    CHUNK_SUCCESS,
+    CHUNK_TERMINAL,
     EPISODE,
     EPISODE_LENGTH,
+    HAS_SUCCESSOR,
     OUTCOME,
     STEP,
     SUCCESS,
     TASK,
+    TERMINATED,
     Array,
     FeatureSpec,
     SpecError,
     did_you_mean,
+    successor,
 )
 
 logger = logging.getLogger(__name__)
@@ -80,6 +85,9 @@ class Windows:
         obs_horizon: To. action_horizon: H.
         keys: further keys given at the current step only, e.g. SUCCESS.
         episodes: rows of the store to use; None for all.
+        successor_horizon: h; where above 0, windows also hold what follows h steps later, see batch().
+        extras: {key: [len(self), ...]} from outside the dataset, a row for every step of the chosen episodes in a row, such
+            as WEIGHT or PROPOSALS.
         memory_gb: budget (1e9 bytes) for observations with more than one axis per step. The first episodes that fit are
             read once; windows of the others are read from the files, which gives the same values more slowly.
 
@@ -100,13 +108,21 @@ class Windows:
         keys: Sequence[str] = (),
         episodes: Sequence[int] | None = None,
         memory_gb: float = MEMORY_GB,
+        successor_horizon: int = 0,
+        extras: Mapping[str, Array] | None = None,
     ) -> None:
-        if obs_horizon < 1 or action_horizon < 1:
-            raise SpecError(f"obs_horizon={obs_horizon} and action_horizon={action_horizon} must be at least 1")
+        if obs_horizon < 1 or action_horizon < 1 or successor_horizon < 0:
+            raise SpecError(
+                f"obs_horizon={obs_horizon} and action_horizon={action_horizon} must be at least 1, "
+                f"successor_horizon={successor_horizon} at least 0"
+            )
         self.data_hash = store.hash
         self.observation_keys = tuple(key for key in observation_keys if key != TASK)
         self.gives_task, self.keys = TASK in observation_keys, tuple(keys)
         self.obs_horizon, self.action_horizon = obs_horizon, action_horizon
+        self.successor_horizon, self.extras = successor_horizon, dict(extras or {})
+        if successor_horizon:
+            self.keys += tuple(key for key in (SUCCESS, TERMINATED) if key in store.spec.features and key not in self.keys)
         self.episodes = np.arange(len(store)) if episodes is None else np.asarray(episodes, np.int64)
         if not len(self.episodes):
             raise SpecError(f"no episodes chosen of the {len(store)} in {store.path}")
@@ -118,6 +134,9 @@ class Windows:
         self.lengths = store.lengths[self.episodes]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._row_episode = np.repeat(np.arange(len(self.episodes)), self.lengths)
+        for key, array in self.extras.items():
+            if len(array) != len(self):
+                raise SpecError(f"{key!r} has {len(array)} rows, the chosen episodes have {len(self)} steps")
         self._store = store
         self._values = self._load(store, memory_gb)
         if SUCCESS in self.keys:
@@ -147,7 +166,10 @@ class Windows:
             bool [B, H], True where an action past the episode's end repeats the last; the further keys [B, ...] at the
             current step; EPISODE (row in the store), STEP and EPISODE_LENGTH, int64 [B]. With SUCCESS among the further
             keys also OUTCOME, float32 [B]: 1 when the episode succeeds at any of its steps, else 0. TASK, str [B], when it
-            is among the observation keys.
+            is among the observation keys. The extras at the current step.
+
+            With a successor_horizon h, and t the current step: successor(key) [B, To, ...] of the observation keys, and
+            successor(key) of the extras, at step t + h or the last one; CHUNK_SUCCESS, CHUNK_TERMINAL, HAS_SUCCESSOR.
         """
         rows = np.asarray(indices)
         episode = self._row_episode[rows]
@@ -161,7 +183,23 @@ class Windows:
         if self.gives_task:
             batch[TASK] = self._tasks[episode]
         batch |= {ACTION: self._values[ACTION][actions], ACTION_IS_PAD: is_pad}
+        batch |= {key: array[rows] for key, array in self.extras.items()}
+        if self.successor_horizon:
+            batch |= self._successors(rows, start, length)
         return batch | {EPISODE: self.episodes[episode], STEP: rows - start, EPISODE_LENGTH: length}
+
+    def _successors(self, rows: Array, start: Array, length: Array) -> dict[str, Array]:
+        """What follows `successor_horizon` steps after the current ones; see batch()."""
+        horizon, step = self.successor_horizon, rows - start
+        later = np.minimum(step + horizon, length - 1)
+        frames, _, _ = window_indices(later, start, length, obs_horizon=self.obs_horizon, action_horizon=1)
+        found = {successor(key): value for key, value in self._take(self.observation_keys, frames).items()}
+        found |= {successor(key): array[start + later] for key, array in self.extras.items()}
+        _, chunk, is_pad = window_indices(step, start, length, obs_horizon=1, action_horizon=horizon)
+        nothing = np.zeros(len(self), bool)
+        success, terminated = (self._values.get(key, nothing)[chunk] & ~is_pad for key in (SUCCESS, TERMINATED))
+        found |= {CHUNK_SUCCESS: success, CHUNK_TERMINAL: terminated.any(1)}
+        return found | {HAS_SUCCESSOR: (step + horizon < length) & ~terminated.any(1)}
 
     def _take(self, keys: Sequence[str], rows: Array) -> dict[str, Array]:
         """{key: [*rows.shape, ...]}: steps `rows`, from memory and, beyond the resident ones, from the files."""

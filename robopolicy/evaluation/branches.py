@@ -192,7 +192,9 @@ def _table(endings: Sequence[Sequence[Sequence[Ending]]], value: Any) -> Array:
     return np.array([[[value(ending) for ending in row] for row in state] for state in endings], np.int64)
 
 
-def _branch_point(env: gymnasium.Env, base: PolicyActor, point: Point, plan: Plan) -> tuple[Observation, Array, list[list[Ending]]]:
+def _branch_point(
+    env: gymnasium.Env, base: PolicyActor, point: Point, plan: Plan
+) -> tuple[Observation, Array, list[list[Ending]]]:
     robot, policy, limit = robot_env(env), base.executor.policy, time_limit(env)
     batched, number = point.executor.fork(np.empty((0, 0))).question()
     candidates = policy.sample(batched, plan.candidates, number)[0]
@@ -288,4 +290,3 @@ class OracleActor(PolicyActor):
             self.executor.give(self.executor.policy.sample(batched, 1, number)[0, 0, : self.executor.execute_horizon])
         self._step += 1
         return self.executor.next()
-

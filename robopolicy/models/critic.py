@@ -1,16 +1,23 @@
-"""A critic that predicts success: the value of executing a chunk's prefix in an observation. Suffixes as in batch.py."""
+"""Critics: the value of executing a chunk's prefix in an observation, by an ensemble. Suffixes as in batch.py.
+
+A value is a success discounted by the steps until it, in [0, 1]: gamma to the steps left, 0 without success. (A reward of -1 a
+step until success, as in the paper, is an affine map of it.) Here: the common part, and critics that regress outcomes.
+Critics that bootstrap: critic_td.py.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from robopolicy.batch import Batch, Phase
+from robopolicy.models.critic_heads import ActionHeads, ValueOutput
 from robopolicy.models.encoders import ObservationEncoder
-from robopolicy.models.layers import BatchedLinear
+from robopolicy.models.support import Support
 from robopolicy.models.trainable import Metrics, Trainable
 from robopolicy.spec import (
     ACTION,
@@ -18,6 +25,8 @@ from robopolicy.spec import (
     OUTCOME,
     STEP,
     SUCCESS,
+    UNSAFE,
+    WEIGHT,
     Array,
     CriticSpec,
     Features,
@@ -26,6 +35,24 @@ from robopolicy.spec import (
 )
 
 CRITIC = "critic"
+Contexts = Tensor  # [E, B, D]: heads with one encoder have equal ones
+
+
+class CriticOptions(TypedDict, total=False):
+    """Arguments that every critic takes and hands on; their meaning and defaults are those of ChunkCritic."""
+
+    observation_keys: Sequence[str] | None
+    obs_horizon: int
+    execute_horizon: int
+    encoder: Callable[..., ObservationEncoder]
+    num_encoders: int
+    num_heads: int
+    hidden: int
+    gamma: float
+    bootstrap: float
+    output: str
+    support_size: int
+    learning_rate: float
 
 
 def discounted_outcome(outcome_B: Tensor, steps_left_B: Tensor, gamma: float) -> Tensor:
@@ -33,23 +60,24 @@ def discounted_outcome(outcome_B: Tensor, steps_left_B: Tensor, gamma: float) ->
     return outcome_B * gamma ** steps_left_B.to(outcome_B.dtype)
 
 
-class SuccessCritic(Trainable):
-    """An ensemble of heads that regress the discounted outcome of the episode from (observation, h executed actions).
+class ChunkCritic(Trainable):
+    """An ensemble of heads over (observation, h executed actions). Subclasses say what they learn from.
 
-    Monte-Carlo targets: they rank the actions of whoever collected the data, and need failures in it. Each head sees
-    its own random part of each batch, so heads disagree where data is scarce.
+    Each head sees its own random part of each batch, so heads disagree where data is scarce. A batch may weigh its windows
+    (WEIGHT, such as a simulator's density ratio to the robot, H2O): all losses then are weighted means.
 
     Args:
         observation, action, control_hz, observation_keys, obs_horizon, encoder: see TrainablePolicy.
         execute_horizon: h, steps of a chunk that count.
+        num_encoders: encoders, shared out among the heads; heads with one encoder share its errors.
         num_heads: E.
         hidden: width of the heads.
         gamma: discount per step; below 1 it prefers faster successes.
         bootstrap: share of a batch that a head sees.
+        output: "probability" or "hl_gauss", see ValueOutput.
+        support_size: pairs that it remembers to say how far a chunk is from the data, see Support; 0 = none.
         learning_rate: peak of the only phase.
     """
-
-    batch_keys = (SUCCESS,)
 
     def __init__(
         self,
@@ -61,24 +89,32 @@ class SuccessCritic(Trainable):
         obs_horizon: int = 1,
         execute_horizon: int = 8,
         encoder: Callable[..., ObservationEncoder] = ObservationEncoder,
+        num_encoders: int = 1,
         num_heads: int = 5,
         hidden: int = 128,
         gamma: float = 0.99,
         bootstrap: float = 0.8,
+        output: str = "probability",
+        support_size: int = 0,
         learning_rate: float = 1e-3,
     ) -> None:
         super().__init__(observation, action, observation_keys, obs_horizon, encoder)
         if not 0 < gamma <= 1 or not 0 < bootstrap <= 1:
             raise ValueError(f"gamma={gamma} and bootstrap={bootstrap} must be in (0, 1]")
+        if not 1 <= num_encoders <= num_heads:
+            raise ValueError(f"num_encoders={num_encoders} must be in 1..num_heads={num_heads}")
         self.control_hz, self.gamma, self.bootstrap = control_hz, gamma, bootstrap
         self.obs_horizon, self.execute_horizon, self.num_heads = obs_horizon, execute_horizon, num_heads
         self.action = action
         self.phases = (Phase(CRITIC, 1.0, learning_rate),)
-        self.from_context = BatchedLinear(num_heads, self.encoder.width, hidden)
-        self.from_actions = BatchedLinear(num_heads, execute_horizon * action.shape[0], hidden)
-        self.norm = nn.LayerNorm(hidden)
-        self.inner = BatchedLinear(num_heads, hidden, hidden)
-        self.outer = BatchedLinear(num_heads, hidden, 1)
+        more = [
+            encoder(observation=self.observation, obs_horizon=obs_horizon, normalizer=self.normalizer)
+            for _ in range(num_encoders - 1)
+        ]
+        self.further_encoders = nn.ModuleList([sharing(each, self.encoder) for each in more])
+        self.output = ValueOutput(output)
+        self.heads = ActionHeads(num_heads, self.encoder.width, execute_horizon * action.shape[0], hidden, self.output.size)
+        self.support = Support(support_size, self.encoder.width, execute_horizon * action.shape[0])
 
     @property
     def spec(self) -> CriticSpec:  # type: ignore[override]
@@ -98,27 +134,93 @@ class SuccessCritic(Trainable):
         self.check_phase(name)
         return list(self.parameters())
 
-    def logits(self, context_BD: Tensor, actions_BNHA: Tensor) -> Tensor:
-        """Logits [E, B, N] of normalised prefixes [B, N, h, A]; the context's share is computed once for all N."""
-        batch, num = actions_BNHA.shape[:2]
-        heads = self.num_heads
-        context = self.from_context(context_BD.expand(heads, -1, -1)).unsqueeze(2)  # [E, B, 1, hidden]
-        actions = self.from_actions(actions_BNHA.flatten(0, 1).flatten(1).expand(heads, -1, -1))
-        x = functional.silu(self.norm(context + actions.unflatten(1, (batch, num)))).flatten(1, 2)
-        x = self.outer(functional.silu(self.inner(x)))
-        return x.view(heads, batch, num)
+    def contexts(self, batch: Batch, generator: torch.Generator | None = None) -> Contexts:
+        """A context for every head [E, B, D]."""
+        return per_head([self.encoder, *self.further_encoders], batch, self.num_heads, generator)
+
+    def prefix(self, batch: Batch, key: str = ACTION) -> Tensor:
+        """Normalised prefixes [B, h, A] of a batch's chunks [B, H, A], or [B, N, h, A] of several."""
+        return self.normalizer.normalize(ACTION, batch[key][..., : self.execute_horizon, :])
+
+    def values(self, contexts_EBD: Contexts, actions_BNHA: Tensor) -> Tensor:
+        """Values [E, B, N] of normalised prefixes [B, N, h, A]."""
+        return self.output.value(self.heads(contexts_EBD, actions_BNHA))
+
+    def weights(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Weights [E, B] of windows in each head's losses: those of the batch, and the part of it that a head sees."""
+        size, device = len(batch[ACTION]), batch[ACTION].device
+        seen = (torch.rand((self.num_heads, size), generator=generator, device=device) < self.bootstrap).float()
+        return seen * batch[WEIGHT].float() if WEIGHT in batch else seen
+
+    @torch.no_grad()
+    def encode(self, observation: Observation) -> Contexts:
+        """Contexts [E, B, D] of a batched observation {key: [B, T, ...]}, computed once per decision.
+
+        Raises:
+            SpecError: the observation does not fit the spec.
+        """
+        return self.contexts(self.checked(observation))
+
+    @torch.no_grad()
+    def score(self, context: Contexts, actions: Array) -> Array:
+        """Predicted discounted success float32 [E, B, N] in (0, 1) of prefixes [B, N, h, A] in physical units.
+
+        Raises:
+            SpecError: the actions do not fit.
+        """
+        return self.values(context, self.chunks(actions, context.shape[1], self.execute_horizon)).float().cpu().numpy()
+
+    @torch.no_grad()
+    def distance(self, context: Contexts, actions: Array) -> Array:
+        """How far prefixes [B, N, h, A] are from the data in such situations, float32 [B, N]; see Support.distance."""
+        return self.support.distance(context[0], self.chunks(actions, context.shape[1], self.execute_horizon)).cpu().numpy()
+
+
+def sharing(encoder: ObservationEncoder, owner: ObservationEncoder) -> ObservationEncoder:
+    """`encoder`, reading the statistics of `owner` without holding them: each tensor has one name in a checkpoint."""
+    encoder._modules.pop("normalizer", None)
+    object.__setattr__(encoder, "normalizer", owner.normalizer)
+    return encoder
+
+
+def copied(encoder: ObservationEncoder, owner: ObservationEncoder) -> ObservationEncoder:
+    """A copy of `encoder` without gradients that reads the statistics of `owner`."""
+    return sharing(copy.deepcopy(encoder), owner).requires_grad_(False)
+
+
+def per_head(encoders: Sequence[nn.Module], batch: Batch, num_heads: int, generator: torch.Generator | None = None) -> Contexts:
+    """Contexts [E, B, D]: the encoders' in turn."""
+    found = [encoder(batch, generator) for encoder in encoders]
+    return (
+        torch.stack([found[head % len(found)] for head in range(num_heads)])
+        if len(found) > 1
+        else found[0].expand(num_heads, -1, -1)
+    )
+
+
+class OutcomeCritic(ChunkCritic):
+    """Regresses what became of an episode after a chunk. Monte-Carlo: unbiased, about whoever acted in the data.
+
+    Args:
+        observation, action, control_hz, options: see ChunkCritic.
+    """
+
+    def __init__(self, observation: Features, action: FeatureSpec, control_hz: float, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(observation, action, control_hz, **options)
+
+    def target(self, batch: Batch) -> Tensor:
+        """What is regressed, [B] in [0, 1]."""
+        raise NotImplementedError
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Binary cross-entropy to the discounted outcome. The batch needs OUTCOME, STEP and EPISODE_LENGTH."""
+        """Cross-entropy to the target."""
         self.check_phase(phase)
-        context = self.encoder(batch, generator)
-        prefix = self.normalizer.normalize(ACTION, batch[ACTION][:, None, : self.execute_horizon])
-        logits = self.logits(context, prefix).squeeze(-1)  # [E, B]
-        target = discounted_outcome(batch[OUTCOME], batch[EPISODE_LENGTH] - 1 - batch[STEP], self.gamma)
-        seen = (torch.rand(logits.shape, generator=generator, device=logits.device) < self.bootstrap).to(logits.dtype)
-        errors = functional.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
-        loss = (errors * seen).sum() / seen.sum().clamp(min=1)
-        values = logits.detach().sigmoid()
+        contexts, prefix, target = self.contexts(batch, generator), self.prefix(batch), self.target(batch)
+        self.support.remember(contexts[0], prefix)
+        raw = self.heads(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
+        weights = self.weights(batch, generator)
+        loss = (self.output.error(raw, target) * weights).sum() / weights.sum().clamp(min=1e-6)
+        values = self.output.value(raw.detach())
         metrics: Metrics = {
             "value": values.mean(),
             "target": target.mean(),
@@ -127,20 +229,28 @@ class SuccessCritic(Trainable):
         }
         return loss, metrics
 
-    @torch.no_grad()
-    def encode(self, observation: Observation) -> Tensor:
-        """Context [B, D] of a batched observation {key: [B, T, ...]}, computed once per decision.
 
-        Raises:
-            SpecError: the observation does not fit the spec.
-        """
-        return self.context(observation)
+class SuccessCritic(OutcomeCritic):
+    """Discounted success of the episode. It ranks the actions of whoever collected the data, and needs failures in it.
 
-    @torch.no_grad()
-    def score(self, context: Tensor, actions: Array) -> Array:
-        """Predicted discounted success float32 [E, B, N] in (0, 1) of prefixes [B, N, h, A] in physical units.
+    On branched rollouts (data.path of a folder that `robopolicy branch` made) it learns the base policy's own values.
+    """
 
-        Raises:
-            SpecError: the actions do not fit.
-        """
-        return self.logits(context, self.chunks(actions, len(context), self.execute_horizon)).sigmoid().cpu().numpy()
+    batch_keys = (SUCCESS,)
+
+    def target(self, batch: Batch) -> Tensor:
+        """The discounted outcome. The batch needs OUTCOME, STEP and EPISODE_LENGTH."""
+        return discounted_outcome(batch[OUTCOME], batch[EPISODE_LENGTH] - 1 - batch[STEP], self.gamma)
+
+
+class SafetyCritic(OutcomeCritic):
+    """Probability that something unsafe happens soon after a chunk (CAD2RL, arXiv 1611.04201), from branched rollouts.
+
+    What is unsafe, and how soon is soon, is a matter of the data: data.events, data.event_horizon.
+    """
+
+    batch_keys = (UNSAFE,)
+
+    def target(self, batch: Batch) -> Tensor:
+        """1 where it happened."""
+        return batch[UNSAFE]

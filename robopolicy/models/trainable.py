@@ -34,11 +34,15 @@ class Trainable(nn.Module, ABC):
         spec: what it eats (and returns).
         phases: stretches of its training, in order; their fractions add up to one.
         batch_keys: per-step dataset keys it needs in a batch besides observations and actions.
+        extra_keys: per-step arrays from outside the dataset that it needs, see Windows.
+        successor_horizon: steps after which it needs the observation again; 0 = it does not.
     """
 
     spec: PolicySpec | CriticSpec
     phases: tuple[Phase, ...]
     batch_keys: tuple[str, ...] = ()
+    extra_keys: tuple[str, ...] = ()
+    successor_horizon: int = 0
 
     def __init__(
         self,
@@ -77,6 +81,9 @@ class Trainable(nn.Module, ABC):
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Scalar loss of `phase` and metrics to log. generator: the only source of randomness."""
 
+    def after_step(self) -> None:
+        """What follows every optimiser step, such as moving target networks."""
+
     def review(self, phase: str, metrics: Mapping[str, float]) -> None:
         """Look at the last metrics of a finished phase, and warn of what is wrong."""
 
@@ -104,6 +111,14 @@ class Trainable(nn.Module, ABC):
         Raises:
             SpecError: the observation does not fit the spec.
         """
+        return self.encoder(self.checked(observation))
+
+    def checked(self, observation: Mapping[str, object]) -> Batch:
+        """What the encoder takes of a numpy observation {key: [B, T, ...]}.
+
+        Raises:
+            SpecError: the observation does not fit the spec.
+        """
         check_observation(observation, self.spec)
         needed: Observation = {key: observation[key] for key in self.spec.observation}  # type: ignore[misc]
-        return self.encoder(self.encoder.tensors(needed, self.device))
+        return self.encoder.tensors(needed, self.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robopolicy import checkpoint, config
-from robopolicy.models.critic import SuccessCritic
+from robopolicy.models.critic import ChunkCritic
 from robopolicy.models.images import weights_come_later
 from robopolicy.models.trainable import Trainable
 from robopolicy.policies.base import TrainablePolicy
@@ -41,14 +41,14 @@ def load_policy(path: str | Path) -> TrainablePolicy:
     return module
 
 
-def load_critic(path: str | Path) -> SuccessCritic:
+def load_critic(path: str | Path) -> ChunkCritic:
     """The critic in a checkpoint folder, ready to score.
 
     Raises:
         checkpoint.CheckpointError: no critic there, or weights that do not fit its config.
     """
     module = _load(path, CRITIC)
-    if not isinstance(module, SuccessCritic):
+    if not isinstance(module, ChunkCritic):
         raise checkpoint.CheckpointError(f"{path} names a {type(module).__name__}, which is no critic")
     return module
 

@@ -229,6 +229,7 @@ class _Run:
                 f"checkpoints and the state in {self.run_dir} are from before this step"
             )
         optimizer.step()
+        self.module.after_step()
         self.ranks.share_buffers(self.module)
         optim.update_average(state.average, self.module, parameters, optim.average_decay(local, settings.ema_decay))
         state.step += 1
@@ -245,7 +246,7 @@ class _Run:
 def _check_windows(module: Trainable, windows: Windows) -> None:
     """The keys and the horizon that `module` needs are there."""
     batch = windows.batch(np.arange(1))
-    for key in [*module.spec.observation, *module.batch_keys]:
+    for key in [*module.spec.observation, *module.batch_keys, *module.extra_keys]:
         if key not in batch:
             raise TrainingError(f"the windows lack {key!r}, which {type(module).__name__} needs; they have {', '.join(batch)}")
     if windows.obs_horizon != module.spec.obs_horizon:

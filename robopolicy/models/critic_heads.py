@@ -1,0 +1,102 @@
+"""Independent heads of a critic: context and chunk to a value in [0, 1], as a probability or a distribution over bins.
+
+Suffixes as in robopolicy/batch.py; V counts bins of a value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robopolicy.models.layers import BatchedLinear
+from robopolicy.spec import did_you_mean
+
+OUTPUTS = ("probability", "hl_gauss")
+
+
+def soft_clip(x: Tensor) -> Tensor:
+    """The identity on [-1, 1], beyond it a bend towards +-2: far actions stay apart without leading the scale."""
+    return torch.where(x.abs() <= 1, x, x.sign() * (1 + torch.tanh(x.abs() - 1)))
+
+
+def gaussian_bins(target: Tensor, num_bins: int, spread: float) -> Tensor:
+    """Shares [..., V] of a Gaussian around `target` in [0, 1] in equal bins of [0, 1] (HL-Gauss, arXiv 2403.03950, eq. 4).
+
+    spread: its std in bins. What lies outside [0, 1] is given back to the bins in proportion.
+    """
+    edges = torch.linspace(0, 1, num_bins + 1, device=target.device, dtype=target.dtype)
+    below = torch.special.ndtr((edges - target.unsqueeze(-1)) * num_bins / spread)
+    shares = below[..., 1:] - below[..., :-1]
+    return shares / shares.sum(-1, keepdim=True)
+
+
+class ValueOutput(nn.Module):
+    """What raw outputs [..., size] mean, and how far they are from a target in [0, 1].
+
+    Args:
+        kind: "probability": a logit, binary cross-entropy; "hl_gauss": a distribution over `num_bins`, cross-entropy to a
+            Gaussian of `spread` bins around the target.
+    """
+
+    def __init__(self, kind: str = "probability", num_bins: int = 51, spread: float = 0.75) -> None:
+        super().__init__()
+        if kind not in OUTPUTS:
+            raise ValueError(f"output={kind!r}; {did_you_mean(kind, OUTPUTS)}")
+        self.kind, self.num_bins, self.spread = kind, num_bins, spread
+        self.size = num_bins if kind == "hl_gauss" else 1
+        self.register_buffer("centres", (torch.arange(num_bins) + 0.5) / num_bins, persistent=False)
+
+    def value(self, raw: Tensor) -> Tensor:
+        """Values [...] in (0, 1) of raw outputs [..., size]."""
+        if self.kind == "probability":
+            return raw.squeeze(-1).sigmoid()
+        return raw.float().softmax(-1) @ self.get_buffer("centres")
+
+    def error(self, raw: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy [...] to `target` [...] in [0, 1]; its minimum over a distribution of targets has their mean."""
+        target = target.expand(raw.shape[:-1])
+        if self.kind == "probability":
+            return functional.binary_cross_entropy_with_logits(raw.squeeze(-1).float(), target.float(), reduction="none")
+        shares = gaussian_bins(target.float(), self.num_bins, self.spread)
+        return -(shares * raw.float().log_softmax(-1)).sum(-1)
+
+
+class ActionHeads(nn.Module):
+    """E independent networks (context, chunk) -> raw outputs. The chunk enters every layer, so none can leave it out.
+
+    Args:
+        num_heads: E. context_width: D. action_width: h A. hidden: width. size: raw outputs of a head.
+    """
+
+    def __init__(self, num_heads: int, context_width: int, action_width: int, hidden: int, size: int) -> None:
+        super().__init__()
+        self.from_context = BatchedLinear(num_heads, context_width, hidden)
+        self.from_actions = BatchedLinear(num_heads, action_width, hidden)
+        self.again = BatchedLinear(num_heads, action_width, hidden)
+        self.inner = BatchedLinear(num_heads, hidden, hidden)
+        self.norms = nn.ModuleList([nn.LayerNorm(hidden), nn.LayerNorm(hidden)])
+        self.outer = BatchedLinear(num_heads, hidden, size)
+
+    def forward(self, context_EBD: Tensor, actions_BNHA: Tensor) -> Tensor:
+        """Raw outputs [E, B, N, size]; the context's share is computed once for all N."""
+        heads, (batch, num) = len(context_EBD), actions_BNHA.shape[:2]
+        flat = soft_clip(actions_BNHA.flatten(0, 1).flatten(1)).expand(heads, -1, -1)
+        context = self.from_context(context_EBD).unsqueeze(2)  # [E, B, 1, hidden]
+        x = (context + self.from_actions(flat).unflatten(1, (batch, num))).flatten(1, 2)
+        x = self.inner(functional.silu(self.norms[0](x))) + self.again(flat)
+        return self.outer(functional.silu(self.norms[1](x))).unflatten(1, (batch, num))
+
+
+class StateHeads(nn.Module):
+    """E independent networks context -> logit of a value in [0, 1]."""
+
+    def __init__(self, num_heads: int, context_width: int, hidden: int) -> None:
+        super().__init__()
+        self.from_context = BatchedLinear(num_heads, context_width, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.outer = BatchedLinear(num_heads, hidden, 1)
+
+    def forward(self, context_EBD: Tensor) -> Tensor:
+        """Logits [E, B]."""
+        return self.outer(functional.silu(self.norm(self.from_context(context_EBD)))).squeeze(-1)
