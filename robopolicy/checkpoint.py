@@ -89,13 +89,19 @@ def load(folder: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: a missing folder or file, a damaged file, or a schema newer than this version knows.
     """
+    config, meta = describe(folder)
+    model = _find(folder, MODEL, (WEIGHTS, CONFIG, META))
+    return Checkpoint(tensors=_unpack(model / WEIGHTS), config=config, meta=meta, path=model)
+
+
+def describe(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the meta of a checkpoint, without its weights. Raises CheckpointError as `load` does."""
     model = _find(folder, MODEL, (WEIGHTS, CONFIG, META))
     try:
         config = yaml.safe_load((model / CONFIG).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{model / CONFIG} is not plain YAML ({error}); restore it from a copy") from error
-    meta = upgrade(_read_json(model / META))
-    return Checkpoint(tensors=_unpack(model / WEIGHTS), config=config, meta=meta, path=model)
+    return config, upgrade(_read_json(model / META))
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.models.layers import mlp
-from robopolicy.ope.estimate import Estimate, clustered_mean
+from robopolicy.ope.estimate import Estimate, auroc, clustered_mean
 from robopolicy.ope.transitions import Scale, Transitions
 
 MIN_EPISODES = 10
@@ -142,7 +141,8 @@ def _cross_fitted(simulator: Transitions, target: Transitions, c: GapConfig) -> 
             logits[:, out] = torch.stack(_logits(marginal, joint, inputs[0][out], inputs[1][out], c.limit))
     simulated = label == 1
     u = (logits[1] - logits[0])[simulated].to(torch.float64).numpy()
-    return u, (_auroc(logits[0], simulated), _auroc(logits[1], simulated))
+    told = [auroc(logit[simulated].numpy(), logit[~simulated].numpy()) for logit in logits]
+    return u, (told[0], told[1])
 
 
 def _train(
@@ -179,8 +179,3 @@ def _folds(episode: Tensor, num: int, generator: torch.Generator) -> Tensor:
     order = torch.empty(int(present.max()) + 1, dtype=torch.int64)
     order[present[torch.randperm(len(present), generator=generator)]] = torch.arange(len(present))
     return order[episode] % num
-
-
-def _auroc(logit: Tensor, positive: Tensor) -> float:
-    places, num = rankdata(logit.numpy())[positive.numpy()], int(positive.sum())
-    return float((places.sum() - num * (num + 1) / 2) / (num * (len(logit) - num)))

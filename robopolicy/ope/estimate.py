@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 Array = np.ndarray
 
@@ -54,3 +55,9 @@ def clustered_mean(values: Any, episode: Any = None, weights: Any = None) -> tup
     num = int((mass > 0).sum())
     sd = float(np.sqrt(num / (num - 1) * np.square(residual).sum()) / mass.sum()) if num > 1 else float("nan")
     return mean, sd, float(mass.sum() ** 2 / np.square(mass).sum())
+
+
+def auroc(positive: Array, negative: Array) -> float:
+    """P(positive > negative) + P(equal) / 2 of scores [M], [N]."""
+    places = rankdata(np.concatenate([positive, negative]))[: len(positive)]
+    return float((places.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))

@@ -103,7 +103,7 @@ class AutoregressivePolicy(SinglePhasePolicy):
         Raises:
             SpecError: the observation or the actions do not fit the spec.
         """
-        return self.score(observation, actions, self._log_prob)
+        return self._of_chunks(observation, actions, self._log_prob)
 
     def _log_prob(self, context_BD: Tensor, actions_BHA: Tensor) -> Tensor:
         tokens = self._tokens(actions_BHA)

@@ -94,7 +94,7 @@ class TrainablePolicy(Trainable):
         return chunks.float().cpu().numpy()
 
     @torch.no_grad()
-    def score(self, observation: Observation, actions: Array, log_prob: Callable[[Tensor, Tensor], Tensor]) -> Array:
+    def _of_chunks(self, observation: Observation, actions: Array, log_prob: Callable[[Tensor, Tensor], Tensor]) -> Array:
         """Of chunks float32 [B, N, H, A] in physical units: `log_prob(context [R, D], normalised chunks [R, H, A])` -> [R],
         some rows at a time, as float32 [B, N].
 

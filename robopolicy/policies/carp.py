@@ -140,7 +140,7 @@ class CarpPolicy(TrainablePolicy):
         Raises:
             SpecError: the observation or the actions do not fit the spec.
         """
-        return self.score(observation, actions, partial(self.transformer.log_prob, tokenizer=self.tokenizer))
+        return self._of_chunks(observation, actions, partial(self.transformer.log_prob, tokenizer=self.tokenizer))
 
     @torch.no_grad()
     def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, codes: list[Tensor]) -> Metrics:

@@ -46,10 +46,15 @@ def encode_image(label: str, image: Any) -> bytes:
     return bytes(image)
 
 
+def image_kind(image: bytes) -> str:
+    """Of what encode_image gave: "png", "gif", "jpeg" or "webp"."""
+    return next(name for magic, name in MAGIC.items() if image.startswith(magic))
+
+
 def _image(label: str, given: Any) -> dict[str, Any]:
     """{"label", "command", "uri", "strip"}; a label may end in a command after a colon."""
     image = encode_image(label, given)
-    kind = next(name for magic, name in MAGIC.items() if image.startswith(magic))
+    kind = image_kind(image)
     width, height = 1, 1
     if kind == "png":
         width, height = struct.unpack(">II", image[16:24])

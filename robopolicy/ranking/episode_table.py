@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robopolicy.ranking.tables import COLUMNS, Array, Outcomes, RankingError
+from robopolicy.ranking.tables import COLUMNS, DEFINITION, Array, Outcomes, RankingError
 from robopolicy.spec import did_you_mean
 
 Splits = Sequence[str] | None
-DEFINITION = ("discount", "horizon")  # optional columns: what a return is; the same in every row of a ranking
 BATCH = 1 << 18  # rows
 MOST = np.iinfo(np.uint16).max  # episodes of a checkpoint on one condition
 EXPECTED = {"success": "True or False", "return": "finite", "progress": "in [0, 1]"}
@@ -30,9 +29,14 @@ def load_episodes(path: str | Path) -> pa.Table:
     return pq.read_table(path, use_threads=False)  # reader threads may abort Python at exit
 
 
+def no_episodes(path: str | Path) -> RankingError:
+    """The error that says so."""
+    return RankingError(f"no episode table at {path}: give a parquet file with the columns {', '.join(COLUMNS)}")
+
+
 def _require(path: str | Path) -> None:
     if not Path(path).is_file():
-        raise RankingError(f"no episode table at {path}: give a parquet file with the columns {', '.join(COLUMNS)}")
+        raise no_episodes(path)
 
 
 def is_episode_table(columns: list[str]) -> bool:

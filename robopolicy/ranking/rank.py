@@ -31,7 +31,7 @@ from robopolicy.ranking.statistics import (
     prob_top_k,
     stream,
 )
-from robopolicy.ranking.tables import Outcomes, RankingError, check_features
+from robopolicy.ranking.tables import FeatureSet, Outcomes, RankingError, check_features
 from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
@@ -156,9 +156,13 @@ def _finished(
     )
 
 
-def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
+def _check_detector(detector: str) -> None:
     if detector not in DETECTORS:
         raise RankingError(f"no detector {detector!r}; {did_you_mean(detector, DETECTORS)}")
+
+
+def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
+    _check_detector(detector)
     if combiner not in COMBINERS:
         raise RankingError(f"no combiner {combiner!r}; {did_you_mean(combiner, COMBINERS)}")
     if num_bootstrap < 100:
@@ -178,6 +182,22 @@ def _combined(wanted: Sequence[str] | None, terms: Mapping[str, Array]) -> tuple
     return ("sim",) if small else tuple(name for name in COMBINED if name in terms)
 
 
+def detect_pool(
+    features: Mapping[str, Mapping[str, Any]], names: Sequence[str], *, detector: str, seed: int, num_bootstrap: int
+) -> dict[str, Detection]:
+    """What the detectors say about every checkpoint that has features; no episode changes it, so `rank` may be given it.
+
+    Raises:
+        RankingError: an unknown detector, or features that do not fit.
+    """
+    _check_detector(detector)
+    return _detect(check_features(features, names), detector, seed, num_bootstrap)
+
+
+def _detect(sets: Mapping[str, FeatureSet], detector: str, seed: int, num_bootstrap: int) -> dict[str, Detection]:
+    return {n: detect(s, detector=detector, seed=seed, num_bootstrap=num_bootstrap) for n, s in sets.items()}
+
+
 def rank(
     episodes: pa.Table | str | Path,
     features: Mapping[str, Mapping[str, Any]] | None,
@@ -192,6 +212,7 @@ def rank(
     combined: Sequence[str] | None = None,
     dropped: Mapping[str, int] | None = None,
     splits: Sequence[str] | None = None,
+    detected: Mapping[str, Detection] | None = None,
 ) -> Ranking:
     """Orders the checkpoints of `episodes` for the target.
 
@@ -206,6 +227,7 @@ def rank(
     combined: the terms that make the score; None = "sim" and, with features and 8 checkpoints or more, "ood".
     dropped: {checkpoint: round} of sequential halving after which a checkpoint was evaluated no further.
     splits: rows of these splits only; None = all.
+    detected: what `detect_pool` made of `features` with the same settings, where that is known already.
 
     The bootstrap resamples conditions (for V) and episodes of target and hold-out observations (for O) together, the same
     ones for every checkpoint; detectors are fitted once. Equal inputs give a byte-identical `to_json`, whatever the order
@@ -223,7 +245,7 @@ def rank(
     target = None if target_outcomes is None else check_episodes(target_outcomes, "target_outcomes")
     at = [] if target is None else outcomes.indices(target.checkpoints)
 
-    detections = {n: detect(s, detector=detector, seed=seed, num_bootstrap=num_bootstrap) for n, s in sets.items()}
+    detections = _detect(sets, detector, seed, num_bootstrap) if detected is None else detected
     terms = {"sim": success_draws(outcomes, seed, num_bootstrap)}
     if detections:
         terms["ood"] = _detection_terms(names, detections, detector, num_bootstrap)

@@ -16,6 +16,7 @@ import jinja2
 from robopolicy.files import atomic_write
 from robopolicy.ranking import curves, plots
 from robopolicy.ranking.embed import galleries
+from robopolicy.ranking.fresh import FRESH
 from robopolicy.ranking.result import CheckpointScore, Ranking
 from robopolicy.ranking.tables import RankingError
 from robopolicy.ranking.verdict import number, percent, points, verdict
@@ -133,7 +134,7 @@ def write_report(path: str | Path, ranking: Ranking, context: Mapping[str, Any])
         lead=lead,
         likely=ranking.shortlist(),
         further=[name for name in lead.scores if name not in ("sim", "ood")],
-        fresh=[split for split in ("confirm", "sealed") if any(split in c.fresh for c in ranking.checkpoints)],
+        fresh=[split for split in FRESH if any(split in c.fresh for c in ranking.checkpoints)],
         num_open=NUM_OPEN_ROWS,
         styles=plots.run_styles([c.run for c in ranking.checkpoints]),
         flags=_flags(ranking.checkpoints),

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from robopolicy.ranking.tables import Array, Outcomes, RankingError
+from robopolicy.ranking.tables import DEFINITION, Array, Outcomes, RankingError
 from robopolicy.spec import did_you_mean
 
 TEXT = ("policy", "run", "domain")
 COUNTS = {"episodes": "sim", "real_episodes": "real"}  # column: the rate that so many episodes gave
-DEFINITION = ("discount", "horizon")
 KNOWN = (*TEXT, "step", "sim", "ood", "real", *COUNTS, *DEFINITION)
 
 

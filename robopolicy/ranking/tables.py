@@ -15,6 +15,7 @@ Array = np.ndarray
 
 COLUMNS = ("checkpoint", "run", "step", "suite", "split", "condition", "seed", "success", "return", "progress")
 IDENTITY_COLUMNS = ("checkpoint", "checkpoint_sha", "run", "step", "suite", "split", "condition", "seed")
+DEFINITION = ("discount", "horizon")  # optional columns: what a return is; the same in every row of a ranking
 FEATURE_SETS = ("fit", "calibration", "target")
 EPISODES_OF = {"calibration": "calibration_episode", "target": "target_episode"}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +13,10 @@ from robopolicy.data.episodes import EpisodeStore
 from robopolicy.data.windows import Windows
 from robopolicy.evaluation.features import BATCH, draw_rows
 from robopolicy.evaluation.rollout import Arm
-from robopolicy.executor import Executor, map_units
+from robopolicy.executor import Executor
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.steering import last_frames
-from robopolicy.ranking.tables import load_features
-from robopolicy.selection.features import features_file, is_of, write_arrays
+from robopolicy.selection.features import kept_arrays
 from robopolicy.spec import ACTION, ACTION_IS_PAD, EPISODE, STEP
 
 NUM_SAMPLES = 4  # chunks drawn at each decision
@@ -65,11 +62,6 @@ def policy_acts(arm: Arm, target: str, num_frames: int, seed: int, critic: str |
     return {key: np.concatenate(arrays) for key, arrays in found.items()}
 
 
-def _unit(unit: tuple[Arm, Path, str], target: str, num_frames: int, seed: int, critic: str | None) -> None:
-    arm, file, key = unit
-    write_arrays(file, policy_acts(arm, target, num_frames, seed, critic), key)
-
-
 def pool_acts(
     arms: Sequence[Arm],
     target: EpisodeStore,
@@ -80,14 +72,7 @@ def pool_acts(
     folder: Path,
     executor: Executor | None = None,
 ) -> dict[str, Acts]:
-    """policy_acts of every arm by name, in parallel, kept in `folder`; what is there already is not made again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    judge = checkpoint.sha256(critic) if critic else ""
-    units = []
-    for arm in arms:
-        identity = [checkpoint.sha256(arm.checkpoint), target.hash, num_frames, seed, judge]
-        units.append((arm, features_file(folder, arm.name), hashlib.sha256(json.dumps(identity).encode()).hexdigest()))
-    missing = [unit for unit in units if not is_of(unit[1], unit[2])]
-    work = partial(_unit, target=str(target.path.absolute()), num_frames=num_frames, seed=seed, critic=critic)
-    map_units(work, missing, num_workers, "acts", executor=executor)
-    return {arm.name: load_features(file) for arm, file, _ in units}
+    """policy_acts of every arm by name; see features.kept_arrays."""
+    make = partial(policy_acts, target=str(target.path.absolute()), num_frames=num_frames, seed=seed, critic=critic)
+    identity = [target.hash, num_frames, seed, checkpoint.sha256(critic) if critic else ""]
+    return kept_arrays(arms, make, identity, folder, num_workers, "acts", executor)

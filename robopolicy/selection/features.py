@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,14 +33,14 @@ def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[object]
     Raises:
         CheckpointError: its config does not say, or that is another dataset now.
     """
-    loaded = checkpoint.load(arm.checkpoint)
-    data = loaded.config.get("data", {})
+    config, meta = checkpoint.describe(arm.checkpoint)
+    data = config.get("data", {})
     if not data.get("path"):
         raise checkpoint.CheckpointError(
             f"{arm.checkpoint} does not say what it was trained on: give features=<folder of .npz>"
         )
     store = EpisodeStore(data["path"])
-    if loaded.meta.get("data_hash") not in ("", None, store.hash):
+    if meta.get("data_hash") not in ("", None, store.hash):
         raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {data['path']} than is there now")
     return store, data.get("where") or {}
 
@@ -69,9 +70,35 @@ def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[s
     return out
 
 
-def _unit(unit: tuple[Arm, Path, str], target: str, num_frames: int, seed: int) -> None:
+Arrays = Mapping[str, np.ndarray]
+
+
+def _make(unit: tuple[Arm, Path, str], make: Callable[[Arm], Arrays]) -> None:
     arm, file, key = unit
-    write_arrays(file, policy_features(arm, target, num_frames, seed), key)
+    write_arrays(file, make(arm), key)
+
+
+def kept_arrays(
+    arms: Sequence[Arm],
+    make: Callable[[Arm], Arrays],
+    identity: Sequence[Any],
+    folder: Path,
+    num_workers: int | None,
+    title: str,
+    executor: Executor | None = None,
+) -> dict[str, Arrays]:
+    """make(arm) of every arm by name, in parallel, kept in `folder`; what is there already is not made again.
+
+    identity: all that the arrays depend on beside the checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    units = []
+    for arm in arms:
+        key = hashlib.sha256(json.dumps([checkpoint.sha256(arm.checkpoint), *identity]).encode()).hexdigest()
+        units.append((arm, features_file(folder, arm.name), key))
+    missing = [unit for unit in units if not is_of(unit[1], unit[2])]
+    map_units(partial(_make, make=make), missing, num_workers, title, executor=executor)
+    return {arm.name: load_features(file) for arm, file, _ in units}
 
 
 def pool_features(
@@ -83,18 +110,11 @@ def pool_features(
     folder: str | Path,
     executor: Executor | None = None,
 ) -> dict[str, Mapping[str, np.ndarray]]:
-    """policy_features of every arm by name, in parallel, kept in `folder`; what is there already is not made again."""
-    folder, path = Path(folder).absolute(), str(Path(target).absolute())
-    folder.mkdir(parents=True, exist_ok=True)
+    """policy_features of every arm by name; see kept_arrays."""
+    path = str(Path(target).absolute())
+    make = partial(policy_features, target=path, num_frames=num_frames, seed=seed)
     identity = [open_target(path).hash, num_frames, seed]
-    units = []
-    for arm in arms:
-        key = hashlib.sha256(json.dumps([checkpoint.sha256(arm.checkpoint), *identity]).encode()).hexdigest()
-        units.append((arm, features_file(folder, arm.name), key))
-    missing = [unit for unit in units if not is_of(unit[1], unit[2])]
-    work = partial(_unit, target=path, num_frames=num_frames, seed=seed)
-    map_units(work, missing, num_workers, "features", executor=executor)
-    return {arm.name: load_features(file) for arm, file, _ in units}
+    return kept_arrays(arms, make, identity, Path(folder).absolute(), num_workers, "features", executor)
 
 
 def is_of(file: Path, key: str) -> bool:
@@ -129,17 +149,17 @@ def refuse_leaks(arms: Sequence[Arm], target: Target) -> None:
         IntegrityError: naming the checkpoint and its dataset.
     """
     frames = set(frame_digests(target.pictures())) if isinstance(target, RecordedTarget) else set()
-    checked: dict[str, str] = {}  # {path of a dataset: its hash}
+    advice = "a detector finds nothing unusual in what its policy was trained on; record other target observations"
+    target_hash, checked = target.hash, set[str]()  # paths of datasets
     for arm in arms:
-        loaded = checkpoint.load(arm.checkpoint)
-        path = str(loaded.config.get("data", {}).get("path") or "")
-        advice = "a detector finds nothing unusual in what its policy was trained on; record other target observations"
-        if loaded.meta.get("data_hash") == target.hash:
+        config, meta = checkpoint.describe(arm.checkpoint)
+        path = str(config.get("data", {}).get("path") or "")
+        if meta.get("data_hash") == target_hash:
             raise IntegrityError(f"{arm.checkpoint} was trained on the target observations (equal data hash): {advice}")
         if not path or path in checked or not Path(path).is_dir():
             continue
         store = EpisodeStore(path)
-        checked[path] = store.hash
+        checked.add(path)
         shared = target.checksums & set(store.table["checksum"].to_pylist())
         if shared:
             count = len(shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Played:
     select: pa.Table
     dropped: dict[str, int]
     log: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

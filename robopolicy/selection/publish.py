@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from robopolicy.files import atomic_write, plain
 from robopolicy.ranking.cards import file_name, model_card
-from robopolicy.ranking.embed import encode_image
+from robopolicy.ranking.embed import encode_image, image_kind
 from robopolicy.ranking.fresh import FRESH
 from robopolicy.ranking.gate import EXIT_CODES, Rule, judge
 from robopolicy.ranking.report import write_report
@@ -35,7 +35,6 @@ EPISODES, GATE, CONTEXT, PROVENANCE, REPORT, PICTURES = (
     "pictures",
 )
 NUM_CARDS = 3
-SUFFIX = {b"\x89PNG": "png", b"GIF8": "gif", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ def _keep_pictures(folder: Path, galleries: Sequence[Mapping[str, Any]]) -> list
         images = []
         for i, (label, image) in enumerate(gallery["images"]):
             data = encode_image(str(label), image)
-            suffix = next(s for magic, s in SUFFIX.items() if data.startswith(magic))
-            file = f"{g}_{i:02d}.{suffix}"
+            file = f"{g}_{i:02d}.{image_kind(data)}"
             folder.mkdir(parents=True, exist_ok=True)
             atomic_write(folder / file, data)
             images.append({"label": str(label), "file": file})

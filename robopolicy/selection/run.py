@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from robopolicy import checkpoint, pipeline
 from robopolicy.evaluation.rollout import Arm
-from robopolicy.ranking.episode_table import is_episode_table, load_episodes
+from robopolicy.ranking.episode_table import is_episode_table, load_episodes, no_episodes
 from robopolicy.ranking.fresh import split_names, with_fresh
 from robopolicy.ranking.gate import read_rules
 from robopolicy.ranking.looks import histogram
-from robopolicy.ranking.rank import rank, rank_scores
+from robopolicy.ranking.rank import detect_pool, rank, rank_scores
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
@@ -40,17 +40,19 @@ from robopolicy.selection.pool import (
 from robopolicy.selection.provenance import now, provenance
 from robopolicy.selection.publish import Finished, publish
 from robopolicy.selection.suite import CONFIRM, SEALED, SELECT, FrozenSuite, read_suite
-from robopolicy.selection.target import StoreTarget, open_target, prepare
+from robopolicy.selection.target import StoreTarget, Target, open_target, prepare
 
 logger = logging.getLogger(__name__)
 
 UNITS, FEATURES, TARGET, ACTS, SUITE = "units", "features", "target", "acts", "suite.yaml"
+NUM_LISTED = 100  # checkpoints whose hash the provenance says
 NUM_OPEN = 1_000_000  # episodes of a table that are sliced and kept; of larger ones those of the finalists are
 NOT_SHOWN = {
     "A claim about the robot": "the order is a prediction from simulation and from the target's observations; it is checked by "
     "trials on the robot (robopolicy rank next-real, ingest-real)",
     "Gaps in dynamics": "a detector on observations is blind to friction, latency and contact that differ on the target",
 }
+_Result = tuple[Ranking, pa.Table | None, dict[str, Any], dict[str, dict[str, Any]]]
 
 
 def rank_verb(settings: Mapping[str, Any]) -> Finished:
@@ -86,10 +88,6 @@ def rank_verb(settings: Mapping[str, Any]) -> Finished:
     return done
 
 
-NUM_LISTED = 100
-_Result = tuple[Ranking, pa.Table | None, dict[str, Any], dict[str, dict[str, Any]]]
-
-
 def _old_style(pool: Any) -> str | None:
     """A score table given as the pool."""
     return pool if isinstance(pool, str) and Path(pool).suffix in (".parquet", ".csv") else None
@@ -111,15 +109,12 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     context: dict[str, Any] = {"not_computed": dict(NOT_SHOWN)}
     if settings["target"]:
         raise RankingError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER or a column ood")
-    if path.suffix == ".parquet":
-        load_or_missing = path.is_file()
-        columns = pq.read_schema(path).names if load_or_missing else []
-        if not load_or_missing:
-            load_episodes(path)
-    else:
-        columns = read_table(path).column_names
-    if not is_episode_table(columns):
-        table = check_scores(read_table(path), path.name)
+    large = path.suffix == ".parquet"  # read only when it holds scores
+    if large and not path.is_file():
+        raise no_episodes(path)
+    given = None if large else read_table(path)
+    if not is_episode_table(pq.read_schema(path).names if given is None else given.column_names):
+        table = check_scores(read_table(path) if given is None else given, path.name)
         ranking = rank_scores(table, **_rank_settings(settings))
         context["not_computed"] |= {
             "Slices, failures, training curves": "the scores come without episodes",
@@ -128,7 +123,7 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
         if not ranking.num_draws:
             context["not_computed"]["Intervals and P(best)"] = "the table does not say how many episodes a rate comes from"
         return with_identity(ranking, (), {"scores": file_sha(path)}, ()), None, context, {}
-    if path.suffix != ".parquet":
+    if not large:
         raise RankingError(f"{path}: give episodes as parquet; a CSV holds scores, one row a policy")
     ranked, fresh = split_names(path)
     features = _given_features(settings, path) if settings["features"] else {}
@@ -199,10 +194,11 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     further.check(settings["also"], settings["value_critic"])
     executor = pipeline.make_executor(settings["executor"])
     work = Work((out / UNITS).absolute(), settings["num_workers"], executor)
-    target = None
+    path = target = None
     if settings["target"]:
-        target = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
-        refuse_leaks(arms, open_target(target))
+        path = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
+        target = open_target(path)
+        refuse_leaks(arms, target)
     cost = say_cost(arms, suite, spending, work)
     logger.info(cost)
     if settings["dry_run"]:
@@ -211,17 +207,18 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     features: dict[str, Mapping[str, np.ndarray]] = {}
     if settings["features"]:
         features = {name: load_features(features_file(settings["features"], name)) for name in names}
-    elif target is not None:
+    elif path is not None:
         keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
-        features = pool_features(arms, target, folder=out / FEATURES, executor=executor, **keys)
+        features = pool_features(arms, path, folder=out / FEATURES, executor=executor, **keys)
     options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"], "combined": None}
+    options["detected"] = detect_pool(features, names, **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
     played = play_pool(arms, suite, spending, work, features, options)
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
     more = further.merged(further.simulated(settings["also"], played.select), _acted(settings, arms, target, work))
     options |= {"further": more.scores, "combined": settings["combine"]}
     ranking = rank(played.select, features, target_outcomes=outcomes, dropped=played.dropped, **options)
     ranking, fresh = confirm(ranking, arms, suite, spending, work, settings["baseline"])
-    inputs = {"suite": suite.sha} | ({} if target is None else {"target": open_target(target).hash})
+    inputs = {"suite": suite.sha} | ({} if target is None else {"target": target.hash})
     inputs |= {"outcomes": file_sha(settings["outcomes"])} if settings["outcomes"] else {}
     ranking = with_identity(ranking, arms, inputs, notes)
     episodes = played.select if fresh is None else pa.concat_tables([played.select, fresh], promote_options="default")
@@ -230,20 +227,19 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     return ranking, episodes, context, {arm.name: _about(arm) for arm in _finalists(ranking, arms, settings)}
 
 
-def _acted(settings: Mapping[str, Any], arms: Sequence[Arm], target: Path | None, work: Work) -> further.Further:
+def _acted(settings: Mapping[str, Any], arms: Sequence[Arm], target: Target | None, work: Work) -> further.Further:
     """Scores that need target data with actions."""
     wanted = [name for name in settings["also"] if name in further.ACTED]
     if not wanted:
         return further.Further()
-    found = None if target is None else open_target(target)
-    if not isinstance(found, StoreTarget):
-        why = "no target was given" if found is None else "the target's observations come without actions"
+    if not isinstance(target, StoreTarget):
+        why = "no target was given" if target is None else "the target's observations come without actions"
         return further.Further(missing=dict.fromkeys(wanted, why))
     critic = pipeline.find_checkpoints(settings["value_critic"])[-1].checkpoint if settings["value_critic"] else None
     folder = (Path(settings["out"]) / ACTS).absolute()
     drawn = (settings["num_frames"], settings["seed"], critic)
-    acts = pool_acts(arms, found.store, *drawn, work.num_workers, folder, work.executor)
-    return further.acted(wanted, acts, found.store, settings["seed"])
+    acts = pool_acts(arms, target.store, *drawn, work.num_workers, folder, work.executor)
+    return further.acted(wanted, acts, target.store, settings["seed"])
 
 
 def _finalists(ranking: Ranking, arms: Sequence[Arm], settings: Mapping[str, Any]) -> list[Arm]:
@@ -256,7 +252,7 @@ def _pool_context(
     suite: FrozenSuite,
     ranking: Ranking,
     features: Mapping[str, Any],
-    target: Path | None,
+    target: Target | None,
     log: Sequence[Mapping[str, Any]],
     arms: Sequence[Arm],
     work: Work,
@@ -269,7 +265,7 @@ def _pool_context(
         lead = ranking.checkpoints[0].checkpoint
         if target is not None and lead in features:
             options = (settings["detector"], settings["num_frames"], settings["seed"])
-            galleries.append(gallery.target_pictures(open_target(target), lead, features[lead], *options))
+            galleries.append(gallery.target_pictures(target, lead, features[lead], *options))
     missing = dict(NOT_SHOWN)
     if not suite.size(CONFIRM):
         missing["Finalists on fresh conditions"] = "the suite has no split confirm: give confirm=50"
@@ -288,13 +284,13 @@ def _pool_context(
 
 def _about(arm: Arm) -> dict[str, Any]:
     """What a checkpoint says of itself, for its card."""
-    loaded = checkpoint.load(arm.checkpoint)
-    data = loaded.config.get("data", {})
+    config, meta = checkpoint.describe(arm.checkpoint)
+    data = config.get("data", {})
     return {
         "checkpoint": arm.checkpoint,
-        "policy": loaded.config.get("policy", {}).get("_target_", "unknown"),
-        "trained on": f"{data.get('path', 'unknown')} (data hash {str(loaded.meta.get('data_hash'))[:12]})",
-        "code": loaded.meta.get("git_commit") or "unknown",
+        "policy": config.get("policy", {}).get("_target_", "unknown"),
+        "trained on": f"{data.get('path', 'unknown')} (data hash {str(meta.get('data_hash'))[:12]})",
+        "code": meta.get("git_commit") or "unknown",
     }
 
 

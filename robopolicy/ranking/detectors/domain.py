@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from robopolicy.ope.estimate import auroc
 from robopolicy.ranking.detectors.base import Array, Detector, check_features
-from robopolicy.ranking.detectors.evidence import auroc
 from robopolicy.ranking.statistics import stream
 
 MAX_LOGIT = 50.0
@@ -59,7 +59,8 @@ class DomainClassifier(Detector):
         if not hasattr(self, "standard"):
             raise RuntimeError("DomainClassifier scores after fit(simulator features)")
         array = check_features(features, len(self.standard.alive))
-        return self._odds(self.standard(array), None, np.arange(len(array)) if episode is None else np.asarray(episode))[0]
+        x = self.standard(array)
+        return self._score(x) if episode is None else self._odds(x, None, np.asarray(episode))[0]
 
     def pair(self, target: Array, calibration: Array, target_episode: Array) -> tuple[Array, Array]:
         """Odds of the target [M] and, by the mean logit of the folds' classifiers, of the simulator's hold-out [N]."""
@@ -93,7 +94,7 @@ class DomainClassifier(Detector):
         return DomainGap(value, float(accuracy), null, float((1 + (null >= value).sum()) / (1 + num_null)))
 
     def _score(self, x: Array) -> Array:
-        raise NotImplementedError
+        return self._odds(x, None, np.arange(len(x)))[0]
 
     def _odds(self, target: Array, calibration: Array | None, episode: Array) -> tuple[Array, Array]:
         units = np.unique(episode)

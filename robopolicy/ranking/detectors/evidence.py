@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
+from robopolicy.ope.estimate import auroc
 from robopolicy.ranking.detectors.base import Array, blocks
 
 MIN_SPREAD = 1e-9
@@ -44,12 +44,6 @@ def evidence(target: Array, calibration: Array) -> Evidence:
     p = conformal_p(t, c)
     size = effect_size(t, c, np.ones((1, len(t)), np.int32), np.ones((1, len(c)), np.int32))[0]
     return Evidence(float(size), conformal_score(t, c), float(min(1.0, 2 * p.mean())), auroc(t, c))
-
-
-def auroc(positive: Array, negative: Array) -> float:
-    """P(positive > negative) + P(equal) / 2 of scores [M], [N]."""
-    places = rankdata(np.concatenate([positive, negative]))[: len(positive)]
-    return float((places.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
 
 
 def conformal_p(target: Array, calibration: Array) -> Array:
