@@ -32,19 +32,19 @@ def collect(cfg: dict[str, Any]) -> None:
     robopolicy collect path=runs/data/wide randomization=wide
     robopolicy collect path=runs/data/mixed episodes.expert=100 episodes.noisy=200 episodes.random=50 seed=1
     robopolicy collect path=runs/data/target twin=true randomization=none episodes.expert=20 disturbance=0
-    robopolicy collect path=runs/data/tried episodes.expert=0 episodes.rollout=100 policy=runs/wide levels=[0,1]
+    robopolicy collect path=runs/data/tried episodes.expert=0 episodes.rollout=100 checkpoint=runs/wide
     """
     from robopolicy.data.measures import measures, table
     from robopolicy.pipeline import collect_run
 
-    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "policy", "levels")
-    store = collect_run(**{key: cfg[key] for key in (*keys, "executor")})
+    keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "checkpoint", "levels")
+    store = collect_run(**{key: cfg[key] for key in (*keys, "perturb", "executor")})
     print(f"{len(store)} episodes, {int(store.lengths.sum())} steps, in {cfg['path']}")
     print("\n".join(table(measures(store))))
 
 
 def train(cfg: dict[str, Any]) -> None:
-    """Train a policy, or a critic with critic=success, on a dataset.
+    """Train a policy, or a critic with critic=success (iql, cal_ql, safety), on a dataset.
 
     robopolicy train inputs=points data.path=runs/data/wide run_dir=runs/wide train.steps=4000
     robopolicy train critic=success inputs=points data.path=runs/data/mixed run_dir=runs/critic train.steps=2000
@@ -76,6 +76,18 @@ def evaluate(cfg: dict[str, Any]) -> None:
     from robopolicy.pipeline import evaluate_run
 
     print("\n".join(evaluate_run(cfg)))
+
+
+def branch(cfg: dict[str, Any]) -> None:
+    """Try several of a checkpoint's candidates in states of its own episodes, each to the end: the truth about a critic.
+
+    robopolicy branch checkpoint=runs/wide/checkpoints/step_004000 out=runs/branches episodes=100 seed=7000
+    robopolicy train critic=success data.path=runs/data/tried data.branches=runs/branches run_dir=runs/critic
+    robopolicy train critic=safety data.path=runs/branches run_dir=runs/safety
+    """
+    from robopolicy.pipeline import branch_run
+
+    print("\n".join(branch_run(cfg)))
 
 
 def rank(cfg: dict[str, Any]) -> int:
@@ -285,7 +297,7 @@ def demo(cfg: dict[str, Any]) -> None:
 _DATA = (data_info, data_check, data_merge, data_split, data_export, data_import)
 _RANK = (rank, rank_suite, rank_backtest, rank_next_real, rank_ingest_real, rank_report, rank_diff, rank_replay)
 _VERBS: tuple[Callable[[dict[str, Any]], int | None], ...] = (
-    *(collect, train, evaluate),
+    *(collect, train, branch, evaluate),
     *_RANK,
     *(deploy, *_DATA, view, demo),
 )

@@ -130,7 +130,7 @@ class Demo:
             disturbance=disturbance,
             num_workers=self.workers,
             title=f"collect {folder}",
-            policy=policy,
+            checkpoint=policy,
         )
 
     def _run(self, folder: str, data: str, where: Mapping[str, Any] | None, train: str, **node: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The verbs as functions of plain settings: collect, train, evaluate, view, deploy. (Ranking has a package: selection.)"""
+"""The verbs as functions of plain settings: collect, train, branch, evaluate, view, deploy. Ranking: selection/."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from robopolicy import checkpoint, config
+from robopolicy import config
+from robopolicy.checkpoint import CheckpointError, list_checkpoints, sha256
 from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.collect import collect
 from robopolicy.data.episodes import EpisodeStore
-from robopolicy.data.manage import select_episodes
 from robopolicy.evaluation.rollout import (
     Arm,
     PolicyActor,
@@ -48,22 +49,25 @@ def collect_run(
     disturbance: float = 0.0,
     num_workers: int | None = None,
     title: str = "collect",
-    policy: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     levels: Sequence[float] | None = None,
     executor: Mapping[str, Any] | None = None,
+    perturb: Mapping[str, Any] | None = None,
 ) -> EpisodeStore:
     """Collect episodes of a task (conf/task) under a randomisation (preset name or mapping) into the dataset at `path`.
 
-    policy: a checkpoint whose sampled actions make the episodes of behaviour "rollout". executor: a node of conf/executor.
+    checkpoint: whose sampled actions make the episodes of behaviour "rollout". perturb: keyword arguments of Perturbed for it.
+    executor: a node of conf/executor.
     """
     env_id, env_kwargs = task_env(task, randomization, twin)
     env_kwargs["nominal"] = {**env_kwargs.get("nominal", {}), "robot.disturbance": float(disturbance)}
     options: dict[str, Any] = {"levels": levels, "executor": make_executor(executor)}
-    if policy:
-        found = str(find_checkpoints(policy)[-1].checkpoint)
-        options |= {"make_actor": partial(_actor, checkpoint=found), "actor_id": checkpoint.sha256(found)}
+    if checkpoint:
+        arm = replace(find_checkpoints(checkpoint)[-1], perturb=perturb or {})
+        identity = sha256(arm.checkpoint) + (json.dumps(dict(arm.perturb), sort_keys=True) if arm.perturb else "")
+        options |= {"make_actor": partial(_actor, arm=arm), "actor_id": identity}
     elif episodes.get(ROLLOUT):
-        raise ValueError(f"episodes.{ROLLOUT}={episodes[ROLLOUT]} needs a policy: give policy=CHECKPOINT")
+        raise ValueError(f"episodes.{ROLLOUT}={episodes[ROLLOUT]} needs a policy: give checkpoint=CHECKPOINT")
     return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, **options)
 
 
@@ -72,8 +76,8 @@ def make_executor(node: Mapping[str, Any] | None) -> Executor | None:
     return config.build(node, within="robopolicy.executor") if node else None
 
 
-def _actor(behaviour: str, checkpoint: str) -> Actor:
-    return exploring_actor(checkpoint) if behaviour == ROLLOUT else scripted_actor(behaviour)
+def _actor(behaviour: str, arm: Arm) -> Actor:
+    return exploring_actor(arm) if behaviour == ROLLOUT else scripted_actor(behaviour)
 
 
 def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) -> tuple[str, dict[str, Any]]:
@@ -91,34 +95,36 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
-    from robopolicy.data.windows import MEMORY_GB, Windows, task_feature
+    from robopolicy.data.windows import MEMORY_GB
+    from robopolicy.train import sources
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
 
     kind = "critic" if settings.get("critic") else "policy"
     train_config = config.read(config.TrainConfig, {**settings["train"], "logger": settings.get("logger", "jsonl")})
-    store = EpisodeStore(settings["data"]["path"])
-    episodes = select_episodes(store, settings["data"].get("where") or {})
-    spec = store.spec
-    observation = {**spec.observation, TASK: task_feature(store, episodes)}
-    with seeded(train_config.seed):
-        module = config.build(settings[kind], observation=observation, action=spec.action, control_hz=spec.fps)
-    if TASK not in module.spec.observation and len(observation[TASK].values) > 1:
-        logger.warning(
-            "the data has the tasks %s and the %s is not told which: add 'task' to inputs.observation_keys",
-            ", ".join(observation[TASK].values),
-            kind,
-        )
-    horizon = getattr(module.spec, "action_horizon", module.spec.execute_horizon)
-    memory_gb = settings["data"].get("memory_gb", MEMORY_GB)
+    options = settings["data"]
+    memory_gb = options.get("memory_gb", MEMORY_GB)
     if not isinstance(memory_gb, int | float) or not memory_gb >= 0:
         raise config.ConfigError(f"data.memory_gb={memory_gb!r} does not work: give a number of at least 0")
-    keys = tuple(module.spec.observation)
-    windows = Windows(store, keys, module.spec.obs_horizon, horizon, module.batch_keys, episodes, memory_gb)
+    source = sources.source(options)
+    with seeded(train_config.seed):
+        module = config.build(
+            settings[kind], observation=source.observation, action=source.spec.action, control_hz=source.spec.fps
+        )
+    if TASK not in module.spec.observation and len(source.observation[TASK].values) > 1:
+        logger.warning(
+            "the data has the tasks %s and the %s is not told which: add 'task' to inputs.observation_keys",
+            ", ".join(source.observation[TASK].values),
+            kind,
+        )
+    windows = source.windows(module, options, train_config.seed)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
     resolved[kind] = settings[kind]
-    resolved["data"] = {**settings["data"], "path": str(store.path.resolve())}  # ranking looks there again
-    return train(module, windows, run_dir, config=resolved, settings=train_config, kind=kind, data_hash=store.hash)
+    resolved["data"] = {**options, "path": str(Path(options["path"]).resolve())}  # ranking looks there again
+    found = train(module, windows, run_dir, config=resolved, settings=train_config, kind=kind, data_hash=source.hash)
+    if kind == "critic" and options.get("branches"):
+        judge_critics(found, options["branches"])
+    return found
 
 
 def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Arm]:
@@ -149,18 +155,82 @@ def _checkpoints_under(path: Path) -> Iterator[Path]:
     if (path / "model").is_dir():
         yield path.resolve()
         return
-    folders = checkpoint.list_checkpoints(path) if path.is_dir() else []
+    folders = list_checkpoints(path) if path.is_dir() else []
     if path.is_dir() and not folders:
-        folders = [folder for run in sorted(path.iterdir()) if run.is_dir() for folder in checkpoint.list_checkpoints(run)]
+        folders = [folder for run in sorted(path.iterdir()) if run.is_dir() for folder in list_checkpoints(run)]
     if not folders:
-        raise checkpoint.CheckpointError(f"no checkpoint at {path}: give a folder step_*, a run folder, or a folder of runs")
+        raise CheckpointError(f"no checkpoint at {path}: give a folder step_*, a run folder, or a folder of runs")
     yield from (folder.resolve() for folder in folders)
+
+
+def judge_critics(checkpoints: Sequence[Path], branches: str | Path) -> Path:
+    """Measure a run's critics on branched rollouts, write quality.json into its folder, and name the best checkpoint."""
+    from robopolicy.data.branches import Branches
+    from robopolicy.evaluation import critic_quality
+
+    file = checkpoints[0].parent.parent / critic_quality.FILE
+    found = critic_quality.judge(checkpoints, Branches.load(branches), file)
+    for name, each in found.items():
+        logger.info(
+            "%s: rank correlation within states %.3f +- %.3f (%d states), over all %.3f, calibration error %.3f",
+            name,
+            each.spearman,
+            each.spearman_error,
+            each.num_states,
+            each.overall,
+            each.error,
+        )
+    return critic_quality.best_checkpoint(checkpoints, file)
+
+
+def chosen_critic(path: str | Path) -> Path:
+    """The critic's checkpoint at `path`: of a run, the one that ranked branched rollouts best, else the last."""
+    from robopolicy.evaluation import critic_quality
+
+    found = [Path(arm.checkpoint) for arm in find_checkpoints(path)]
+    return critic_quality.best_checkpoint(found, Path(path) / critic_quality.FILE)
+
+
+def branch_run(settings: Mapping[str, Any]) -> list[str]:
+    """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each."""
+    from robopolicy.evaluation.branches import Limits, Plan, branch
+
+    arm = _one_checkpoint(settings["checkpoint"])
+    arm = replace(arm, instruction=settings["instruction"], perturb=settings["perturb"] or {})
+    plan = Plan(
+        settings["states"],
+        settings["candidates"],
+        settings["rollouts"],
+        tuple(settings["observation"] or ()),
+        Limits(**settings["limits"]),
+    )
+    suite = _suite(settings)
+    facts: dict[str, Any] = {"checkpoint": arm.name, "checkpoint_sha": sha256(arm.checkpoint), "env_id": suite.env_id}
+    facts |= {"env_kwargs": dict(suite.env_kwargs), "seed": settings["seed"]}
+    found = branch(arm, suite, plan, settings["num_workers"], make_executor(settings["executor"]), facts)
+    found.save(settings["out"])
+    worth, success = found.values(), found.success.mean(2)
+    events = ", ".join(f"{name} {found.unsafe([name]).mean():.1%}" for name in found.events)
+    rates = success[:, 0].mean(), success.mean(), success.max(1).mean()
+    return [
+        f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {settings['out']}",
+        "success of candidate 0 {:.1%}, of all {:.1%}, of the best {:.1%}".format(*rates),
+        f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states",
+        f"unsafe: {events}",
+    ]
+
+
+def _one_checkpoint(path: str | Path) -> Arm:
+    arms = find_checkpoints(path)
+    if len(arms) != 1:
+        raise ValueError(f"{path} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
+    return arms[0]
 
 
 def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
     """The arm with value-guided steering. steer: `critic` (its checkpoint or run) and keyword arguments of SteeredPolicy."""
     options = {key: value for key, value in steer.items() if key != "critic"}
-    critic = find_checkpoints(steer["critic"])[-1].checkpoint
+    critic = str(chosen_critic(steer["critic"]))
     return replace(arm, name=f"{arm.name}+steer", critic=critic, steer=options)
 
 
@@ -235,12 +305,10 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
     """The verb deploy: serve a checkpoint, steered where a critic is given, until interrupted."""
     from robopolicy.deploy.server import serve
 
-    arms = find_checkpoints(settings["checkpoint"])
-    if len(arms) != 1:
-        raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
-    arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
+    arm = _one_checkpoint(settings["checkpoint"])
+    arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
     policy = deployed(arm, settings["backend"])
-    serve(policy, settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
+    serve(policy, settings["address"], name=f"{arm.name} {sha256(arm.checkpoint)[:12]}")
 
 
 def deployed(arm: Arm, backend: str) -> Policy:

@@ -72,13 +72,15 @@ def test_scoring_candidates_together_or_alone_is_the_same(generator):
 
 
 def test_heads_are_independent(generator):
-    critic = critic_of(num_heads=3)
+    critic = critic_of(num_heads=3, num_encoders=3)
     batch = fake_batch(critic.spec.observation, critic.spec.action, 1, 4, 8, generator)
-    prefix = batch[ACTION][:, None]
-    critic.logits(critic.encoder(batch).detach(), prefix)[1].sum().backward()
-    gradient = critic.outer.weight.grad.abs().sum((1, 2))
+    critic.values(critic.contexts(batch), batch[ACTION][:, None])[1].sum().backward()
+    gradient = critic.heads.outer.weight.grad.abs().sum((1, 2))
     assert gradient[1] > 0
     assert gradient[0] == gradient[2] == 0
+    told = [sum(p.grad.abs().sum().item() for p in e.parameters() if p.grad is not None) for e in critic.further_encoders]
+    assert told[0] > 0
+    assert told[1] == 0
 
 
 def test_a_critic_refuses_actions_that_do_not_fit():

@@ -25,7 +25,8 @@ from robopolicy.policies.diffusion import DiffusionPolicy
 from robopolicy.policies.flow import FlowPolicy
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.mip import MipPolicy
-from robopolicy.policies.steering import Selection, SteeredPolicy, select
+from robopolicy.policies.selection import Selection, select
+from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import ChunkExecutor, Exploring
 from robopolicy.spec import (
     ACTION,
@@ -420,7 +421,7 @@ def test_critics_that_do_not_fit_are_refused(policy, caplog):
     with caplog.at_level(logging.WARNING):
         SteeredPolicy(policy, fitting)
     assert "2 executed steps" in caplog.text
-    for options, message in (({"rule": "best"}, "lcb, argmax, softmax"), ({"num_samples": 0}, "num_samples=0")):
+    for options, message in (({"rule": "best"}, "lcb, softmax, argmax"), ({"num_samples": 0}, "num_samples=0")):
         with pytest.raises(ValueError, match=message):
             SteeredPolicy(policy, DistanceCritic(policy.spec, 0.0), **options)
 

@@ -170,7 +170,7 @@ class BranchWindows:
     OUTCOME, STEP and EPISODE_LENGTH say how and how soon the continuation ended.
 
     Args:
-        observation_keys, obs_horizon, action_horizon: see Windows. Chunks longer than what was executed are cut.
+        observation_keys, obs_horizon, action_horizon: see Windows.
         events, horizon: see Branches.unsafe.
 
     Raises:
@@ -195,8 +195,10 @@ class BranchWindows:
             frames = branches.observation[key].shape[1] if key != TASK else obs_horizon
             if frames < obs_horizon:
                 raise SpecError(f"the branches hold {frames} frames of {key!r}, obs_horizon={obs_horizon} needs more")
-        if action_horizon > branches.candidates.shape[2]:
-            raise SpecError(f"the branches' chunks have {branches.candidates.shape[2]} steps, {action_horizon} are needed")
+        if action_horizon > branches.execute_horizon:
+            raise SpecError(
+                f"{branches.execute_horizon} steps of the branches' chunks were executed, {action_horizon} are asked for"
+            )
         tasks = tuple(np.unique(branches.observation[TASK]).tolist()) if TASK in branches.observation else ("",)
         features = {**branches.spec.features, TASK: FeatureSpec((), "str", values=tasks)}
         self.spec = DatasetSpec(features, branches.spec.fps)
@@ -208,25 +210,23 @@ class BranchWindows:
         return int(np.prod(self._shape))
 
     def values(self, key: str) -> Array:
-        """All frames of an observation key, or all actions, one after the other [n, ...]."""
+        """The last frames of an observation key, or all actions that were executed first, one after the other [n, ...]."""
         if key == ACTION:
-            return self.action_values()
+            chunks = self.branches.candidates[:, :, : self.branches.execute_horizon]
+            return chunks.reshape(-1, chunks.shape[-1])
         if key not in self.branches.observation:
             raise SpecError(f"{key!r} was not recorded; {did_you_mean(key, self.branches.observation)}")
         return self.branches.observation[key][:, -1]
 
-    def action_values(self) -> Array:
-        """All actions that were executed first [n, A], physical units."""
-        chunks = self.branches.candidates[:, :, : self.branches.execute_horizon]
-        return chunks.reshape(-1, chunks.shape[-1])
+    def observations(self, states: Array) -> dict[str, Array]:
+        """Observations {key: [n, To, ...]} of states, TASK str [n]."""
+        found = {key: self.branches.observation[key][states] for key in self.observation_keys}
+        return {key: value if key == TASK else value[:, -self.obs_horizon :] for key, value in found.items()}
 
     def batch(self, indices: Array) -> dict[str, Array]:
         """Windows at `indices`, int [B] in 0..len(self) - 1; see Windows.batch."""
         state, chunk, rollout = np.unravel_index(np.asarray(indices), self._shape)
-        b = self.branches
-        batch = {key: b.observation[key][state][:, -self.obs_horizon :] for key in self.observation_keys if key != TASK}
-        if TASK in self.observation_keys:
-            batch[TASK] = b.observation[TASK][state]
+        b, batch = self.branches, self.observations(state)
         actions = b.candidates[state, chunk, : self.action_horizon]
         batch |= {ACTION: actions, ACTION_IS_PAD: np.zeros(actions.shape[:2], bool)}
         success = b.success[state, chunk, rollout]

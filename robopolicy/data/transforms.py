@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robopolicy.spec import ACTION, POINTS, Array, Features, FeatureSpec, SpecError, did_you_mean
 
 if TYPE_CHECKING:
-    from robopolicy.data.windows import Windows
+    from robopolicy.data.windows import TrainingWindows
 
 Statistics = dict[str, dict[str, Array]]  # {key: {"mean", "std", "min", "max", "q01", "q99", "num_distinct": [D], "distinct"}}
 
@@ -27,7 +27,7 @@ def is_normalized(key: str, feature: FeatureSpec) -> bool:
     return np.dtype(feature.dtype).kind == "f" and len(feature.shape) == 1 and key != POINTS
 
 
-def fit_statistics(windows: Windows, keys: Iterable[str]) -> Statistics:
+def fit_statistics(windows: TrainingWindows, keys: Iterable[str]) -> Statistics:
     """Statistics per entry of those `keys` that are scaled (see is_normalized), in float64, every recorded frame once.
 
     Raises:
@@ -145,6 +145,11 @@ class Normalizer(nn.Module):
         """What one network unit of `key` is in physical units, [D]; None for keys that are not scaled."""
         name = self._name(key)
         return None if name is None else self.get_buffer(f"{name}_scale").cpu().numpy()
+
+    def offset(self, key: str) -> Array | None:
+        """Where 0 in network units of `key` is in physical units, [D]; None for keys that are not scaled."""
+        name = self._name(key)
+        return None if name is None else self.get_buffer(f"{name}_offset").cpu().numpy()
 
     def fingerprint(self) -> str:
         """16 hex digits that tell which statistics are inside."""

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -29,6 +30,7 @@ from robopolicy.spec import (
     TASK,
     TERMINATED,
     Array,
+    DatasetSpec,
     FeatureSpec,
     SpecError,
     did_you_mean,
@@ -74,6 +76,21 @@ def task_feature(store: EpisodeStore, episodes: Sequence[int] | None = None) -> 
     tasks = episode_tasks(store)
     chosen = tasks if episodes is None else tasks[np.asarray(episodes, np.int64)]
     return FeatureSpec((), "str", values=tuple(np.unique(chosen).tolist()))
+
+
+class TrainingWindows(Protocol):
+    """What can be trained on, see Windows: a number of windows, batches of them, and whole columns for statistics."""
+
+    spec: DatasetSpec
+    obs_horizon: int
+
+    def __len__(self) -> int: ...
+
+    def values(self, key: str) -> Array:
+        """All values of `key` [n, ...], one after the other."""
+
+    def batch(self, indices: Array) -> dict[str, Array]:
+        """Windows at `indices`, int [B] in 0..len(self) - 1."""
 
 
 class Windows:

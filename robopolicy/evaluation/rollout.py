@@ -116,9 +116,9 @@ def env_task(env: gymnasium.Env) -> str:
     return name
 
 
-def exploring_actor(checkpoint: str) -> PolicyActor:
-    """Actor that executes drawn candidates of a checkpoint's policy."""
-    return PolicyActor(Exploring(_policy(checkpoint, None, "{}", "{}")))
+def exploring_actor(arm: Arm) -> PolicyActor:
+    """Actor that executes drawn candidates of an arm's policy."""
+    return PolicyActor(Exploring(arm_policy(arm)), arm.instruction)
 
 
 @lru_cache(maxsize=4)

@@ -50,6 +50,12 @@ def load_critic(path: str | Path) -> ChunkCritic:
     module = _load(path, CRITIC)
     if not isinstance(module, ChunkCritic):
         raise checkpoint.CheckpointError(f"{path} names a {type(module).__name__}, which is no critic")
+    expected = checkpoint.describe(path)[1]["spec"].get("normalizer_hash")
+    if expected and module.spec.normalizer_hash != expected:
+        found = module.spec.normalizer_hash
+        raise checkpoint.CheckpointError(
+            f"{path} holds the statistics {found}, but was trained with {expected}: its values would mean nothing"
+        )
     return module
 
 

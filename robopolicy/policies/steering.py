@@ -1,79 +1,73 @@
 """Value-guided steering: draw candidate chunks from a policy, execute the one a critic prefers (V-GPS, arXiv 2410.13816).
 
 Unlike the paper it scores the whole executed prefix, encodes the observation once for all candidates, discounts values
-that the critic's heads disagree on, and leaves candidate 0 only when the heads agree that another one is better.
+that the critic's heads disagree on, and leaves candidate 0 only when the heads agree that another one is better. The chunk
+that was scored is the chunk that is returned.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from robopolicy.spec import TASK, Array, Critic, Features, Observation, Policy, PolicySpec, SpecError
+from robopolicy.policies.fit import check_fit, policy_spec
+from robopolicy.policies.selection import Selection, select
+from robopolicy.spec import TASK, Array, Critic, Features, Observation, Policy, PolicySpec, SpecError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-RULES = ("lcb", "argmax", "softmax")
+BLOCK = 8  # candidates drawn and scored at a time, where a budget may end in between
+SLACK = 1.25  # a block may take so much longer than the one before
 
 
-@dataclass(frozen=True)
-class Selection:
-    """How a candidate is chosen from scores of E heads.
+@runtime_checkable
+class Supported(Protocol):
+    """A critic that says how far chunks are from its data."""
 
-    rule: "lcb" takes the largest mean - lcb * standard deviation over heads, "argmax" the largest mean; both keep
-        candidate 0 unless the gain over it, averaged over heads, exceeds `margin` standard deviations of that gain
-        and `min_gain`, in the critic's units. Heads that share an encoder and data agree on their common errors, which
-        `margin` cannot see: set `min_gain` to about the critic's error.
-        "softmax" draws a candidate by its mean, standardised over candidates and divided by `temperature`.
-    """
-
-    rule: str = "lcb"
-    lcb: float = 1.0
-    margin: float = 1.0
-    min_gain: float = 0.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule={self.rule!r} must be one of {', '.join(RULES)}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be positive")
-        for name in ("lcb", "margin", "min_gain"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-
-
-def select(scores_EBN: Array, selection: Selection, rng: np.random.Generator) -> Array:
-    """Index [B] of the chosen candidate, int64. Equal scores leave candidate 0 ("lcb", "argmax") or draw uniformly."""
-    mean = scores_EBN.mean(0)
-    if selection.rule == "softmax":
-        spread = mean.std(1, keepdims=True)
-        logits = (mean - mean.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0) / selection.temperature
-        return (logits + rng.gumbel(size=logits.shape)).argmax(1)
-    pessimism = selection.lcb if selection.rule == "lcb" else 0.0
-    best = (mean - pessimism * scores_EBN.std(0)).argmax(1)
-    gain = np.take_along_axis(scores_EBN, best[None, :, None], 2)[..., 0] - scores_EBN[..., 0]  # [E, B]
-    return np.where(gain.mean(0) > np.maximum(selection.margin * gain.std(0), selection.min_gain), best, 0)
+    def distance(self, context: Any, actions: Array) -> Array:
+        """Distance [B, N] of actions [B, N, h, A]; up to 1 is usual within the data."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What steering did: candidates [B, N, H, A], their scores [E, B, N] and the chosen index [B] (0 = left alone)."""
+    """What steering did: candidates [B, N, H, A], their scores [E, B, N] and the chosen index [B] (0 = left alone).
+
+    scores: penalties for what lies outside the data included; scores and allowed are those of drawn candidates alone.
+    allowed: bool [B, N], False where the safety critic vetoes. seconds: from the question to the choice.
+    """
 
     candidates: Array
     scores: Array
     index: Array
+    allowed: Array
+    seconds: float
 
 
 class SteeredPolicy:
     """A Policy that executes the candidate which `critic` prefers among `num_samples` of `policy`.
 
-    Its observation holds the keys of both, with the longer of the two histories.
+    Its observation holds the keys of all, with the longest of the histories. `policy` needs nothing but `sample`, so it may
+    be at the other end of a socket. Candidates of one that computes its chunk are all alike: wrap it in Perturbed.
+
+    Args:
+        policy, critic: what is steered by what.
+        num_samples: candidates of a decision.
+        safety: a critic of risk in [0, 1]; candidates above `veto` are not chosen. Where all are, the least risky is.
+        support: penalty, in the critic's units, per unit of distance from its data beyond what is usual there; 0 = none.
+        budget_ms: time for a decision. Candidates come in blocks of 8, and no further block is begun that would end late, to
+            judge by the last. Without time for one block candidate 0 is executed unscored. None = all candidates at once.
+        watch: called with every Decision.
+        clock: seconds, for `budget_ms`.
+        rule and further options: see Selection.
 
     Raises:
-        SpecError: the critic's actions, prefix or observations do not fit the policy.
+        SpecError: a critic whose actions, prefix, statistics or observations do not fit the policy.
+        ValueError: options out of range.
     """
 
     def __init__(
@@ -82,43 +76,117 @@ class SteeredPolicy:
         critic: Critic,
         *,
         num_samples: int = 16,
-        rule: str = "lcb",
-        lcb: float = 1.0,
-        margin: float = 1.0,
-        min_gain: float = 0.0,
-        temperature: float = 1.0,
+        safety: Critic | None = None,
+        veto: float = 0.5,
+        support: float = 0.0,
+        budget_ms: float | None = None,
+        watch: Callable[[Decision], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        **options: Any,
     ) -> None:
         if num_samples < 1:
             raise SpecError(f"num_samples={num_samples} must be at least 1")
-        check_fit(policy, critic)
-        self.policy, self.critic, self.num_samples = policy, critic, num_samples
-        self.selection = Selection(rule, lcb, margin, min_gain, temperature)
-        self.spec: PolicySpec = replace(
-            policy.spec,
-            observation={**critic.spec.observation, **policy.spec.observation},
-            obs_horizon=max(policy.spec.obs_horizon, critic.spec.obs_horizon),
-            capabilities=(),
-        )
+        if not 0 < veto <= 1 or support < 0 or (budget_ms is not None and budget_ms <= 0):
+            raise ValueError(f"veto={veto} must be in (0, 1], support={support} at least 0, budget_ms={budget_ms} positive")
+        if support and not isinstance(critic, Supported):
+            raise ValueError(f"support={support}: {type(critic).__name__} does not say how far chunks are from its data")
+        known = [field.name for field in fields(Selection)]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"steering has no option {name!r}; {did_you_mean(name, known)}")
+        self.selection = Selection(**options)
+        self.policy, self.critic, self.safety, self.num_samples = policy, critic, safety, num_samples
+        self.veto, self.support, self.budget_ms = veto, support, budget_ms
+        self._watch, self._clock = watch, clock
+        self._first_block = 0.0  # seconds that the last one took
+        self._asked = policy_spec(policy)
+        critics = [critic] if safety is None else [critic, safety]
+        for each in critics:
+            check_fit(policy, each)
+        observation: Features = {}
+        for each in (*(c.spec for c in critics), self._asked):
+            observation |= each.observation
+        obs_horizon = max(self._asked.obs_horizon, *(c.spec.obs_horizon for c in critics))
+        self.spec: PolicySpec = replace(self._asked, observation=observation, obs_horizon=obs_horizon, capabilities=())
 
     def reset(self) -> None:
         """Forget the current episode."""
         self.policy.reset()
 
     def decide(self, observation: Observation, seed: int | None = None, num_samples: int | None = None) -> Decision:
-        """Candidates (`num_samples` of them, or the default number), their scores and the choice."""
-        policy, critic = self.policy.spec, self.critic.spec
+        """Candidates (`num_samples` of them, or the default number; fewer within a budget), their scores and the choice."""
+        started = self._clock()
         num = self.num_samples if num_samples is None else num_samples
-        candidates = self.policy.sample(last_frames(observation, policy.observation, policy.obs_horizon), num, seed)
-        context = self.critic.encode(last_frames(observation, critic.observation, critic.obs_horizon))
-        scores = self.critic.score(context, candidates[:, :, : critic.execute_horizon])
-        return Decision(candidates, scores, select(scores, self.selection, np.random.default_rng(seed)))
+        candidates, scores, risk = self._scored(observation, num, seed, started)
+        allowed = np.ones(scores.shape[1:], bool)
+        if risk is not None:
+            allowed = risk <= np.maximum(self.veto, risk.min(1, keepdims=True))
+        prefixes = candidates[:, :, : self._asked.execute_horizon]
+        index = select(scores, self.selection, np.random.default_rng(seed), allowed, prefixes)
+        decision = Decision(candidates, scores, index, allowed, self._clock() - started)
+        if self._watch is not None:
+            self._watch(decision)
+        return decision
+
+    def _scored(
+        self, observation: Observation, num: int, seed: int | None, started: float
+    ) -> tuple[Array, Array, Array | None]:
+        """Candidates, their scores and risks, as many as the budget allows."""
+        asked = last_frames(observation, self._asked.observation, self._asked.obs_horizon)
+        if self.budget_ms is None:
+            candidates = self.policy.sample(asked, num, seed)
+            return candidates, *self._judge(self._contexts(observation), candidates)
+        budget = self.budget_ms / 1000
+        if self._first_block * SLACK > budget:
+            self._first_block *= 0.9  # so that it tries again some time
+            candidates = self.policy.sample(asked, 1, seed)
+            logger.debug("no time to steer: a block takes %.1f ms", 1000 * self._first_block)
+            return candidates, np.zeros((1, *candidates.shape[:2]), np.float32), None
+        blocks, contexts, last = [], None, 0.0
+        while (drawn := sum(block[0].shape[1] for block in blocks)) < num:
+            began = self._clock()
+            if blocks and began - started + last * SLACK > budget:
+                break
+            first, count = not blocks, min(BLOCK, num - drawn)
+            own = seed if first or seed is None else int(np.random.SeedSequence([seed, drawn]).generate_state(1)[0])
+            # candidate 0 of a later block is the policy's best guess once more
+            candidates = self.policy.sample(asked, count + (not first), own)[:, (0 if first else 1) :]
+            contexts = self._contexts(observation) if contexts is None else contexts
+            blocks.append((candidates, *self._judge(contexts, candidates)))
+            last = self._clock() - began
+            if first:
+                self._first_block = last
+        risks = [risk for *_, risk in blocks if risk is not None]
+        joined = np.concatenate([block[0] for block in blocks], 1), np.concatenate([block[1] for block in blocks], 2)
+        return *joined, np.concatenate(risks, 1) if risks else None
+
+    def _contexts(self, observation: Observation) -> list[Any]:
+        critics = [self.critic] if self.safety is None else [self.critic, self.safety]
+        return [c.encode(last_frames(observation, c.spec.observation, c.spec.obs_horizon)) for c in critics]
+
+    def _judge(self, contexts: list[Any], candidates: Array) -> tuple[Array, Array | None]:
+        """Scores [E, B, N], less the penalty, and risks [B, N]."""
+        prefix = candidates[:, :, : self.critic.spec.execute_horizon]
+        scores = self.critic.score(contexts[0], prefix)
+        if self.support and isinstance(self.critic, Supported):
+            scores = scores - self.support * np.maximum(self.critic.distance(contexts[0], prefix) - 1, 0)
+        if self.safety is None:
+            return scores, None
+        return scores, self.safety.score(contexts[1], candidates[:, :, : self.safety.spec.execute_horizon]).mean(0)
 
     def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:
-        """Chunks [B, N, H, A] (see spec.Policy): the chosen candidate first, then the others in their order."""
+        """Chunks [B, N, H, A] (see spec.Policy): the chosen candidate first, then the others in their order.
+
+        Raises:
+            SpecError: see spec.Policy; also more chunks than the budget left time to draw.
+        """
         if num_samples < 1:
             raise SpecError(f"num_samples={num_samples} must be at least 1")
         decision = self.decide(observation, seed, max(num_samples, self.num_samples))
-        order = np.argsort(np.arange(decision.scores.shape[2])[None] != decision.index[:, None], axis=1, kind="stable")
+        num = decision.candidates.shape[1]
+        if num < num_samples:
+            raise SpecError(f"num_samples={num_samples}, but budget_ms={self.budget_ms} left time for {num}")
+        order = np.argsort(np.arange(num)[None] != decision.index[:, None], axis=1, kind="stable")
         return np.take_along_axis(decision.candidates, order[:, :num_samples, None, None], axis=1)
 
 
@@ -126,25 +194,3 @@ def last_frames(observation: Observation, features: Features, obs_horizon: int) 
     """The keys of `features` that are there, each cut to its last `obs_horizon` frames; a TASK without them stays as it is."""
     arrays = {key: np.asarray(observation[key]) for key in features if key in observation}
     return {key: array if key == TASK and array.ndim == 1 else array[:, -obs_horizon:] for key, array in arrays.items()}
-
-
-def check_fit(policy: Policy, critic: Critic) -> None:
-    """Raises SpecError unless the critic can score the policy's chunks from observations that both understand."""
-    ours, theirs = policy.spec, critic.spec
-    for field in ("shape", "unit", "frame", "names"):
-        mine, its = getattr(ours.action, field), getattr(theirs.action, field)
-        if mine != its:
-            raise SpecError(
-                f"the policy's actions have {field} {mine}, the critic scores {field} {its}: train both on the same data"
-            )
-    if theirs.control_hz != ours.control_hz:
-        raise SpecError(f"the policy's steps are at {ours.control_hz} Hz, the critic scores steps at {theirs.control_hz} Hz")
-    if theirs.execute_horizon > ours.action_horizon:
-        raise SpecError(f"the critic scores {theirs.execute_horizon} steps, the policy's chunks have {ours.action_horizon}")
-    if theirs.execute_horizon != ours.execute_horizon:
-        logger.warning(
-            "the critic was trained on %d executed steps, the policy executes %d", theirs.execute_horizon, ours.execute_horizon
-        )
-    for key in ours.observation.keys() & theirs.observation.keys():
-        if replace(ours.observation[key], values=()) != replace(theirs.observation[key], values=()):
-            raise SpecError(f"{key!r} is {ours.observation[key]} for the policy and {theirs.observation[key]} for the critic")

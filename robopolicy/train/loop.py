@@ -30,7 +30,7 @@ from robopolicy import checkpoint
 from robopolicy.batch import Batch, to_torch
 from robopolicy.config import TrainConfig
 from robopolicy.data.transforms import fit_statistics
-from robopolicy.data.windows import Windows
+from robopolicy.data.windows import TrainingWindows
 from robopolicy.files import plain
 from robopolicy.models.trainable import Metrics, Trainable
 from robopolicy.spec import ACTION, known_tasks
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     module: Trainable,
-    windows: Windows,
+    windows: TrainingWindows,
     run_dir: str | Path,
     *,
     config: Mapping[str, Any],
@@ -127,7 +127,7 @@ class _Run:
     """One call of `train`: what it works with, and the state that its steps change."""
 
     module: Trainable
-    windows: Windows
+    windows: TrainingWindows
     run_dir: Path
     config: Mapping[str, Any]
     settings: TrainConfig
@@ -243,7 +243,7 @@ class _Run:
             checkpoint.save(folder, self.state.average, self.config, meta)
 
 
-def _check_windows(module: Trainable, windows: Windows) -> None:
+def _check_windows(module: Trainable, windows: TrainingWindows) -> None:
     """The keys and the horizon that `module` needs are there."""
     batch = windows.batch(np.arange(1))
     for key in [*module.spec.observation, *module.batch_keys, *module.extra_keys]:

@@ -1,0 +1,133 @@
+"""How good a critic is, measured on branched rollouts: there the value of every chunk is known, not learned.
+
+What steering needs is the order of chunks in one state. A critic can predict outcomes well from the state alone (a high
+AUROC, a small error) and still know nothing of the chunk; so `spearman` within states decides, and a TD loss never does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robopolicy.data.branches import Branches, BranchWindows
+from robopolicy.files import atomic_write
+from robopolicy.models.critic import ChunkCritic
+from robopolicy.policies.load import load_critic
+from robopolicy.policies.selection import Selection, select
+from robopolicy.ranking.statistics import ranks
+from robopolicy.spec import Array
+
+FILE = "quality.json"
+BINS = 10
+ROWS = 256  # states scored at a time
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A critic beside the truth of S states with K chunks each. NaN where no state tells chunks apart.
+
+    spearman: rank correlation over the chunks of a state, mean of the states where chunks differ; its standard error.
+    num_states: such states. pairs: share of pairs of chunks of unequal worth that it orders rightly, ties count half.
+    captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses.
+    overall: rank correlation over all states and chunks together. bias: mean of value minus worth.
+    sensitivity: spread of its values over chunks of a state beside that over states. truth_sensitivity: the same of worths.
+    calibration: {"value", "worth", "count"} of equally full bins of its values. error: mean |value - worth| of those bins.
+    """
+
+    spearman: float
+    spearman_error: float
+    num_states: int
+    pairs: float
+    captured: float
+    overall: float
+    bias: float
+    sensitivity: float
+    truth_sensitivity: float
+    calibration: dict[str, list[float]]
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; what is not finite is None."""
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+def branch_scores(critic: ChunkCritic, branches: Branches) -> Array:
+    """Values float32 [E, S, K] of the branches' chunks."""
+    spec = critic.spec
+    windows = BranchWindows(branches, tuple(spec.observation), spec.obs_horizon, spec.execute_horizon)
+    parts = []
+    for states in np.array_split(np.arange(len(branches)), -(-len(branches) // ROWS)):
+        observation = windows.observations(states)
+        parts.append(critic.score(critic.encode(observation), branches.candidates[states][:, :, : spec.execute_horizon]))
+    return np.concatenate(parts, 1)
+
+
+def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = None) -> Quality:
+    """How well scores [E, S, K] order and predict the chunks' worth [S, K] in [0, 1]."""
+    values = scores_ESK.mean(0).astype(np.float64)
+    telling = worth_SK.std(1) > 0
+    rhos = row_correlation(ranks(values[telling]), ranks(worth_SK[telling]))
+    chosen = select(scores_ESK, selection or Selection(), np.random.default_rng(0))
+    first, best = worth_SK[:, 0].mean(), worth_SK.max(1).mean()
+    got = np.take_along_axis(worth_SK, chosen[:, None], 1).mean()
+    flat_values, flat_worth = values.reshape(-1), worth_SK.reshape(-1)
+    bins = np.array_split(np.argsort(flat_values, kind="stable"), min(BINS, len(flat_values)))
+    means = [(float(flat_values[b].mean()), float(flat_worth[b].mean()), float(len(b))) for b in bins]
+    calibration = {name: [row[i] for row in means] for i, name in enumerate(("value", "worth", "count"))}
+    return Quality(
+        spearman=float(rhos.mean()) if len(rhos) else float("nan"),
+        spearman_error=float(rhos.std(ddof=1) / len(rhos) ** 0.5) if len(rhos) > 1 else float("nan"),
+        num_states=int(telling.sum()),
+        pairs=_ordered_pairs(values[telling], worth_SK[telling]),
+        captured=float((got - first) / (best - first)) if best > first else float("nan"),
+        overall=float(row_correlation(ranks(flat_values)[None], ranks(flat_worth)[None])[0]),
+        bias=float((flat_values - flat_worth).mean()),
+        sensitivity=_sensitivity(values),
+        truth_sensitivity=_sensitivity(worth_SK),
+        calibration=calibration,
+        error=float(np.average([abs(v - w) for v, w, _ in means], weights=[n for _, _, n in means])),
+    )
+
+
+def row_correlation(a: Array, b: Array) -> Array:
+    """Pearson correlation [n] of the rows of [n, K] arrays; 0 where a row is constant."""
+    a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
+    norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return (a * b).sum(1) / np.where(norm > 0, norm, 1.0)
+
+
+def _ordered_pairs(values: Array, worth: Array) -> float:
+    truth, guess = (np.sign(x[:, :, None] - x[:, None, :]) for x in (worth, values))
+    asked = truth != 0
+    return float((1 + (truth * guess)[asked].mean()) / 2) if asked.any() else float("nan")
+
+
+def _sensitivity(values: Array) -> float:
+    between = values.mean(1).std()
+    return float(values.std(1).mean() / between) if between > 0 else float("nan")
+
+
+def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = None) -> dict[str, Quality]:
+    """{folder name: its quality} of critics' checkpoints, written to `file` as JSON where one is given."""
+    found = {}
+    for folder in checkpoints:
+        critic = load_critic(folder)
+        found[folder.name] = quality(branch_scores(critic, branches), branches.values(critic.gamma))
+    if file is not None:
+        content = {"branches": branches.hash, "checkpoints": {name: each.to_dict() for name, each in found.items()}}
+        atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())
+    return found
+
+
+def best_checkpoint(checkpoints: Sequence[Path], file: Path) -> Path:
+    """The checkpoint with the highest rank correlation in `file`; the last one where nothing was measured."""
+    if not file.is_file():
+        return checkpoints[-1]
+    rhos = {name: each["spearman"] for name, each in json.loads(file.read_text())["checkpoints"].items()}
+    known = [folder for folder in checkpoints if rhos.get(folder.name) is not None]
+    return max(known, key=lambda folder: rhos[folder.name]) if known else checkpoints[-1]

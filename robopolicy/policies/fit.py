@@ -1,0 +1,73 @@
+"""Whether a critic can score a policy's chunks: shapes, units, rates, observations, and the range of the actions."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from robopolicy.spec import ACTION, Array, Critic, FeatureSpec, Policy, PolicySpec, SpecError
+
+logger = logging.getLogger(__name__)
+
+FAR = 2.0  # half ranges of the critic's data: actions that are usual for the policy must not lie further out
+
+
+def policy_spec(policy: Policy) -> PolicySpec:
+    """The policy's spec; that of a policy behind a socket has the same attributes, but is of another class."""
+    return policy.spec if isinstance(policy.spec, PolicySpec) else PolicySpec.from_dict(policy.spec.to_dict())
+
+
+def check_fit(policy: Policy, critic: Critic) -> None:
+    """Raises SpecError unless the critic can score the policy's chunks from observations that both understand."""
+    ours, theirs = policy_spec(policy), critic.spec
+    for field in ("shape", "unit", "frame", "names"):
+        mine, its = getattr(ours.action, field), getattr(theirs.action, field)
+        if mine != its:
+            raise SpecError(
+                f"the policy's actions have {field} {mine}, the critic scores {field} {its}: train both on the same data"
+            )
+    if theirs.control_hz != ours.control_hz:
+        raise SpecError(f"the policy's steps are at {ours.control_hz} Hz, the critic scores steps at {theirs.control_hz} Hz")
+    if theirs.execute_horizon > ours.action_horizon:
+        raise SpecError(f"the critic scores {theirs.execute_horizon} steps, the policy's chunks have {ours.action_horizon}")
+    if theirs.execute_horizon != ours.execute_horizon:
+        logger.warning(
+            "the critic was trained on %d executed steps, the policy executes %d", theirs.execute_horizon, ours.execute_horizon
+        )
+    for key in ours.observation.keys() & theirs.observation.keys():
+        if replace(ours.observation[key], values=()) != replace(theirs.observation[key], values=()):
+            raise SpecError(f"{key!r} is {ours.observation[key]} for the policy and {theirs.observation[key]} for the critic")
+    check_ranges(policy, critic)
+
+
+def check_ranges(policy: object, critic: object) -> None:
+    """Raises SpecError where the policy's usual actions lie far outside those that the critic was trained on.
+
+    Both normalise on their own, and hand physical units over, so that differing statistics do no harm; but a critic knows
+    nothing of actions that its data did not have. Not checked where one of them does not say (a policy behind a socket).
+    """
+    ours, theirs = action_range(policy), action_range(critic)
+    if ours is None or theirs is None:
+        return
+    centre, half = (theirs[1] + theirs[0]) / 2, np.maximum((theirs[1] - theirs[0]) / 2, 1e-9)
+    reach = np.maximum(np.abs(ours[0] - centre), np.abs(ours[1] - centre)) / half
+    if (reach > FAR).any():
+        entry = int(reach.argmax())
+        feature: FeatureSpec | None = getattr(getattr(policy, "spec", None), "action", None)
+        name = feature.names[entry] if feature is not None and feature.names else str(entry)
+        raise SpecError(
+            f"action entry {name} of the policy usually lies in {ours[0][entry]:.3g} .. {ours[1][entry]:.3g}, that of the "
+            f"critic's data in {theirs[0][entry]:.3g} .. {theirs[1][entry]:.3g}: train it on rollouts of the policy too"
+        )
+
+
+def action_range(of: object) -> tuple[Array, Array] | None:
+    """Usual range (low, high) [A], physical units, of the actions of a policy or critic; None where it does not say."""
+    normalizer = getattr(of, "normalizer", None)
+    if normalizer is None:
+        inner = getattr(of, "policy", None)
+        return None if inner is None else action_range(inner)
+    offset, scale = normalizer.offset(ACTION), normalizer.scale(ACTION)
+    return None if offset is None or scale is None else (offset - scale, offset + scale)
