@@ -71,7 +71,8 @@ def evaluate(cfg: dict[str, Any]) -> None:
 
     robopolicy evaluate checkpoint=runs/wide
     robopolicy evaluate checkpoint=runs/wide/checkpoints/step_004000 randomization=none episodes=100 out=runs/scores.parquet
-    robopolicy evaluate checkpoint=runs/wide/checkpoints/step_004000 steer.critic=runs/critic/checkpoints/step_002000
+    robopolicy evaluate checkpoint=runs/wide/checkpoints/step_004000 steer.critic=runs/critic
+    robopolicy evaluate checkpoint=... steer.critic=runs/critic steer.perturb='{std: 0.2}' picture.file=decision.png
     """
     from robopolicy.pipeline import evaluate_run
 

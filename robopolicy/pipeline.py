@@ -228,10 +228,15 @@ def _one_checkpoint(path: str | Path) -> Arm:
 
 
 def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
-    """The arm with value-guided steering. steer: `critic` (its checkpoint or run) and keyword arguments of SteeredPolicy."""
-    options = {key: value for key, value in steer.items() if key != "critic"}
-    critic = str(chosen_critic(steer["critic"]))
-    return replace(arm, name=f"{arm.name}+steer", critic=critic, steer=options)
+    """The arm with value-guided steering.
+
+    steer: `critic` (its checkpoint or run); perhaps `safety` (the same), `perturb` (keyword arguments of Perturbed for the
+    candidates), and keyword arguments of SteeredPolicy.
+    """
+    options = {key: value for key, value in steer.items() if key not in ("critic", "safety", "perturb")}
+    critic, safety = (str(chosen_critic(steer[key])) if steer.get(key) else None for key in ("critic", "safety"))
+    perturb = steer.get("perturb") or {}
+    return replace(arm, name=f"{arm.name}+steer", critic=critic, safety=safety, perturb=perturb, steer=options)
 
 
 def evaluate_arms(
@@ -259,7 +264,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
     table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
-    lines = []
+    lines = [_draw_decision(pairs, _suite(settings), settings["picture"])] if settings["picture"]["file"] else []
     for name, success in success_by_arm(table).items():
         low, high = wilson(success.sum(), len(success))
         lines.append(
@@ -274,6 +279,18 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             f"exact McNemar p = {'undefined' if found.p_value is None else format(found.p_value, '.3g')}"
         )
     return lines
+
+
+def _draw_decision(pairs: Sequence[tuple[Arm, Arm]], suite: Suite, picture: Mapping[str, Any]) -> str:
+    from robopolicy.evaluation.steering_view import draw_decision
+
+    if len(pairs) != 1 or not 0 <= picture["episode"] < len(suite.seeds):
+        raise ValueError(
+            f"picture.file shows one steered policy, of {len(pairs)} given, in one of {len(suite.seeds)} episodes: give "
+            f"steer.critic, one checkpoint, and picture.episode={picture['episode']} in 0..{len(suite.seeds) - 1}"
+        )
+    seed = suite.seeds[picture["episode"]]
+    return f"picture: {draw_decision(pairs[0][1], suite, seed, picture['decision'], picture['file'])}"
 
 
 def _suite(settings: Mapping[str, Any]) -> Suite:

@@ -36,7 +36,6 @@ EPISODE_LENGTH = "episode_length"  # int64 [B]: steps of the episode
 WEIGHT = "weight"  # float32 [B]: how much a window counts in a critic's loss
 PROPOSALS = "proposals"  # float32 [B, N, H, A]: chunks that a policy proposes at the last frame
 CHUNK_SUCCESS = "chunk_success"  # bool [B, h]: SUCCESS at the steps of the executed prefix, False past the episode's end
-CHUNK_TERMINAL = "chunk_terminal"  # bool [B]: the episode terminates within the executed prefix
 HAS_SUCCESSOR = "has_successor"  # bool [B]: there is an observation after the executed prefix
 UNSAFE = "unsafe"  # float32 [B]: 1 when something unsafe happens soon, of branched rollouts (data/branches.py)
 OUTCOME = "outcome"  # float32 [B]: 1 when the episode reaches success at any step, else 0

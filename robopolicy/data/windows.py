@@ -20,7 +20,6 @@ from robopolicy.spec import (
     ACTION,
     ACTION_IS_PAD,
     CHUNK_SUCCESS,
-    CHUNK_TERMINAL,
     EPISODE,
     EPISODE_LENGTH,
     HAS_SUCCESSOR,
@@ -186,7 +185,7 @@ class Windows:
             is among the observation keys. The extras at the current step.
 
             With a successor_horizon h, and t the current step: successor(key) [B, To, ...] of the observation keys, and
-            successor(key) of the extras, at step t + h or the last one; CHUNK_SUCCESS, CHUNK_TERMINAL, HAS_SUCCESSOR.
+            successor(key) of the extras, at step t + h or the last one; CHUNK_SUCCESS, HAS_SUCCESSOR.
         """
         rows = np.asarray(indices)
         episode = self._row_episode[rows]
@@ -215,8 +214,7 @@ class Windows:
         _, chunk, is_pad = window_indices(step, start, length, obs_horizon=1, action_horizon=horizon)
         nothing = np.zeros(len(self), bool)
         success, terminated = (self._values.get(key, nothing)[chunk] & ~is_pad for key in (SUCCESS, TERMINATED))
-        found |= {CHUNK_SUCCESS: success, CHUNK_TERMINAL: terminated.any(1)}
-        return found | {HAS_SUCCESSOR: (step + horizon < length) & ~terminated.any(1)}
+        return found | {CHUNK_SUCCESS: success, HAS_SUCCESSOR: (step + horizon < length) & ~terminated.any(1)}
 
     def _take(self, keys: Sequence[str], rows: Array) -> dict[str, Array]:
         """{key: [*rows.shape, ...]}: steps `rows`, from memory and, beyond the resident ones, from the files."""

@@ -18,9 +18,8 @@ from robopolicy.data.branches import NEVER, Branches, concatenate
 from robopolicy.data.collect import environment, robot_env
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, env_task, observing
 from robopolicy.executor import Executor, map_units
-from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import ChunkExecutor, Watching
-from robopolicy.spec import ACTION, TASK, Array, CriticSpec, DatasetSpec, Observation, Policy, SpecError
+from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Observation, Policy, SpecError
 
 if TYPE_CHECKING:
     from robopolicy.sim.env import RobotEnv
@@ -166,7 +165,7 @@ def branch_episode(unit: tuple[int, Arm, Suite, Plan]) -> Branches | None:
     points, _ = decision_points(env, base, seed)
     rng = np.random.default_rng([seed, 7])
     chosen = np.sort(rng.permutation(len(points))[: plan.states])
-    records = [_branch_point(env, base, points[i], plan) for i in chosen]
+    records = [branch_point(env, base, points[i], plan) for i in chosen]
     if not records:
         return None
     features = {key: spec for key, spec in base.executor.policy.spec.observation.items() if key != TASK}
@@ -192,9 +191,10 @@ def _table(endings: Sequence[Sequence[Sequence[Ending]]], value: Any) -> Array:
     return np.array([[[value(ending) for ending in row] for row in state] for state in endings], np.int64)
 
 
-def _branch_point(
+def branch_point(
     env: gymnasium.Env, base: PolicyActor, point: Point, plan: Plan
 ) -> tuple[Observation, Array, list[list[Ending]]]:
+    """What the policy saw at `point` [1, To, ...], its candidates [K, H, A], and M endings of each. `base` is who goes on."""
     robot, policy, limit = robot_env(env), base.executor.policy, time_limit(env)
     batched, number = point.executor.fork(np.empty((0, 0))).question()
     candidates = policy.sample(batched, plan.candidates, number)[0]
@@ -238,55 +238,42 @@ def branch(
     return Branches(**{**vars(joined), "facts": dict(facts or {})})
 
 
-class OracleCritic:
-    """A spec.Critic that knows: it tries each chunk in the simulator that is being acted in, and goes back.
+class OracleActor(PolicyActor):
+    """Plays a policy, and at every decision the first of its candidates after which it will succeed, if there is one.
 
-    The ceiling of what a critic can do with the base policy's candidates, one decision at a time; for benchmarks.
+    The ceiling of what any critic can do with these candidates, changing one decision: each is tried in the simulator, with
+    the policy going on as it would. Where none succeeds, candidate 0 is executed and the next decision tries again. It knows
+    the policy's later draws, which no critic does. For benchmarks.
 
     Args:
-        base: what is followed after the chunk. gamma: discount of its values per step.
+        base: the policy. num_samples: candidates of a decision, its own among them.
     """
 
-    def __init__(self, base: Policy, gamma: float = 0.99) -> None:
-        self.base, self.gamma = base, gamma
-        spec = base.spec
-        self.spec = CriticSpec({}, spec.action, 1, spec.execute_horizon, 1, spec.control_hz)
-        self.point: Point | None = None
-
-    def attach(self, env: gymnasium.Env, executor: ChunkExecutor, step: int) -> None:
-        """Say where things stand: `executor` at a decision at control step `step`."""
-        self.env, self.point = env, Point(robot_env(env).save_state(), executor, step)
-
-    def encode(self, observation: Observation) -> None:
-        """Nothing to look at."""
-
-    def score(self, context: None, actions: Array) -> Array:
-        """Discounted success [1, 1, N] of the base policy after each chunk [1, N, h, A]; progress breaks no ties."""
-        if self.point is None or len(actions) != 1:
-            raise SpecError("an oracle scores the one state that it was attached to")
-        robot, base, limit = robot_env(self.env), PolicyActor(self.base), time_limit(self.env)
-        ends = [try_chunk(robot, self.point, base, chunk, None, limit) for chunk in actions[0]]
-        robot.restore_state(self.point.token)
-        return np.array([[[end.success * self.gamma ** (end.steps - 1.0) for end in ends]]], np.float32)
-
-
-class OracleActor(PolicyActor):
-    """Plays a policy steered by an OracleCritic. Candidates and seeds are those of the policy, so candidate 0 is its own."""
-
-    def __init__(self, base: Policy, num_samples: int, instruction: str | None = None, rule: str = "argmax") -> None:
-        self.critic = OracleCritic(base)
-        super().__init__(SteeredPolicy(base, self.critic, num_samples=num_samples, rule=rule, margin=0.0), instruction)
+    def __init__(self, base: Policy, num_samples: int, instruction: str | None = None) -> None:
+        super().__init__(base, instruction)
+        self.num_samples = num_samples
 
     def reset(self, seed: int) -> None:
         """See Actor.reset."""
         super().reset(seed)
-        self._step = 0
+        self._step, self._sure = 0, False
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
         if self.executor.see(self.told(env, observation)):
             batched, number = self.executor.question()
-            self.critic.attach(env, self.executor, self._step)
-            self.executor.give(self.executor.policy.sample(batched, 1, number)[0, 0, : self.executor.execute_horizon])
+            num, horizon = 1 if self._sure else self.num_samples, self.executor.execute_horizon
+            chunks = self.executor.policy.sample(batched, num, number)[0, :, :horizon]
+            self.executor.give(chunks[0 if self._sure else self._search(env, chunks)])
         self._step += 1
         return self.executor.next()
+
+    def _search(self, env: gymnasium.Env, chunks: Array) -> int:
+        """The first of chunks [N, h, A] that leads to success; 0 where none does. The environment is as before."""
+        robot, limit = robot_env(env), time_limit(env)
+        point = Point(robot.save_state(), self.executor, self._step)
+        tries = (n for n, chunk in enumerate(chunks) if try_chunk(robot, point, self, chunk, None, limit).success)
+        found = next(tries, None)
+        robot.restore_state(point.token)
+        self._sure = found is not None
+        return found or 0

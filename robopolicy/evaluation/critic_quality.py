@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from robopolicy.data.branches import Branches, BranchWindows
 from robopolicy.files import atomic_write
 from robopolicy.models.critic import ChunkCritic
 from robopolicy.policies.load import load_critic
 from robopolicy.policies.selection import Selection, select
-from robopolicy.ranking.statistics import ranks
 from robopolicy.spec import Array
 
 FILE = "quality.json"
@@ -71,7 +71,7 @@ def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = No
     """How well scores [E, S, K] order and predict the chunks' worth [S, K] in [0, 1]."""
     values = scores_ESK.mean(0).astype(np.float64)
     telling = worth_SK.std(1) > 0
-    rhos = row_correlation(ranks(values[telling]), ranks(worth_SK[telling]))
+    rhos = row_correlation(*(rankdata(x[telling], axis=1) for x in (values, worth_SK)))
     chosen = select(scores_ESK, selection or Selection(), np.random.default_rng(0))
     first, best = worth_SK[:, 0].mean(), worth_SK.max(1).mean()
     got = np.take_along_axis(worth_SK, chosen[:, None], 1).mean()
@@ -85,7 +85,7 @@ def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = No
         num_states=int(telling.sum()),
         pairs=_ordered_pairs(values[telling], worth_SK[telling]),
         captured=float((got - first) / (best - first)) if best > first else float("nan"),
-        overall=float(row_correlation(ranks(flat_values)[None], ranks(flat_worth)[None])[0]),
+        overall=float(row_correlation(rankdata(flat_values)[None], rankdata(flat_worth)[None])[0]),
         bias=float((flat_values - flat_worth).mean()),
         sensitivity=_sensitivity(values),
         truth_sensitivity=_sensitivity(worth_SK),

@@ -30,7 +30,7 @@ BLOCK = 5  # episodes of one work unit
 class Arm:
     """What is evaluated: a checkpoint, perhaps steered. `name` goes into the score table.
 
-    checkpoint, critic: checkpoint folders. steer: keyword arguments of SteeredPolicy.
+    checkpoint, critic, safety: checkpoint folders. steer: keyword arguments of SteeredPolicy.
     perturb: keyword arguments of Perturbed, where the policy's own candidates are too much alike; {} = they stay.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
     instruction: what a policy that can do several things is told; None = what the environment says.
@@ -44,6 +44,7 @@ class Arm:
     steer: Mapping[str, Any] = field(default_factory=dict)
     instruction: str | None = None
     perturb: Mapping[str, Any] = field(default_factory=dict)
+    safety: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,19 @@ def exploring_actor(arm: Arm) -> PolicyActor:
 
 
 @lru_cache(maxsize=4)
-def _policy(checkpoint: str, critic: str | None, steer: str, perturb: str) -> Policy:
+def _policy(checkpoint: str, critic: str | None, safety: str | None, steer: str, perturb: str) -> Policy:
     policy: Policy = load_policy(checkpoint)
     policy = Perturbed(policy, **json.loads(perturb)) if perturb != "{}" else policy
-    return policy if critic is None else SteeredPolicy(policy, load_critic(critic), **json.loads(steer))
+    if critic is None:
+        return policy
+    veto = None if safety is None else load_critic(safety)
+    return SteeredPolicy(policy, load_critic(critic), safety=veto, **json.loads(steer))
 
 
 def arm_policy(arm: Arm) -> Policy:
     """The policy of an arm, steered if it says so."""
     steer, perturb = (json.dumps(dict(options), sort_keys=True) for options in (arm.steer, arm.perturb))
-    return _policy(arm.checkpoint, arm.critic, steer, perturb)
+    return _policy(arm.checkpoint, arm.critic, arm.safety, steer, perturb)
 
 
 def observing(env_kwargs: Mapping[str, Any], policy: Policy) -> dict[str, Any]:

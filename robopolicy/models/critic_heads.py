@@ -75,7 +75,6 @@ class ActionHeads(nn.Module):
         self.from_actions = BatchedLinear(num_heads, action_width, hidden)
         self.again = BatchedLinear(num_heads, action_width, hidden)
         self.inner = BatchedLinear(num_heads, hidden, hidden)
-        self.norms = nn.ModuleList([nn.LayerNorm(hidden), nn.LayerNorm(hidden)])
         self.outer = BatchedLinear(num_heads, hidden, size)
 
     def forward(self, context_EBD: Tensor, actions_BNHA: Tensor) -> Tensor:
@@ -84,8 +83,12 @@ class ActionHeads(nn.Module):
         flat = soft_clip(actions_BNHA.flatten(0, 1).flatten(1)).expand(heads, -1, -1)
         context = self.from_context(context_EBD).unsqueeze(2)  # [E, B, 1, hidden]
         x = (context + self.from_actions(flat).unflatten(1, (batch, num))).flatten(1, 2)
-        x = self.inner(functional.silu(self.norms[0](x))) + self.again(flat)
-        return self.outer(functional.silu(self.norms[1](x))).unflatten(1, (batch, num))
+        x = self.inner(_activate(x)) + self.again(flat)
+        return self.outer(_activate(x)).unflatten(1, (batch, num))
+
+
+def _activate(x: Tensor) -> Tensor:
+    return functional.silu(functional.layer_norm(x, x.shape[-1:]))  # without weights, which heads would share
 
 
 class StateHeads(nn.Module):
@@ -94,9 +97,8 @@ class StateHeads(nn.Module):
     def __init__(self, num_heads: int, context_width: int, hidden: int) -> None:
         super().__init__()
         self.from_context = BatchedLinear(num_heads, context_width, hidden)
-        self.norm = nn.LayerNorm(hidden)
         self.outer = BatchedLinear(num_heads, hidden, 1)
 
     def forward(self, context_EBD: Tensor) -> Tensor:
         """Logits [E, B]."""
-        return self.outer(functional.silu(self.norm(self.from_context(context_EBD)))).squeeze(-1)
+        return self.outer(_activate(self.from_context(context_EBD))).squeeze(-1)

@@ -20,7 +20,6 @@ from robopolicy.models.critic_heads import StateHeads
 from robopolicy.models.trainable import Metrics
 from robopolicy.spec import (
     CHUNK_SUCCESS,
-    CHUNK_TERMINAL,
     EPISODE_LENGTH,
     HAS_SUCCESSOR,
     OUTCOME,
@@ -37,8 +36,8 @@ from robopolicy.spec import (
 class BootstrapCritic(ChunkCritic):
     """Common part: target networks (slow copies of encoders and heads) and the backup.
 
-    The end of an episode: success is absorbing (value 1 at its step); a termination without it is worth 0. A time-out is
-    no end of the world but of the recording: windows whose chunk runs past it are left out.
+    The end of an episode: success is absorbing (value 1 at its step). An end without it, a time-out included, is worth 0, as
+    for critics of outcomes and in every evaluation here: a task not done in time is not done.
 
     Args:
         observation, action, control_hz, options: see ChunkCritic.
@@ -96,15 +95,13 @@ class BootstrapCritic(ChunkCritic):
         """Values [E, B, N] by the slow heads."""
         return self.output.value(self.target_nets["heads"](contexts_EBD, actions_BNHA))
 
-    def backup(self, batch: Batch, next_value_EB: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets [E, B] of the chunks' values, and which windows count, float [B]."""
+    def backup(self, batch: Batch, next_value_EB: Tensor) -> Tensor:
+        """Targets [E, B] of the chunks' values."""
         reached = batch[CHUNK_SUCCESS].bool()  # [B, h]
         first = reached.float().argmax(1)
         now = torch.where(reached.any(1), self.gamma ** first.float(), 0.0)
         follows = batch[HAS_SUCCESSOR].bool() & ~reached.any(1)
-        later = self.gamma**self.execute_horizon * next_value_EB * follows
-        known = reached.any(1) | batch[CHUNK_TERMINAL].bool() | batch[HAS_SUCCESSOR].bool()
-        return now + later, known.float()
+        return now + self.gamma**self.execute_horizon * next_value_EB * follows
 
     def _metrics(self, values_EB: Tensor, targets_EB: Tensor, batch: Batch) -> Metrics:
         values = values_EB.detach()
@@ -168,12 +165,12 @@ class IqlCritic(BootstrapCritic):
         with torch.no_grad():
             following = self.target_contexts(next_batch(batch, self.observation))
             next_value = self.target_nets["state_heads"](following).sigmoid()
-            targets, known = self.backup(batch, next_value)
+            targets = self.backup(batch, next_value)
             slow_value = self.target_values(self.target_contexts(batch), prefix[:, None]).squeeze(-1)  # [E, B]
         raw, logits = self.heads(contexts, prefix[:, None]).squeeze(2), self.state_heads(contexts)
         weights = self.weights(batch, generator)
         total = weights.sum().clamp(min=1e-6)
-        of_q = (self.output.error(raw, targets) * weights * known).sum() / total
+        of_q = (self.output.error(raw, targets) * weights).sum() / total
         above = slow_value > logits.detach().sigmoid()
         asymmetry = torch.where(above, self.expectile, 1 - self.expectile)
         errors = functional.binary_cross_entropy_with_logits(logits.float(), slow_value.float(), reduction="none")
@@ -229,7 +226,7 @@ class CalQlCritic(BootstrapCritic):
         with torch.no_grad():
             following = self.target_values(self.target_contexts(next_batch(batch, self.observation)), there)
             pair = torch.randperm(self.num_heads, generator=generator, device=following.device)[:2]
-            targets, known = self.backup(batch, following[pair].amin(0).amax(-1).expand(self.num_heads, -1))
+            targets = self.backup(batch, following[pair].amin(0).amax(-1).expand(self.num_heads, -1))
         shape = (len(prefix), self.num_uniform, *prefix.shape[1:])
         uniform = 2 * torch.rand(shape, generator=generator, device=prefix.device) - 1
         raw = self.heads(contexts, torch.cat([prefix[:, None], uniform, here, there], 1))  # [E, B, 1 + ..., size]
@@ -241,7 +238,7 @@ class CalQlCritic(BootstrapCritic):
         soft = self.temperature * ((others / self.temperature).logsumexp(-1) - math.log(others.shape[-1]))
         weights = self.weights(batch, generator)
         total = weights.sum().clamp(min=1e-6)
-        of_q = (self.output.error(done, targets) * weights * known).sum() / total
+        of_q = (self.output.error(done, targets) * weights).sum() / total
         gap = ((soft - values[:, :, 0]) * weights).sum() / total
         metrics = self._metrics(values[:, :, 0], targets, batch)
         metrics |= {"loss_q": of_q.detach(), "gap": gap.detach(), "bound_rate": (proposed < floor).float().mean()}

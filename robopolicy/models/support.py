@@ -5,6 +5,8 @@ Critics err upwards where there was no data; the distance says where that is. Su
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ class Support(nn.Module):
     def __init__(self, size: int, context_width: int, action_width: int, beta: float = 2.0) -> None:
         super().__init__()
         self.size, self.beta = size, beta
+        self._bank: tuple[tuple[object, ...], _Bank] | None = None
         self.register_buffer("contexts", torch.full((size, context_width), EMPTY))
         self.register_buffer("chunks", torch.full((size, action_width), EMPTY))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
@@ -46,19 +49,37 @@ class Support(nn.Module):
         Raises:
             ValueError: nothing is remembered.
         """
-        used = self.get_buffer("chunks")[:, 0] < EMPTY
-        if not self.size or not bool(used.any()):
-            raise ValueError("this critic remembers no pairs: train it with support_size=2048 to use steer.support")
-        contexts, chunks = self.get_buffer("contexts")[used], self.get_buffer("chunks")[used]
-        scales = [x.std(0).clamp(min=1e-3) for x in (contexts, chunks)]
-        weights = (self.beta / contexts.shape[1] ** 0.5, 1 / chunks.shape[1] ** 0.5)
-
-        def join(context: Tensor, chunk: Tensor) -> Tensor:
-            return torch.cat([weights[0] * context / scales[0], weights[1] * chunk / scales[1]], -1)
-
-        bank = join(contexts, chunks)
-        own = torch.cdist(bank, bank).fill_diagonal_(float("inf")).amin(1)
+        bank = self._bank_now()
         num = actions_BNHA.shape[1]
-        asked = join(context_BD.unsqueeze(1).expand(-1, num, -1), actions_BNHA.flatten(2))
-        nearest = torch.cdist(asked.flatten(0, 1), bank).amin(1).view(asked.shape[:2])
-        return nearest / own.quantile(TYPICAL).clamp(min=1e-6)
+        asked = bank.join(context_BD.unsqueeze(1).expand(-1, num, -1), actions_BNHA.flatten(2))
+        return torch.cdist(asked.flatten(0, 1), bank.pairs).amin(1).view(asked.shape[:2]) / bank.unit
+
+    def _bank_now(self) -> _Bank:
+        """The remembered pairs, made ready; again only after some were added or loaded."""
+        seen = (int(self.get_buffer("place")), self.get_buffer("place")._version, self.get_buffer("chunks").device)
+        if self._bank is None or self._bank[0] != seen:
+            used = self.get_buffer("chunks")[:, 0] < EMPTY if self.size else torch.zeros(0, dtype=torch.bool)
+            if used.sum() < 2:
+                raise ValueError("this critic remembers no pairs: train it with support_size=2048 to use steer.support")
+            self._bank = seen, _Bank.of(self.get_buffer("contexts")[used], self.get_buffer("chunks")[used], self.beta)
+        return self._bank[1]
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """Pairs [n, D + h A] with each entry scaled, the scales, and what counts as a distance of 1."""
+
+    pairs: Tensor
+    scales: tuple[Tensor, Tensor]
+    unit: Tensor
+
+    @classmethod
+    def of(cls, contexts: Tensor, chunks: Tensor, beta: float) -> _Bank:
+        weights = (beta / contexts.shape[1] ** 0.5, 1 / chunks.shape[1] ** 0.5)
+        scales = [weight / x.std(0).clamp(min=1e-3) for weight, x in zip(weights, (contexts, chunks), strict=True)]
+        pairs = torch.cat([contexts * scales[0], chunks * scales[1]], -1)
+        own = torch.cdist(pairs, pairs).fill_diagonal_(float("inf")).amin(1)
+        return cls(pairs, (scales[0], scales[1]), own.quantile(TYPICAL).clamp(min=1e-6))
+
+    def join(self, context: Tensor, chunk: Tensor) -> Tensor:
+        return torch.cat([context * self.scales[0], chunk * self.scales[1]], -1)

@@ -104,8 +104,8 @@ class SteeredPolicy:
         for each in critics:
             check_fit(policy, each)
         observation: Features = {}
-        for each in (*(c.spec for c in critics), self._asked):
-            observation |= each.observation
+        for features in (*(c.spec.observation for c in critics), self._asked.observation):
+            observation |= features
         obs_horizon = max(self._asked.obs_horizon, *(c.spec.obs_horizon for c in critics))
         self.spec: PolicySpec = replace(self._asked, observation=observation, obs_horizon=obs_horizon, capabilities=())
 
@@ -142,7 +142,9 @@ class SteeredPolicy:
             candidates = self.policy.sample(asked, 1, seed)
             logger.debug("no time to steer: a block takes %.1f ms", 1000 * self._first_block)
             return candidates, np.zeros((1, *candidates.shape[:2]), np.float32), None
-        blocks, contexts, last = [], None, 0.0
+        blocks: list[tuple[Array, Array, Array | None]] = []
+        contexts: list[Any] | None = None
+        last = 0.0
         while (drawn := sum(block[0].shape[1] for block in blocks)) < num:
             began = self._clock()
             if blocks and began - started + last * SLACK > budget:

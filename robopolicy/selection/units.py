@@ -48,7 +48,10 @@ class Unit:
 
 def _identity(arm: Arm) -> list[Any]:
     critic = "" if arm.critic is None else sha256(arm.critic)
-    return [sha256(arm.checkpoint), critic, dict(arm.steer), arm.instruction]
+    steering = [critic, dict(arm.steer)]
+    if arm.safety is not None or arm.perturb:
+        steering += ["" if arm.safety is None else sha256(arm.safety), dict(arm.perturb)]
+    return [sha256(arm.checkpoint), *steering, arm.instruction]
 
 
 def plan(arms: Sequence[Arm], suite: FrozenSuite, split: str, start: int, stop: int, folder: Path) -> list[Unit]:

@@ -61,7 +61,7 @@ class Recorded:
             policy, num = load_policy(proposals["checkpoint"]), int(proposals.get("num", 4))
             extras[PROPOSALS] = proposed(self.store, policy, self.episodes, num, execute_horizon(module), seed)
         if options.get("target"):
-            extras[WEIGHT] = target_weights(self.store, module, self.episodes, options["target"], seed)
+            extras[WEIGHT] = target_weights(self.store, module, self.episodes, options["target"], GapConfig(seed=seed))
         return plain_windows(self.store, module, self.episodes, options, extras)
 
 
@@ -139,7 +139,11 @@ def proposed(store: EpisodeStore, policy: Policy, episodes: Sequence[int], num: 
 
 
 def target_weights(
-    store: EpisodeStore, module: Trainable, episodes: Sequence[int], target: Mapping[str, Any], seed: int
+    store: EpisodeStore,
+    module: Trainable,
+    episodes: Sequence[int],
+    target: Mapping[str, Any],
+    gap_config: GapConfig,
 ) -> Array:
     """Weights float32 [n] of the windows of `episodes`: 1 in the target domain, elsewhere P_target / P_simulator of what
     followed the chunk (H2O, arXiv 2206.13464), scaled to a mean of 1 there.
@@ -165,7 +169,7 @@ def target_weights(
         nothing = np.zeros(int(rows.sum()), np.float32)
         return Transitions.of(now[rows], batch[ACTION][rows], nothing, then[rows], nothing, batch[EPISODE][rows])
 
-    gap = dynamics_gap(transitions(~ours & follows), transitions(ours & follows), GapConfig(seed=seed))
+    gap = dynamics_gap(transitions(~ours & follows), transitions(ours & follows), gap_config)
     if not gap.estimate.applicable:
         raise SpecError(f"data.target: the ratio of dynamics cannot be trusted: {gap.estimate.reason}")
     weights = np.ones(len(windows))

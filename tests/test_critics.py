@@ -1,0 +1,242 @@
+"""Critics that bootstrap, their outputs and their memory, by their properties. The Monte-Carlo critic: test_models.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.batch import fake_batch
+from robopolicy.models.critic import SafetyCritic, SuccessCritic
+from robopolicy.models.critic_heads import ValueOutput, gaussian_bins, soft_clip
+from robopolicy.models.critic_td import CalQlCritic, IqlCritic
+from robopolicy.models.support import Support
+from robopolicy.spec import (
+    ACTION,
+    CHUNK_SUCCESS,
+    EPISODE_LENGTH,
+    HAS_SUCCESSOR,
+    OUTCOME,
+    PROPOSALS,
+    STATE,
+    STEP,
+    UNSAFE,
+    WEIGHT,
+    FeatureSpec,
+    SpecError,
+    successor,
+)
+
+GAMMA, STEPS = 0.8, 2
+OBSERVATION, ACTIONS = {STATE: FeatureSpec((2,))}, FeatureSpec((1,))
+SIZE = 64
+
+
+def make(kind, **options):
+    given = {"execute_horizon": STEPS, "hidden": 24, "num_heads": 3, "gamma": GAMMA, **options}
+    return kind(OBSERVATION, ACTIONS, 10.0, **given)
+
+
+def corridor(generator, size=SIZE):
+    """Two rooms in a row: a chunk to the right leads on, from the second room to success at once; to the left, to failure.
+
+    Behaviour is a coin's. MC value of right in the first room: half of what the best continuation is worth.
+    """
+    room = torch.randint(0, 2, (size,), generator=generator)
+    right = torch.rand((size,), generator=generator) < 0.5
+    lucky = torch.rand((size,), generator=generator) < 0.5  # whether the behaviour goes right afterwards
+    chunk = torch.where(right, 1.0, -1.0).view(-1, 1, 1).expand(-1, STEPS, 1)
+    chunk = chunk + 0.1 * torch.randn(chunk.shape, generator=generator)
+    state = torch.stack([1.0 - room, room.float()], -1).view(-1, 1, 2)
+    done = right & (room == 1)
+    success = torch.zeros(size, STEPS, dtype=torch.bool)
+    success[:, -1] = done
+    outcome = (done | (right & lucky & (room == 0))).float()
+    left = torch.where(room == 0, 2 * STEPS, STEPS)
+    second = torch.tensor([0.0, 1.0]).expand(size, 1, 2)
+    proposals = torch.tensor([1.0, -1.0, 0.9]).view(1, 3, 1, 1).expand(size, 3, STEPS, 1)
+    return {
+        **{STATE: state, ACTION: chunk, successor(STATE): second, CHUNK_SUCCESS: success},
+        **{HAS_SUCCESSOR: right & (room == 0), OUTCOME: outcome, STEP: torch.zeros(size, dtype=torch.int64)},
+        **{EPISODE_LENGTH: left, PROPOSALS: proposals, successor(PROPOSALS): proposals},
+    }
+
+
+def trained(critic, generator, steps=400, learning_rate=1e-2, change=lambda batch: batch):
+    optimizer = torch.optim.Adam(critic.phase_parameters("critic"), learning_rate)
+    critic.train()
+    for _ in range(steps):
+        loss, metrics = critic.loss("critic", change(corridor(generator)), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        critic.after_step()
+    return critic.eval(), {name: float(value) for name, value in metrics.items()}
+
+
+def values(critic, chunks=(1.0, -1.0)):
+    """Mean values [room, chunk]."""
+    observation = {STATE: np.eye(2, dtype=np.float32)[:, None]}
+    actions = np.array(chunks, np.float32).reshape(1, -1, 1, 1) * np.ones((2, 1, STEPS, 1), np.float32)
+    return critic.score(critic.encode(observation), actions).mean(0)
+
+
+BEST = GAMMA ** (2 * STEPS - 1)  # of right in the first room, when one goes right again
+
+
+def test_iql_joins_what_went_well_where_monte_carlo_averages(generator):
+    iql, metrics = trained(make(IqlCritic, expectile=0.95, target_rate=0.1), generator, 200)
+    found = values(iql)
+    assert found[1, 0] == pytest.approx(GAMMA ** (STEPS - 1), abs=0.05)
+    assert found[0, 0] == pytest.approx(BEST, abs=0.08)
+    assert found[:, 1].max() < 0.1
+    assert {"loss_q", "loss_v", "above_outcome"} <= set(metrics)
+    averaged, _ = trained(make(SuccessCritic), generator, 120)
+    assert values(averaged)[0, 0] == pytest.approx(BEST / 2, abs=0.06)
+
+
+def test_cal_ql_backs_up_the_best_proposal_and_never_pushes_proposals_below_what_was_observed(generator):
+    critic, metrics = trained(make(CalQlCritic, conservatism=0.1, target_rate=0.1), generator, 150)
+    found = values(critic)
+    assert found[0, 0] > found[0, 1] + 0.2
+    assert found[1, 0] > found[1, 1] + 0.4
+    assert found[0, 0] > BEST / 2 + 0.05  # above the behaviour's own value
+    assert 0 < metrics["bound_rate"] < 1
+
+
+def test_conservatism_lowers_other_chunks_beside_what_was_done(generator):
+    gaps = [
+        trained(make(CalQlCritic, conservatism=conservatism, target_rate=0.05), generator, 80)[1]["gap"]
+        for conservatism in (0.0, 2.0)
+    ]
+    assert gaps[1] < gaps[0] - 0.02
+
+
+@pytest.mark.parametrize("kind", [IqlCritic, CalQlCritic])
+def test_slow_copies_follow_and_are_not_trained(kind, generator):
+    critic = make(kind, target_rate=0.5, num_encoders=2)
+    slow = [pair[0] for pair in critic._pairs()]
+    trainable = set(map(id, critic.phase_parameters("critic")))
+    assert slow
+    assert not trainable & set(map(id, slow))
+    before = [x.clone() for x in slow]
+    with torch.no_grad():
+        for _, fast in critic._pairs():
+            fast.add_(1.0)
+    critic.after_step()
+    assert all(torch.allclose(now, was + 0.5, atol=1e-6) for now, was in zip(slow, before, strict=True))
+    assert not any("normalizer" in name for name in critic.state_dict() if name.startswith(("target", "further")))
+
+
+def test_heads_share_no_error_when_each_has_an_encoder(generator):
+    critic = make(SuccessCritic, num_encoders=3)
+    contexts = critic.contexts(corridor(generator, 4))
+    assert not torch.allclose(contexts[0], contexts[1])
+    assert make(SuccessCritic).contexts(corridor(generator, 4)).stride(0) == 0
+
+
+def test_a_critic_without_proposals_says_whose(generator):
+    batch = corridor(generator)
+    del batch[PROPOSALS]
+    with pytest.raises(SpecError, match=r"data\.proposals\.checkpoint"):
+        make(CalQlCritic).loss("critic", batch, generator)
+
+
+def test_weights_decide_which_windows_count(generator):
+    def of(keep_right):
+        def change(batch):
+            right = batch[ACTION].mean((1, 2)) > 0
+            lie = torch.where(right, batch[OUTCOME], 1.0)  # the windows that do not count say that left succeeds
+            return {**batch, OUTCOME: lie, WEIGHT: (right if keep_right else torch.ones_like(right)).float()}
+
+        return values(trained(make(SuccessCritic), generator, 120, change=change)[0])
+
+    assert of(False)[1, 1] > 0.6
+    assert of(True)[1, 1] < of(False)[1, 1]
+    assert of(True)[1, 0] == pytest.approx(GAMMA ** (STEPS - 1), abs=0.1)
+
+
+def test_the_safety_critic_learns_the_rate_of_events(generator):
+    def change(batch):
+        left = batch[ACTION].mean((1, 2)) < 0
+        return {**batch, UNSAFE: (left & (torch.rand(SIZE, generator=generator) < 0.7)).float()}
+
+    found = values(trained(make(SafetyCritic), generator, 120, change=change)[0])
+    assert found[:, 1] == pytest.approx([0.7, 0.7], abs=0.12)
+    assert found[:, 0].max() < 0.1
+
+
+def test_gaussian_bins_keep_the_mean_and_sum_to_one():
+    target = torch.tensor([0.2, 0.5, 0.83])
+    shares = gaussian_bins(target, 51, 0.75)
+    centres = (torch.arange(51) + 0.5) / 51
+    assert torch.allclose(shares.sum(-1), torch.ones(3))
+    assert torch.allclose(shares @ centres, target, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["probability", "hl_gauss"])
+def test_an_output_is_fitted_by_the_mean_of_its_targets(kind, generator):
+    output = ValueOutput(kind)
+    raw = torch.zeros(1, output.size, requires_grad=True)
+    optimizer = torch.optim.Adam([raw], 0.1)
+    for _ in range(300):
+        target = (torch.rand((64,), generator=generator) < 0.3).float() * 0.8 + 0.1
+        optimizer.zero_grad()
+        output.error(raw.expand(64, -1), target).mean().backward()
+        optimizer.step()
+    assert output.value(raw).item() == pytest.approx(0.1 + 0.3 * 0.8, abs=0.05)
+    with pytest.raises(ValueError, match="hl_gauss"):
+        ValueOutput("hl_gaus")
+
+
+def test_far_chunks_stay_apart_but_do_not_lead():
+    x = torch.tensor([-9.0, -1.0, 0.3, 1.0, 3.0, 9.0])
+    clipped = soft_clip(x)
+    assert torch.equal(clipped[1:4], x[1:4])
+    assert clipped.abs().max() <= 2
+    assert clipped[4] < clipped[5]
+
+
+def test_support_tells_what_is_like_the_data(generator):
+    support = Support(64, 3, 4)
+    with pytest.raises(ValueError, match="support_size"):
+        support.distance(torch.zeros(1, 3), torch.zeros(1, 1, 2, 2))
+    contexts, chunks = (torch.randn(shape, generator=generator) for shape in ((80, 3), (80, 2, 2)))
+    support.remember(contexts[:40], chunks[:40])
+    support.remember(contexts[40:], chunks[40:])
+    near = support.distance(contexts[-1:], torch.stack([chunks[-1], chunks[-1] + 9.0])[None])
+    assert near[0, 0] == pytest.approx(0, abs=1e-3)
+    assert near[0, 1] > 3
+    assert support.distance(contexts[:1], chunks[None, :1])[0, 0] > 0.1  # the oldest were replaced
+    fresh = Support(64, 3, 4)
+    fresh.load_state_dict(support.state_dict())
+    assert torch.equal(fresh.distance(contexts[-1:], chunks[None, -1:]), support.distance(contexts[-1:], chunks[None, -1:]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.5}, "gamma=1.5"),
+        ({"num_encoders": 4}, "num_encoders=4"),
+        ({"output": "scalar"}, "probability"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(SuccessCritic, **options)
+    with pytest.raises(ValueError, match="expectile=1"):
+        make(IqlCritic, expectile=1.0)
+    with pytest.raises(ValueError, match="temperature=0"):
+        make(CalQlCritic, temperature=0.0)
+
+
+def test_every_critic_eats_images_and_points_too(generator):
+    features = {"observation.images.front": FeatureSpec((16, 16, 3), "uint8"), "observation.points": FeatureSpec((9, 3))}
+    for kind in (SuccessCritic, SafetyCritic, IqlCritic, CalQlCritic):
+        critic = kind(features, ACTIONS, 10.0, execute_horizon=STEPS, hidden=8, num_heads=2)
+        batch = fake_batch(features, ACTIONS, 1, STEPS, 4, generator)
+        extra = corridor(generator, 4)
+        batch |= {successor(key): batch[key] for key in features} | {UNSAFE: extra[OUTCOME]}
+        batch |= {key: extra[key] for key in (CHUNK_SUCCESS, HAS_SUCCESSOR, PROPOSALS, successor(PROPOSALS))}
+        loss, _ = critic.loss("critic", batch, generator)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(p.grad is not None for p in critic.encoder.parameters())

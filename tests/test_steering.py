@@ -1,0 +1,242 @@
+"""Steering beyond the default rule: controls, veto, support, budget, policies that only offer `sample`."""
+
+import numpy as np
+import pytest
+import torch
+
+from robopolicy.data.transforms import vector_statistics
+from robopolicy.deploy.client import RemoteSpec
+from robopolicy.models.critic import SuccessCritic
+from robopolicy.policies.bc import BehaviourCloningPolicy
+from robopolicy.policies.fit import check_ranges
+from robopolicy.policies.selection import Selection, chunk_distances, select
+from robopolicy.policies.steering import SteeredPolicy
+from robopolicy.policies.wrappers import ChunkExecutor, Perturbed
+from robopolicy.spec import ACTION, STATE, CriticSpec, FeatureSpec, PolicySpec, SpecError
+
+NAMES = ("x", "gripper")
+ACTIONS = FeatureSpec((2,), unit="m", names=NAMES)
+OBSERVATION = {STATE: FeatureSpec((3,))}
+
+
+class Numbered:
+    """A policy whose candidates are numbers around 0; candidate 0 is 0. It offers nothing but what spec.Policy says."""
+
+    def __init__(self, spec=None):
+        self.spec = spec or PolicySpec(OBSERVATION, ACTIONS, 1, 6, 4, 20.0)
+        self.calls = []
+
+    def reset(self):
+        self.calls = []
+
+    def sample(self, observation, num_samples=1, seed=None):
+        self.calls.append((num_samples, seed))
+        batch = len(observation[STATE])
+        drawn = np.random.default_rng(seed).normal(size=(batch, num_samples, 1, 1))
+        drawn[:, 0] = 0
+        return np.broadcast_to(drawn, (batch, num_samples, 6, 2)).astype(np.float32)
+
+
+class Liking:
+    """A critic whose head e values a prefix as value(mean of x) + e * dispute; it counts what it is asked."""
+
+    def __init__(self, value=lambda x: x, dispute=0.0, spec=None):
+        self.spec = CriticSpec(OBSERVATION, ACTIONS, 1, 4, 3, 20.0) if spec is None else spec
+        self.value, self.dispute, self.encoded = value, dispute, 0
+
+    def encode(self, observation):
+        self.encoded += 1
+        return observation
+
+    def score(self, context, actions):
+        value = self.value(actions[..., 0].mean(2))
+        return np.stack([value + head * self.dispute for head in range(3)]).astype(np.float32)
+
+    def distance(self, context, actions):
+        return np.abs(actions[..., 0].mean(2))
+
+
+def looking(batch=1):
+    return {STATE: np.zeros((batch, 1, 3), np.float32)}
+
+
+def test_controls_do_what_they_say():
+    rng = np.random.default_rng(0)
+    scores = np.stack([np.array([[0.0, 1.0, -1.0, 0.5]] * 4000)] * 2)
+    assert select(scores, Selection("worst"), rng)[0] == 2
+    shares = np.bincount(select(scores, Selection("random"), rng), minlength=4) / 4000
+    assert np.allclose(shares, 0.25, atol=0.03)
+    chunks = np.array([0.0, 1.0, 1.1, 5.0]).reshape(1, 4, 1, 1) * np.ones((1, 1, 3, 2))
+    assert select(scores[:, :1], Selection("medoid"), rng, chunks=chunks)[0] in (1, 2)
+    with pytest.raises(ValueError, match="medoid"):
+        select(scores, Selection("medoid"), rng)
+
+
+def test_the_papers_variant_draws_by_the_lower_head_at_an_absolute_temperature():
+    rng = np.random.default_rng(0)
+    scores = np.stack([np.array([[0.0, 0.3, 0.9]] * 6000), np.array([[0.1, 0.4, 0.2]] * 6000)])
+    paper = Selection("softmax", temperature=0.2, scale_free=False, heads="min")
+    logits = np.array([0.0, 0.3, 0.2]) / 0.2
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert np.allclose(np.bincount(select(scores, paper, rng)) / 6000, expected, atol=0.03)
+    assert select(scores, Selection("argmax", heads="min"), rng)[0] == 1
+    assert select(scores, Selection("argmax"), rng)[0] == 2
+
+
+def test_distances_between_chunks_do_not_depend_on_units():
+    chunks = np.random.default_rng(0).normal(size=(2, 5, 3, 2))
+    scaled = chunks * np.array([1000.0, 0.001])
+    assert np.allclose(chunk_distances(chunks), chunk_distances(scaled))
+
+
+def test_a_veto_excludes_candidates_and_never_leaves_none():
+    policy = Numbered()
+    calm = SteeredPolicy(policy, Liking(), num_samples=12, safety=Liking(lambda x: (x > 0.5) * 1.0))
+    decision = calm.decide(looking(), seed=0)
+    x = decision.candidates[0, :, 0, 0]
+    assert (x > 0.5).any()
+    assert np.array_equal(decision.allowed[0], x <= 0.5)
+    assert x[decision.index[0]] == x[x <= 0.5].max()
+    own = SteeredPolicy(policy, Liking(), num_samples=12, min_gain=1e9, safety=Liking(lambda x: np.where(x == 0, 1.0, 0.0)))
+    assert own.decide(looking(), seed=0).index[0] == 1  # the policy's own is vetoed: the first that is not takes its place
+    worried = SteeredPolicy(policy, Liking(), num_samples=12, safety=Liking(lambda x: 0.9 + 0.01 * x))
+    risky = worried.decide(looking(), seed=0)
+    assert risky.allowed.sum() == 1
+    assert risky.candidates[0, risky.index[0], 0, 0] == x.min()
+
+
+def test_support_holds_candidates_near_the_data():
+    free = SteeredPolicy(Numbered(), Liking(), num_samples=16).decide(looking(), 0)
+    held = SteeredPolicy(Numbered(), Liking(), num_samples=16, support=5.0).decide(looking(), 0)
+    x = free.candidates[0, :, 0, 0]
+    assert x[free.index[0]] == x.max() > 1
+    assert abs(held.candidates[0, held.index[0], 0, 0]) <= 1
+    with pytest.raises(ValueError, match=r"support=1\.0"):
+        SteeredPolicy(Numbered(), object.__new__(NoDistance), support=1.0)
+
+
+class NoDistance:
+    """A critic that does not know where its data ends."""
+
+    spec = Liking().spec
+    encode = score = None
+
+
+class Clock:
+    """A clock that moves only when a policy or critic works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def timed(clock, policy, seconds):
+    inner = policy.sample
+
+    def sample(observation, num_samples=1, seed=None):
+        clock.now += seconds * num_samples
+        return inner(observation, num_samples, seed)
+
+    policy.sample = sample
+    return policy
+
+
+def test_a_budget_is_kept_and_candidate_zero_is_always_there():
+    clock, policy = Clock(), Numbered()
+    steered = SteeredPolicy(timed(clock, policy, 0.001), Liking(), num_samples=64, budget_ms=30, clock=clock)
+    first = steered.decide(looking(), seed=3)
+    assert 8 <= first.candidates.shape[1] < 64
+    assert first.seconds <= 0.03
+    assert np.array_equal(first.candidates[:, :8], policy.sample(looking(), 8, 3))
+    assert len(np.unique(first.candidates[0, :, 0, 0])) == first.candidates.shape[1]  # later blocks bring new ones
+    assert steered.critic.encoded == 1
+    with pytest.raises(SpecError, match="budget_ms=30"):
+        steered.sample(looking(), 60, seed=3)
+    slow = SteeredPolicy(timed(clock, Numbered(), 0.01), Liking(), num_samples=64, budget_ms=30, clock=clock)
+    slow.decide(looking(), seed=3)  # finds out
+    second = slow.decide(looking(), seed=3)
+    assert second.candidates.shape[1] == 1
+    assert second.index[0] == 0
+    assert second.seconds <= 0.03
+    whole = SteeredPolicy(Numbered(), Liking(), num_samples=64, budget_ms=1e9).decide(looking(), 3)
+    assert whole.candidates.shape[1] == 64
+
+
+def test_one_encoding_and_one_batch_a_decision():
+    critic, policy = Liking(), Numbered()
+    SteeredPolicy(policy, critic, num_samples=32).sample(looking(5), seed=1)
+    assert critic.encoded == 1
+    assert policy.calls == [(32, 1)]
+
+
+def test_a_policy_behind_a_socket_is_steered_like_one_at_hand():
+    near = Numbered()
+    far = Numbered(RemoteSpec.from_dict(near.spec.to_dict()))
+    chunks = [SteeredPolicy(policy, Liking(), num_samples=9).sample(looking(2), 3, seed=4) for policy in (near, far)]
+    assert np.array_equal(*chunks)
+    assert isinstance(SteeredPolicy(far, Liking()).spec, PolicySpec)
+    wrong = CriticSpec(OBSERVATION, FeatureSpec((2,), unit="rad", names=NAMES), 1, 4, 3, 20.0)
+    with pytest.raises(SpecError, match="unit m"):
+        SteeredPolicy(far, Liking(spec=wrong))
+
+
+def test_the_scored_chunk_is_the_executed_one():
+    policy, decisions = Numbered(), []
+    steered = SteeredPolicy(policy, Liking(), num_samples=8, watch=decisions.append)
+    executor = ChunkExecutor(steered, seed=0)
+    done = [executor.act({STATE: np.zeros(3, np.float32)}) for _ in range(12)]
+    assert len(decisions) == 3
+    for i, decision in enumerate(decisions):
+        chosen = decision.candidates[0, decision.index[0], :4]
+        assert np.array_equal(done[4 * i : 4 * i + 4], chosen)
+
+
+def test_perturbed_candidates_keep_the_policys_own_first_and_the_gripper_alone():
+    policy = Perturbed(Numbered(), std=0.5, share=1.0, scale=np.array([2.0, 2.0]))
+    chunks = policy.sample(looking(3), 200, seed=0)
+    assert np.array_equal(chunks[:, 0], Numbered().sample(looking(3), 1, 0)[:, 0])
+    assert chunks[:, 1:, :, 0].std() == pytest.approx(1.0, abs=0.1)
+    assert not chunks[..., 1].any()
+    half = Perturbed(Numbered(), share=0.5, scale=np.ones(2)).sample(looking(), 8, seed=0)
+    assert np.array_equal(half[:, :4], Numbered().sample(looking(), 4, 0))
+    with pytest.raises(SpecError, match="scale"):
+        Perturbed(Numbered())
+    with pytest.raises(SpecError, match="share=2"):
+        Perturbed(Numbered(), share=2, scale=np.ones(2))
+
+
+def fitted(module, scale):
+    values = np.linspace(-1, 1, 100)[:, None]
+    module.fit({STATE: vector_statistics(values * np.ones(3)), ACTION: vector_statistics(values * scale * np.ones(2))})
+    return module.eval()
+
+
+def test_a_critic_of_other_actions_is_refused_when_it_is_paired():
+    torch.manual_seed(0)
+    policy = fitted(BehaviourCloningPolicy(OBSERVATION, ACTIONS, 20.0), 0.1)
+    for scale, fits in ((0.1, True), (0.08, True), (1.0, True), (0.01, False)):
+        critic = fitted(SuccessCritic(OBSERVATION, ACTIONS, 20.0, hidden=8), scale)
+        if fits:
+            SteeredPolicy(policy, critic)
+        else:
+            with pytest.raises(SpecError, match=r"action entry x .* -0.1 .. 0.1, .* -0.01 .. 0.01"):
+                SteeredPolicy(policy, critic)
+            with pytest.raises(SpecError, match="action entry"):
+                check_ranges(Perturbed(policy, 0.1), critic)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rulle": "lcb"}, "did you mean 'rule'"),
+        ({"heads": "max"}, "mean, min"),
+        ({"veto": 0.0}, "veto=0"),
+        ({"budget_ms": 0}, "budget_ms=0"),
+        ({"temperature": 0}, "argmax"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SteeredPolicy(Numbered(), Liking(), **options)
