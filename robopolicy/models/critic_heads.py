@@ -13,6 +13,7 @@ from robopolicy.models.layers import BatchedLinear
 from robopolicy.spec import did_you_mean
 
 OUTPUTS = ("probability", "hl_gauss")
+PRIOR = -2.0  # logit that values start from: success is rare, and what bootstraps forgets its start slowly
 
 
 def soft_clip(x: Tensor) -> Tensor:
@@ -65,22 +66,29 @@ class ValueOutput(nn.Module):
 class ActionHeads(nn.Module):
     """E independent networks (context, chunk) -> raw outputs. The chunk enters every layer, so none can leave it out.
 
+    It enters as its steps and as their running sum: where a chunk of motions leads matters more than any one step.
+
     Args:
         num_heads: E. context_width: D. action_width: h A. hidden: width. size: raw outputs of a head.
     """
 
     def __init__(self, num_heads: int, context_width: int, action_width: int, hidden: int, size: int) -> None:
         super().__init__()
+        action_width *= 2
         self.from_context = BatchedLinear(num_heads, context_width, hidden)
         self.from_actions = BatchedLinear(num_heads, action_width, hidden)
         self.again = BatchedLinear(num_heads, action_width, hidden)
         self.inner = BatchedLinear(num_heads, hidden, hidden)
         self.outer = BatchedLinear(num_heads, hidden, size)
+        if size == 1:
+            nn.init.constant_(self.outer.bias, PRIOR)
 
     def forward(self, context_EBD: Tensor, actions_BNHA: Tensor) -> Tensor:
         """Raw outputs [E, B, N, size]; the context's share is computed once for all N."""
         heads, (batch, num) = len(context_EBD), actions_BNHA.shape[:2]
-        flat = soft_clip(actions_BNHA.flatten(0, 1).flatten(1)).expand(heads, -1, -1)
+        steps = soft_clip(actions_BNHA.flatten(0, 1))
+        sums = steps.cumsum(1) / steps.shape[1] ** 0.5
+        flat = torch.cat([steps, sums], -1).flatten(1).expand(heads, -1, -1)
         context = self.from_context(context_EBD).unsqueeze(2)  # [E, B, 1, hidden]
         x = (context + self.from_actions(flat).unflatten(1, (batch, num))).flatten(1, 2)
         x = self.inner(_activate(x)) + self.again(flat)
@@ -98,6 +106,7 @@ class StateHeads(nn.Module):
         super().__init__()
         self.from_context = BatchedLinear(num_heads, context_width, hidden)
         self.outer = BatchedLinear(num_heads, hidden, 1)
+        nn.init.constant_(self.outer.bias, PRIOR)
 
     def forward(self, context_EBD: Tensor) -> Tensor:
         """Logits [E, B]."""

@@ -52,7 +52,7 @@ class BootstrapCritic(ChunkCritic):
         action: FeatureSpec,
         control_hz: float,
         *,
-        target_rate: float = 0.005,
+        target_rate: float = 0.02,
         **options: Unpack[CriticOptions],
     ) -> None:
         super().__init__(observation, action, control_hz, **options)
@@ -144,7 +144,7 @@ class IqlCritic(BootstrapCritic):
         control_hz: float,
         *,
         expectile: float = 0.8,
-        target_rate: float = 0.005,
+        target_rate: float = 0.02,
         **options: Unpack[CriticOptions],
     ) -> None:
         super().__init__(observation, action, control_hz, target_rate=target_rate, **options)
@@ -202,7 +202,7 @@ class CalQlCritic(BootstrapCritic):
         conservatism: float = 0.5,
         temperature: float = 0.05,
         num_uniform: int = 4,
-        target_rate: float = 0.005,
+        target_rate: float = 0.02,
         **options: Unpack[CriticOptions],
     ) -> None:
         super().__init__(observation, action, control_hz, target_rate=target_rate, **options)

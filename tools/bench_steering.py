@@ -1,0 +1,214 @@
+"""Does steering make policies better? Base and steered on the same worlds, controls, the oracle, K, overhead, critics.
+
+    nice python tools/bench_steering.py [--quick] [--seed 0] [--episodes 300] [--minutes M] [--work FOLDER] [--out FILE.json]
+
+Makes base policies (two families, weak and medium) of cheap tasks, critics from flawed experts and the bases' own rollouts,
+and plays arms in blocks of 25 episodes, all cells in turn. Every product and block is kept under --work, named by what made
+it: the same command goes on where it was stopped, and --minutes stops it with all cells alike. Settings were chosen on
+development seeds under the training randomisation (--split development); what is reported has other seeds and another
+randomisation. Everything that is printed is in the JSON.
+
+--quick: tiny everything, under a minute: shows that it runs, and measures the overhead; says nothing of gains.
+--parts: primary (base against the default rule), controls, numbers (K), critics (quality on branches), overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pyarrow as pa
+import torch
+from provenance import provenance, write_json
+from steering_bench import overhead, summary
+from steering_bench.cells import Cell, Method, in_rounds
+from steering_bench.study import QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
+
+from robopolicy.evaluation.critic_quality import branch_scores, quality
+from robopolicy.policies.load import load_critic
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("primary", "controls", "numbers", "critics", "overhead")
+TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
+PERTURB = {"carp": {"std": 0.15, "share": 0.75}, "diffusion": {"std": 0.15, "share": 0.5}}
+DEFAULT = ("iql", "both", ())
+DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0}
+PAPER = ("cal_ql", "both", ("critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98"))
+BASE = Method("base")
+NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def default_method() -> Method:
+    """The default rule with the default critic."""
+    return Method("default", DEFAULT, DEFAULT_RULE)
+
+
+def controls() -> list[Method]:
+    """Other rules, other critics, the paper's variant and the oracle."""
+    found = [
+        Method(rule, DEFAULT, {**DEFAULT_RULE, "rule": rule}) for rule in ("random", "worst", "medoid", "argmax", "softmax")
+    ]
+    found += [Method("success", ("success", "both", ()), DEFAULT_RULE), Method("cal_ql", ("cal_ql", "both", ()), DEFAULT_RULE)]
+    for beta in (0.0, 0.1, 1.0):  # in control steps, as the paper's; ours are values in [0, 1]
+        rule = {"rule": "softmax", "temperature": 0.02 * beta, "scale_free": False} if beta else {"rule": "argmax"}
+        found.append(Method(f"paper_beta{beta:g}", PAPER, {"num_samples": 10, "heads": "min", **rule}))
+    return [*found, Method("oracle", oracle=16)]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    args = _arguments()
+    began, cpu = time.monotonic(), time.process_time()
+    torch.set_num_threads(1)
+    study = Study(args.work.resolve(), args.seed, QUICK if args.quick else Sizes(), PERTURB)
+    result: dict[str, Any] = {"settings": _settings(args)}
+
+    def out_of_time() -> bool:
+        return args.minutes is not None and time.monotonic() - began > 60 * args.minutes
+
+    if "overhead" in args.parts:
+        result["overheads"] = overhead.measure(5 if args.quick else 40)
+        result["overhead"] = _overhead(result["overheads"])
+        print(_overhead_table(result["overheads"]), flush=True)
+    if "critics" in args.parts:
+        result["critics"] = critic_quality(study, args)
+    if set(args.parts) & {"primary", "controls", "numbers"}:
+        result |= gains(study, args, out_of_time)
+    result |= {"seed": args.seed, "seeds": 1, "quick": args.quick, "cpu_s": time.process_time() - cpu}
+    write_json(args.out, {**result, **provenance("torch")})
+    print(f"\nwrote {args.out}; {result['cpu_s']:.0f} s of CPU, {time.monotonic() - began:.0f} s")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {"perturb": PERTURB, "critic": list(DEFAULT), "rule": DEFAULT_RULE, "split": args.split, "parts": list(args.parts)}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=300, help="pairs of a primary cell; a third of it for the others")
+    parser.add_argument("--minutes", type=float, help="begin no further block of episodes after so long")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--strengths", nargs="+", choices=("weak", "medium"), default=["weak", "medium"])
+    parser.add_argument("--methods", nargs="+", help="of the controls, only these")
+    parser.add_argument("--split", choices=("development", "held_out"), default="held_out")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_steering")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench_steering.json")
+    args = parser.parse_args()
+    if args.quick:
+        args.episodes, args.tasks, args.work = 2, args.tasks[:1], args.work / "quick"
+        args.families, args.strengths, args.methods = args.families[:1], args.strengths[-1:], ["random", "oracle"]
+    return args
+
+
+def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
+    """Success of all arms on the same worlds, and what is claimed of them."""
+    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths]
+    few = max(args.episodes // 3, 1)
+    plans: list[tuple[str, int, list[Cell]]] = []
+    primary = [Cell(*base, method, args.split) for base in bases for method in (BASE, default_method())]
+    if "primary" in args.parts:
+        plans.append(("primary", args.episodes, primary))
+    if "controls" in args.parts:
+        wanted = [m for m in controls() if not args.methods or m.name in args.methods]
+        plans.append(("controls", few, [Cell(*base, m, args.split) for base in bases for m in (BASE, *wanted)]))
+    if "numbers" in args.parts:
+        numbers = NUMBERS[:3] if args.quick else NUMBERS
+        of_number = [Method(f"k{n}", DEFAULT, {**DEFAULT_RULE, "num_samples": n}) for n in numbers]
+        plans.append(("numbers", few, [Cell(*base, m, args.split) for base in bases for m in (BASE, *of_number)]))
+    found: dict[str, Any] = {}
+    for name, episodes, cells in plans:
+        tables = in_rounds(study, cells, episodes, _progress, until)
+        rows, pairs = _rows(cells, tables)
+        found[name] = rows
+        print(f"\n{name}\n{summary.table(rows)}", flush=True)
+        if name == "primary":
+            found |= _claims(rows, pairs)
+    return found
+
+
+def _progress(cell: Cell, table: pa.Table) -> None:
+    successes = table["success"].to_pylist()
+    print(f"  {cell.key}: {sum(successes)} of {len(successes)}", flush=True)
+
+
+def _rows(cells: list[Cell], tables: dict[str, pa.Table]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows, pairs = [], {}
+    for cell in cells:
+        if cell.method.name == BASE.name:
+            continue
+        base = Cell(*cell.base, BASE, cell.split)
+        row = summary.compared(cell, tables, base)
+        if row is not None:
+            rows.append(row)
+            pairs[cell.key] = summary.outcomes(tables[base.key], tables[cell.key])
+    for row, p in zip(rows, summary.adjusted(rows), strict=True):
+        row["p_holm"] = p
+    return rows, pairs
+
+
+def _claims(rows: list[dict[str, Any]], pairs: dict[str, Any]) -> dict[str, Any]:
+    whole = summary.pooled(list(pairs.values()))
+    if whole is None:
+        return {}
+    names = dict.fromkeys(row["key"].split("/")[0] for row in rows)
+    by_task = {n: summary.pooled([pair for key, pair in pairs.items() if key.startswith(f"{n}/")]) for n in names}
+    low, high = whole["gain_ci"]
+    print(f"\nmean gain {whole['gain']:+.3f} [{low:+.3f}, {high:+.3f}] over {whole['cells']} cells, {whole['pairs']} pairs")
+    return {"gain": whole["gain"], "gain_ci": whole["gain_ci"], "pooled": whole, "by_task": by_task}
+
+
+def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Quality of critics on branched rollouts, in the worlds of training and in shifted ones."""
+    rows = []
+    kinds = (DEFAULT,) if args.quick else (DEFAULT, ("success", "both", ()), ("cal_ql", "both", ()))
+    for task in args.tasks:
+        for family in args.families:
+            for kind, data, overrides in kinds:
+                critic = load_critic(study.critic(task, family, kind, data, overrides)[1])
+                for where in (TRAINED_IN, REPORTED_IN):
+                    branches = study.branch_data(study.branches(task, family, "medium", where))
+                    found = quality(branch_scores(critic, branches), branches.values(critic.gamma)).to_dict()
+                    rows.append({"task": task, "family": family, "critic": kind, "worlds": where, **found})
+                    print(_quality_line(rows[-1]), flush=True)
+    return rows
+
+
+def _quality_line(row: dict[str, Any]) -> str:
+    rho = "none tells" if row["spearman"] is None else f"{row['spearman']:+.3f} +- {row['spearman_error'] or float('nan'):.3f}"
+    name = f"{row['task']}/{row['family']}/{row['critic']} in {row['worlds']}"
+    return (
+        f"{name:42} within states {rho} ({row['num_states']} states), overall {row['overall']:+.3f}, "
+        f"calibration error {row['error']:.3f}, sensitivity {row['sensitivity']:.2f} (truth {row['truth_sensitivity']:.2f})"
+    )
+
+
+def _overhead(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The largest ratio of any policy on images, by K: those are the policies for which a decision takes long."""
+    return {
+        str(n): max(r["ratio"] for r in rows if r["num_samples"] == n and r["inputs"] == "images") for n in overhead.NUMBERS
+    }
+
+
+def _overhead_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{'inputs':8} {'policy':10} {'proposals':10} {'K':>4} {'alone ms':>9} {'steered':>9} {'ratio':>7} {'critic ms':>10}"
+    ]
+    lines += [
+        f"{r['inputs']:8} {r['family']:10} {r['proposals']:10} {r['num_samples']:4} {r['base_ms']:9.2f} {r['steered_ms']:9.2f} "
+        f"{r['ratio']:7.2f} {r['critic_ms']:10.2f}"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Cells of the benchmark: arms on the same conditions, played in blocks that are kept as they come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robopolicy.checkpoint import sha256
+from robopolicy.data.collect import environment, play
+from robopolicy.evaluation.branches import OracleActor
+from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, observing, write_table
+from robopolicy.policies.steering import Decision, SteeredPolicy
+from steering_bench.study import DEVELOPMENT, HELD_OUT, REPORTED_IN, TRAINED_IN, Study
+
+BLOCK = 25  # episodes that are kept together
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a base policy is steered. critic: (option of conf/critic, data, overrides), None = not at all.
+
+    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic; perturb: whether candidates are.
+    """
+
+    name: str
+    critic: tuple[str, str, tuple[str, ...]] | None = None
+    steer: Mapping[str, Any] = field(default_factory=dict)
+    oracle: int = 0
+    perturb: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a base policy of a task, in one of the two splits."""
+
+    task: str
+    family: str
+    strength: str
+    method: Method
+    split: str  # "development" or "held_out"
+
+    @property
+    def base(self) -> tuple[str, str, str]:
+        """What is steered."""
+        return self.task, self.family, self.strength
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return "/".join((*self.base, self.split, self.method.name))
+
+
+def arm_of(study: Study, cell: Cell) -> Arm:
+    """The arm that a cell plays."""
+    arm = replace(study.arm(*cell.base), name=cell.method.name)
+    if cell.method.perturb and (cell.method.critic or cell.method.oracle):
+        arm = replace(arm, perturb=dict(study.perturb.get(cell.family, {})))
+    if cell.method.critic is None:
+        return arm
+    kind, data, overrides = cell.method.critic
+    _, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
+    return replace(arm, critic=str(checkpoint), steer=dict(cell.method.steer))
+
+
+def suite_of(study: Study, cell: Cell, episodes: int) -> Suite:
+    """Development: the randomisation of training, its own seeds. Held out: another randomisation, other seeds."""
+    use, where = (DEVELOPMENT, TRAINED_IN) if cell.split == "development" else (HELD_OUT, REPORTED_IN)
+    return study.suite(cell.task, where, episodes, use)
+
+
+def play_cell(study: Study, cell: Cell, start: int, stop: int) -> pa.Table:
+    """The rows of episodes start..stop - 1 of a cell, from their file where it is there."""
+    arm = arm_of(study, cell)
+    suite = suite_of(study, cell, stop)
+    facts = [sha256(arm.checkpoint), arm.critic and sha256(arm.critic), dict(arm.steer), dict(arm.perturb), cell.method.oracle]
+    digest = hashlib.sha256(json.dumps([*facts, suite.env_id, suite.env_kwargs], sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{'-'.join(cell.base)}-{cell.split}-{cell.method.name}-{digest}"
+    file = study.root / "cells" / name / f"{start:05d}_{stop:05d}.parquet"
+    if file.is_file():
+        return pq.read_table(file)
+    rows = [_episode(arm, suite, seed, cell.method.oracle) for seed in suite.seeds[start:stop]]
+    write_table(file, pa.Table.from_pylist([{**row, "digest": digest} for row in rows]))
+    return pq.read_table(file)
+
+
+def _episode(arm: Arm, suite: Suite, seed: int, oracle: int) -> dict[str, Any]:
+    policy = arm_policy(arm)
+    decisions: list[Decision] = []
+    if isinstance(policy, SteeredPolicy):
+        policy._watch = decisions.append
+    actor = OracleActor(policy, oracle) if oracle else PolicyActor(policy)
+    env = environment(suite.env_id, observing(suite.env_kwargs, policy))
+    row = play(env, actor, seed).row
+    left = float(np.mean([d.index[0] != 0 for d in decisions])) if decisions else 0.0
+    kept = {key: row[key] for key in ("success", "length", "progress", "seconds")}
+    return {"condition": str(seed), **kept, "deviation": left, "decisions": len(decisions)}
+
+
+def in_rounds(
+    study: Study, cells: Sequence[Cell], episodes: int, done: Callable[[Cell, pa.Table], None], until: Callable[[], bool]
+) -> dict[str, pa.Table]:
+    """Episodes of all cells, a block of each in turn, so that a benchmark that is stopped has all of them alike."""
+    found: dict[str, list[pa.Table]] = {}
+    for start in range(0, episodes, BLOCK):
+        for cell in cells:
+            if until():
+                break
+            table = play_cell(study, cell, start, min(start + BLOCK, episodes))
+            found.setdefault(cell.key, []).append(table)
+            done(cell, pa.concat_tables(found[cell.key]))
+    return {key: pa.concat_tables(tables) for key, tables in found.items()}

@@ -1,0 +1,195 @@
+"""What the benchmark of steering makes before it measures: demonstrations, base policies, experience, branches, critics.
+
+Every product lies in a folder whose name ends in a digest of all that made it, so a killed benchmark goes on where it was,
+and a changed setting makes a new product. Observations are states, so that the machine's time goes into episodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robopolicy import pipeline
+from robopolicy.checkpoint import list_checkpoints
+from robopolicy.config import compose, to_plain
+from robopolicy.data.branches import Branches, is_branches
+from robopolicy.evaluation.branches import Plan, branch
+from robopolicy.evaluation.rollout import Arm, Suite
+
+OBSERVATION = ("state", "environment_state")
+KEYS = "[observation.state,observation.environment_state]"
+DEMONSTRATIONS, EXPERIENCE, BRANCHES, DEVELOPMENT, HELD_OUT = range(5)  # uses of seeds, which never share an episode
+TRAINED_IN, REPORTED_IN = "wide", "held_out"  # randomisations
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything. strengths: {name: which checkpoint of a base run, counted from the end}."""
+
+    limit: int = 100  # control steps of an episode
+    demonstrations: int = 40  # of each behaviour
+    base_steps: int = 1200
+    checkpoints: int = 4
+    weak: int = 1  # place among the run's checkpoints, from 0
+    medium: int = 3
+    expert: int = 60
+    noisy: int = 120
+    imperfect: int = 120
+    rollouts: int = 120  # of each strength
+    critic_steps: int = 2500
+    branched: int = 16  # episodes
+    states: int = 3
+    candidates: int = 6
+
+    @property
+    def strengths(self) -> dict[str, int]:
+        """{name: place of its checkpoint}."""
+        return {"weak": self.weak, "medium": self.medium}
+
+
+QUICK = Sizes(
+    limit=60,
+    demonstrations=3,
+    base_steps=60,
+    checkpoints=2,
+    weak=0,
+    medium=1,
+    expert=3,
+    noisy=3,
+    imperfect=3,
+    rollouts=3,
+    critic_steps=40,
+    branched=2,
+    states=2,
+    candidates=3,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One seed of the benchmark under the folder `root`.
+
+    perturb: of the candidates, by family ({} = a policy's own draws are diverse enough).
+    """
+
+    root: Path
+    seed: int
+    sizes: Sizes
+    perturb: Mapping[str, Mapping[str, Any]]
+
+    def number(self, use: int) -> int:
+        """Seed of a use of episodes."""
+        return 10_000 * (self.seed + 1) + use
+
+    def folder(self, name: str, *made_of: Any) -> Path:
+        """A folder that belongs to what it is made of."""
+        digest = hashlib.sha256(json.dumps([self.seed, *made_of], sort_keys=True, default=str).encode()).hexdigest()[:10]
+        return self.root / f"{name}-{digest}"
+
+    def task(self, name: str) -> dict[str, Any]:
+        """A task's node, with states for observations and the benchmark's time limit."""
+        node = to_plain(compose("collect", [f"task={name}", "path=x"]))["task"]
+        return {**node, "env": {"observation": list(OBSERVATION), "max_episode_steps": self.sizes.limit}}
+
+    def collected(self, name: str, task: str, episodes: Mapping[str, int], **options: Any) -> Path:
+        """A dataset of a task."""
+        path = self.folder(f"{name}-{task}", episodes, options, self.sizes.limit)
+        use = EXPERIENCE if name != "demonstrations" else DEMONSTRATIONS
+        pipeline.collect_run(
+            path, self.task(task), TRAINED_IN, episodes, self.number(use), title=path.name, num_workers=0, **options
+        )
+        return path
+
+    def demonstrations(self, task: str) -> Path:
+        """Demonstrations of mixed quality, as they are outside a laboratory: two thirds are flawed, half of these fail."""
+        each = self.sizes.demonstrations
+        return self.collected("demonstrations", task, dict.fromkeys(("expert", "noisy", "imperfect"), each), disturbance=0.008)
+
+    def base(self, task: str, family: str) -> list[Path]:
+        """Checkpoints of a policy of `family`, by ascending step."""
+        data = self.demonstrations(task)
+        sampler = ["policy.sampler=ddim", "policy.num_inference_steps=6"] if family == "diffusion" else []
+        return self.trained(f"base-{task}-{family}", data, [f"policy={family}", *sampler], self.sizes.base_steps, 64)
+
+    def trained(self, name: str, data: Path, overrides: list[str], steps: int, batch: int) -> list[Path]:
+        """Checkpoints of one training run."""
+        given = [*overrides, f"data.path={data}", f"inputs.observation_keys={KEYS}", f"train.steps={steps}"]
+        given += [f"train.batch_size={batch}", f"train.num_checkpoints={self.sizes.checkpoints}", f"train.seed={self.seed}"]
+        run = self.folder(name, given)
+        settings = to_plain(compose("train", [*given, "train.resume=true", "train.progress=false"]))
+        if len(list_checkpoints(run) if run.is_dir() else []) < self.sizes.checkpoints:
+            pipeline.train_run(settings, run)
+        return list_checkpoints(run)
+
+    def arm(self, task: str, family: str, strength: str) -> Arm:
+        """The base policy alone."""
+        place = self.sizes.strengths[strength]
+        return Arm("base", str(self.base(task, family)[place]), run=f"{task}/{family}", step=place)
+
+    def experience(self, task: str, family: str, kind: str) -> list[Path]:
+        """Datasets for critics: "mixed" has episodes of flawed experts, "own" the base policies' rollouts, "both" both.
+
+        A rollout executes drawn candidates, perturbed as in steering, so that what steering will ask about is in the data.
+        """
+        sizes, found = self.sizes, []
+        if kind in ("mixed", "both"):
+            episodes = {"expert": sizes.expert, "noisy": sizes.noisy, "imperfect": sizes.imperfect}
+            found.append(self.collected("mixed", task, episodes, disturbance=0.004))
+        if kind in ("own", "both"):
+            for strength in sizes.strengths:
+                checkpoint = self.arm(task, family, strength).checkpoint
+                perturb = dict(self.perturb.get(family, {}))
+                found.append(
+                    self.collected(
+                        f"own-{family}-{strength}", task, {"rollout": sizes.rollouts}, checkpoint=checkpoint, perturb=perturb
+                    )
+                )
+        return found
+
+    def branches(self, task: str, family: str, strength: str, randomization: str = TRAINED_IN) -> Path:
+        """Branched rollouts of a base policy, on development seeds."""
+        sizes = self.sizes
+        perturb = dict(self.perturb.get(family, {}))
+        plan = Plan(sizes.states, sizes.candidates)
+        arm = Arm(**{**asdict(self.arm(task, family, strength)), "perturb": perturb})
+        name = f"branches-{task}-{family}-{strength}-{randomization}"
+        path = self.folder(name, arm.checkpoint, perturb, asdict(plan), sizes.branched, sizes.limit)
+        if not is_branches(path):
+            suite = self.suite(task, randomization, sizes.branched, BRANCHES)
+            branch(arm, suite, plan, num_workers=0).save(path)
+        return path
+
+    def suite(self, task: str, randomization: str, episodes: int, use: int) -> Suite:
+        """Conditions of a use of seeds."""
+        env_id, env_kwargs = pipeline.task_env(self.task(task), randomization)
+        return Suite.draw(f"{task}/{randomization}", env_id, env_kwargs, episodes, self.number(use), "select")
+
+    def critic(self, task: str, family: str, kind: str, data: str, overrides: tuple[str, ...] = ()) -> tuple[Path, Path]:
+        """A critic's run folder, and the checkpoint in it that orders the branches of the medium base best.
+
+        kind: option of conf/critic. data: see `experience`.
+        """
+        from robopolicy.data.manage import merge
+
+        parts = self.experience(task, family, data)
+        path = parts[0]
+        if len(parts) > 1:
+            path = self.folder(f"data-{task}-{family}-{data}", [p.name for p in parts])
+            if not path.is_dir():
+                merge(paths=[str(p) for p in parts], out=str(path))
+        given = [f"critic={kind}", *overrides]
+        if kind == "cal_ql":
+            given.append(f"data.proposals.checkpoint={self.arm(task, family, 'medium').checkpoint}")
+        found = self.trained(f"critic-{task}-{family}-{kind}-{data}", path, given, self.sizes.critic_steps, 256)
+        run = found[0].parent.parent
+        if not (run / "quality.json").is_file():
+            pipeline.judge_critics(found, self.branches(task, family, "medium"))
+        return run, pipeline.chosen_critic(run)
+
+    def branch_data(self, path: Path) -> Branches:
+        """What `branches` made."""
+        return Branches.load(path)
