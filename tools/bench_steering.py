@@ -65,7 +65,7 @@ def main() -> None:
     args = _arguments()
     began, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
-    study = Study(args.work.resolve(), args.seed, QUICK if args.quick else Sizes(), PERTURB)
+    study = Study(args.work.resolve(), args.seed, QUICK if args.quick else Sizes(), PERTURB, args.given)
     result: dict[str, Any] = {"settings": _settings(args)}
 
     def out_of_time() -> bool:
@@ -85,7 +85,14 @@ def main() -> None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {"perturb": PERTURB, "critic": list(DEFAULT), "rule": DEFAULT_RULE, "split": args.split, "parts": list(args.parts)}
+    return {
+        "perturb": PERTURB,
+        "critic": list(DEFAULT),
+        "rule": DEFAULT_RULE,
+        "split": args.split,
+        "parts": list(args.parts),
+        "given": {name: str(path) for name, path in args.given.items()},
+    }
 
 
 def _arguments() -> argparse.Namespace:
@@ -98,11 +105,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--strengths", nargs="+", choices=("weak", "medium"), default=["weak", "medium"])
+    parser.add_argument("--given", nargs="+", default=[], metavar="PRODUCT=FOLDER", help="what exists already, see study.py")
     parser.add_argument("--methods", nargs="+", help="of the controls, only these")
     parser.add_argument("--split", choices=("development", "held_out"), default="held_out")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_steering")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench_steering.json")
     args = parser.parse_args()
+    args.given = {name: Path(path).resolve() for name, _, path in (item.partition("=") for item in args.given)}
     if args.quick:
         args.episodes, args.tasks, args.work = 2, args.tasks[:1], args.work / "quick"
         args.families, args.strengths, args.methods = args.families[:1], args.strengths[-1:], ["random", "oracle"]

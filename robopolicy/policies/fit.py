@@ -11,7 +11,7 @@ from robopolicy.spec import ACTION, Array, Critic, FeatureSpec, Policy, PolicySp
 
 logger = logging.getLogger(__name__)
 
-FAR = 2.0  # half ranges of the critic's data: actions that are usual for the policy must not lie further out
+FAR = 5.0  # half ranges of the critic's data: further out than that two scales differ, not two habits
 
 
 def policy_spec(policy: Policy) -> PolicySpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,17 @@ TRAINED_IN, REPORTED_IN = "wide", "held_out"  # randomisations
 class Sizes:
     """How much of everything. strengths: {name: which checkpoint of a base run, counted from the end}."""
 
-    limit: int = 100  # control steps of an episode
-    demonstrations: int = 40  # of each behaviour
-    base_steps: int = 1200
-    checkpoints: int = 4
-    weak: int = 1  # place among the run's checkpoints, from 0
-    medium: int = 3
+    limit: int = 120  # control steps of an episode
+    demonstrations: int = 60
+    base_steps: int = 2400
+    checkpoints: int = 6
+    weak: int = 0  # place among the run's checkpoints
+    medium: int = -1
     expert: int = 60
     noisy: int = 120
     imperfect: int = 120
     rollouts: int = 120  # of each strength
-    critic_steps: int = 2500
+    critic_steps: int = 2000
     branched: int = 16  # episodes
     states: int = 3
     candidates: int = 6
@@ -56,8 +56,6 @@ QUICK = Sizes(
     demonstrations=3,
     base_steps=60,
     checkpoints=2,
-    weak=0,
-    medium=1,
     expert=3,
     noisy=3,
     imperfect=3,
@@ -74,12 +72,15 @@ class Study:
     """One seed of the benchmark under the folder `root`.
 
     perturb: of the candidates, by family ({} = a policy's own draws are diverse enough).
+    given: {product: folder} of what exists already and is used in place of what would be made: base-<task>-<family> (a run),
+        experience-<task>-<family> (a dataset), branches-<task>-<family>-<strength>-<randomisation>.
     """
 
     root: Path
     seed: int
     sizes: Sizes
     perturb: Mapping[str, Mapping[str, Any]]
+    given: Mapping[str, Path] = field(default_factory=dict)
 
     def number(self, use: int) -> int:
         """Seed of a use of episodes."""
@@ -105,15 +106,17 @@ class Study:
         return path
 
     def demonstrations(self, task: str) -> Path:
-        """Demonstrations of mixed quality, as they are outside a laboratory: two thirds are flawed, half of these fail."""
-        each = self.sizes.demonstrations
-        return self.collected("demonstrations", task, dict.fromkeys(("expert", "noisy", "imperfect"), each), disturbance=0.008)
+        """Episodes of the expert, pushed now and then."""
+        return self.collected("demonstrations", task, {"expert": self.sizes.demonstrations}, disturbance=0.008)
 
     def base(self, task: str, family: str) -> list[Path]:
         """Checkpoints of a policy of `family`, by ascending step."""
+        name = f"base-{task}-{family}"
+        if name in self.given:
+            return list_checkpoints(self.given[name])
         data = self.demonstrations(task)
         sampler = ["policy.sampler=ddim", "policy.num_inference_steps=6"] if family == "diffusion" else []
-        return self.trained(f"base-{task}-{family}", data, [f"policy={family}", *sampler], self.sizes.base_steps, 64)
+        return self.trained(name, data, [f"policy={family}", *sampler], self.sizes.base_steps, 64)
 
     def trained(self, name: str, data: Path, overrides: list[str], steps: int, batch: int) -> list[Path]:
         """Checkpoints of one training run."""
@@ -157,6 +160,8 @@ class Study:
         plan = Plan(sizes.states, sizes.candidates)
         arm = Arm(**{**asdict(self.arm(task, family, strength)), "perturb": perturb})
         name = f"branches-{task}-{family}-{strength}-{randomization}"
+        if name in self.given:
+            return self.given[name]
         path = self.folder(name, arm.checkpoint, perturb, asdict(plan), sizes.branched, sizes.limit)
         if not is_branches(path):
             suite = self.suite(task, randomization, sizes.branched, BRANCHES)
@@ -175,7 +180,8 @@ class Study:
         """
         from robopolicy.data.manage import merge
 
-        parts = self.experience(task, family, data)
+        name = f"experience-{task}-{family}"
+        parts = [self.given[name]] if data == "both" and name in self.given else self.experience(task, family, data)
         path = parts[0]
         if len(parts) > 1:
             path = self.folder(f"data-{task}-{family}-{data}", [p.name for p in parts])
