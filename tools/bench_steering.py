@@ -36,9 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
 TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
 PERTURB = {"carp": {"std": 0.15, "share": 0.75}, "diffusion": {"std": 0.15, "share": 0.5}}
-DEFAULT = ("iql", "both", ())
+SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
+DEFAULT = ("iql", "both", SMALL)
 DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0}
-PAPER = ("cal_ql", "both", ("critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98"))
+PAPER = ("cal_ql", "both", (*SMALL, "critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98"))
 BASE = Method("base")
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -53,7 +54,10 @@ def controls() -> list[Method]:
     found = [
         Method(rule, DEFAULT, {**DEFAULT_RULE, "rule": rule}) for rule in ("random", "worst", "medoid", "argmax", "softmax")
     ]
-    found += [Method("success", ("success", "both", ()), DEFAULT_RULE), Method("cal_ql", ("cal_ql", "both", ()), DEFAULT_RULE)]
+    found += [
+        Method("success", ("success", "both", SMALL), DEFAULT_RULE),
+        Method("cal_ql", ("cal_ql", "both", SMALL), DEFAULT_RULE),
+    ]
     for beta in (0.0, 0.1, 1.0):  # in control steps, as the paper's; ours are values in [0, 1]
         rule = {"rule": "softmax", "temperature": 0.02 * beta, "scale_free": False} if beta else {"rule": "argmax"}
         found.append(Method(f"paper_beta{beta:g}", PAPER, {"num_samples": 10, "heads": "min", **rule}))
@@ -178,7 +182,7 @@ def _claims(rows: list[dict[str, Any]], pairs: dict[str, Any]) -> dict[str, Any]
 def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Quality of critics on branched rollouts, in the worlds of training and in shifted ones."""
     rows = []
-    kinds = (DEFAULT,) if args.quick else (DEFAULT, ("success", "both", ()), ("cal_ql", "both", ()))
+    kinds = (DEFAULT,) if args.quick else (DEFAULT, ("success", "both", SMALL), ("cal_ql", "both", SMALL))
     for task in args.tasks:
         for family in args.families:
             for kind, data, overrides in kinds:

@@ -84,8 +84,8 @@ class BootstrapCritic(ChunkCritic):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the slow copies."""
-        for slow, fast in self._pairs():
-            slow.lerp_(fast, self.target_rate)
+        slow, fast = (list(side) for side in zip(*self._pairs(), strict=True))
+        torch._foreach_lerp_(slow, fast, self.target_rate)
 
     def target_contexts(self, batch: Batch) -> Tensor:
         """Contexts [E, B, D] by the slow encoders."""

@@ -40,7 +40,7 @@ class Sizes:
     noisy: int = 120
     imperfect: int = 120
     rollouts: int = 120  # of each strength
-    critic_steps: int = 2000
+    critic_steps: int = 1500
     branched: int = 16  # episodes
     states: int = 3
     candidates: int = 6
@@ -190,7 +190,7 @@ class Study:
         given = [f"critic={kind}", *overrides]
         if kind == "cal_ql":
             given.append(f"data.proposals.checkpoint={self.arm(task, family, 'medium').checkpoint}")
-        found = self.trained(f"critic-{task}-{family}-{kind}-{data}", path, given, self.sizes.critic_steps, 256)
+        found = self.trained(f"critic-{task}-{family}-{kind}-{data}", path, given, self.sizes.critic_steps, 128)
         run = found[0].parent.parent
         if not (run / "quality.json").is_file():
             pipeline.judge_critics(found, self.branches(task, family, "medium"))
