@@ -263,8 +263,8 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     steer = settings["steer"]
     pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
-    table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
     lines = [_draw_decision(pairs, _suite(settings), settings["picture"])] if settings["picture"]["file"] else []
+    table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
     for name, success in success_by_arm(table).items():
         low, high = wilson(success.sum(), len(success))
         lines.append(

@@ -1,11 +1,16 @@
 """Steering beyond the default rule: controls, veto, support, budget, policies that only offer `sample`."""
 
+import queue
+import threading
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 
 from robopolicy.data.transforms import vector_statistics
-from robopolicy.deploy.client import RemoteSpec
+from robopolicy.deploy.client import RemotePolicy, RemoteSpec
+from robopolicy.deploy.server import serve
 from robopolicy.models.critic import SuccessCritic
 from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.fit import check_ranges
@@ -171,12 +176,29 @@ def test_one_encoding_and_one_batch_a_decision():
     assert policy.calls == [(32, 1)]
 
 
+@contextmanager
+def served(policy):
+    """A client of a real server of the policy."""
+    bound, stop = queue.Queue(), threading.Event()
+    thread = threading.Thread(target=serve, args=(policy, "tcp://127.0.0.1:*"), kwargs={"ready": bound.put, "stop": stop})
+    thread.start()
+    try:
+        with RemotePolicy(bound.get(timeout=20), timeout_ms=20_000) as remote:
+            yield remote
+    finally:
+        stop.set()
+        thread.join(timeout=20)
+
+
 def test_a_policy_behind_a_socket_is_steered_like_one_at_hand():
     near = Numbered()
+    with served(Numbered()) as far:
+        chunks = [SteeredPolicy(policy, Liking(), num_samples=9).sample(looking(2), 3, seed=4) for policy in (near, far)]
+        assert np.array_equal(*chunks)
+        assert isinstance(SteeredPolicy(far, Liking()).spec, PolicySpec)
+        wider = SteeredPolicy(Perturbed(far, std=0.5, share=1.0, scale=np.ones(2)), Liking(), num_samples=9)
+        assert (wider.sample(looking(2), 1, seed=4)[..., 0] > 0).all()
     far = Numbered(RemoteSpec.from_dict(near.spec.to_dict()))
-    chunks = [SteeredPolicy(policy, Liking(), num_samples=9).sample(looking(2), 3, seed=4) for policy in (near, far)]
-    assert np.array_equal(*chunks)
-    assert isinstance(SteeredPolicy(far, Liking()).spec, PolicySpec)
     wrong = CriticSpec(OBSERVATION, FeatureSpec((2,), unit="rad", names=NAMES), 1, 4, 3, 20.0)
     with pytest.raises(SpecError, match="unit m"):
         SteeredPolicy(far, Liking(spec=wrong))

@@ -88,7 +88,7 @@ def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):
     trained(tmp_path / "critic", folder / "data", "critic=success")
     trained(tmp_path / "safety", folder / "branches", "critic=safety", "data.events=[force]")
     given = [f"checkpoint={policy}", f"steer.critic={tmp_path / 'critic'}", f"steer.safety={tmp_path / 'safety'}"]
-    given += ["steer.num_samples=4", "steer.perturb={std: 0.2, share: 1.0}", "episodes=3", "num_workers=0"]
+    given += ["steer.num_samples=4", "steer.perturb={std: 0.2, share: 1.0}", "episodes=2", "num_workers=0"]
     given += [f"picture.file={tmp_path / 'decision.png'}", "picture.episode=1", "picture.decision=1"]
     lines = pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *given))
     assert lines[0].startswith("picture: ")
@@ -96,7 +96,7 @@ def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):
     assert "policy@4+steer against policy@4: " in lines[-1]
     assert "exact McNemar p = " in lines[-1]
     given[-1] = "picture.decision=9"
-    with pytest.raises(ValueError, match="has 3 decisions"):
+    with pytest.raises(ValueError, match="has 3 decisions"):  # before any episode is played
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *given))
     with pytest.raises(ValueError, match=r"steer\.critic"):
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, f"checkpoint={policy}", "episodes=1", "picture.file=x.png"))
