@@ -33,6 +33,7 @@ ACTION_IS_PAD = "action_is_pad"  # bool [B, H]: this step lies past the end of t
 EPISODE = "episode"  # int64 [B]: index of the episode
 STEP = "step"  # int64 [B]: step of the last frame within it
 EPISODE_LENGTH = "episode_length"  # int64 [B]: steps of the episode
+PROGRESS = "progress"  # float32 [B]: discounted mean of the rewards from here on, see data.windows.discounted_rewards
 WEIGHT = "weight"  # float32 [B]: how much a window counts in a critic's loss
 PROPOSALS = "proposals"  # float32 [B, N, H, A]: chunks that a policy proposes at the last frame
 CHUNK_SUCCESS = "chunk_success"  # bool [B, h]: SUCCESS at the steps of the executed prefix, False past the episode's end

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from robopolicy.batch import fake_batch
-from robopolicy.models.critic import SafetyCritic, SuccessCritic
+from robopolicy.data.windows import discounted_rewards
+from robopolicy.models.critic import ProgressCritic, SafetyCritic, SuccessCritic
 from robopolicy.models.critic_heads import ValueOutput, gaussian_bins, soft_clip
 from robopolicy.models.critic_td import CalQlCritic, IqlCritic
 from robopolicy.models.support import Support
@@ -15,6 +16,7 @@ from robopolicy.spec import (
     EPISODE_LENGTH,
     HAS_SUCCESSOR,
     OUTCOME,
+    PROGRESS,
     PROPOSALS,
     STATE,
     STEP,
@@ -193,6 +195,25 @@ def test_far_chunks_stay_apart_but_do_not_lead():
     assert torch.equal(clipped[1:4], x[1:4])
     assert clipped.abs().max() <= 2
     assert clipped[4] < clipped[5]
+
+
+def test_discounted_rewards_are_discounted_success_where_rewards_are_success():
+    lengths, gamma = np.array([4, 3]), 0.9
+    sparse = np.array([0, 0, 0, 1, 0, 0, 0], np.float32)
+    assert np.allclose(discounted_rewards(sparse, lengths, gamma), [gamma**3, gamma**2, gamma, 1, 0, 0, 0])
+    dense = discounted_rewards(np.array([0.0, 0.5, 0.2, 1.0, 0.4, 0.4, 0.4]), lengths, gamma)
+    assert np.allclose(dense[4:], 0.4)  # what stays goes on for ever
+    assert dense[2] == pytest.approx((1 - gamma) * 0.2 + gamma * 1.0)
+    assert dense.min() >= 0
+    assert dense.max() <= 1
+
+
+def test_the_progress_critic_learns_rewards_to_come(generator):
+    def change(batch):
+        return {**batch, PROGRESS: torch.where(batch[ACTION].mean((1, 2)) > 0, 0.8, 0.3)}
+
+    found = values(trained(make(ProgressCritic), generator, 80, change=change)[0])
+    assert found == pytest.approx(np.array([[0.8, 0.3]] * 2), abs=0.1)
 
 
 def test_support_tells_what_is_like_the_data(generator):

@@ -63,7 +63,7 @@ def test_branches_have_the_policys_states_and_their_own_facts(made):
     assert np.array_equal(plain.steps[:, 0], branches.steps[:, 0])
 
 
-@pytest.mark.parametrize("kind", ["success", "iql", "cal_ql"])
+@pytest.mark.parametrize("kind", ["success", "progress", "iql", "cal_ql"])
 def test_critics_train_and_are_judged(made, kind, tmp_path):
     folder, policy, _ = made
     more = [f"critic={kind}", f"data.branches={folder / 'branches'}", "critic.support_size=16"]

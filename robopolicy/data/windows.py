@@ -77,6 +77,18 @@ def task_feature(store: EpisodeStore, episodes: Sequence[int] | None = None) -> 
     return FeatureSpec((), "str", values=tuple(np.unique(chosen).tolist()))
 
 
+def discounted_rewards(rewards: Array, lengths: Array, gamma: float) -> Array:
+    """(1 - gamma) sum_k gamma^k r_{t+k} at every step [n] of episodes one after the other, the last reward going on for ever.
+
+    In the range of the rewards. Where these are 1 at success and else 0, it is gamma to the steps left until success.
+    """
+    found = np.asarray(rewards, np.float64).copy()
+    for stop, length in zip(np.cumsum(lengths), lengths, strict=True):
+        for t in range(stop - 2, stop - length - 1, -1):
+            found[t] = (1 - gamma) * found[t] + gamma * found[t + 1]
+    return found.astype(np.float32)
+
+
 class TrainingWindows(Protocol):
     """What can be trained on, see Windows: a number of windows, batches of them, and whole columns for statistics."""
 

@@ -23,6 +23,7 @@ from robopolicy.spec import (
     ACTION,
     EPISODE_LENGTH,
     OUTCOME,
+    PROGRESS,
     STEP,
     SUCCESS,
     UNSAFE,
@@ -241,6 +242,20 @@ class SuccessCritic(OutcomeCritic):
     def target(self, batch: Batch) -> Tensor:
         """The discounted outcome. The batch needs OUTCOME, STEP and EPISODE_LENGTH."""
         return discounted_outcome(batch[OUTCOME], batch[EPISODE_LENGTH] - 1 - batch[STEP], self.gamma)
+
+
+class ProgressCritic(OutcomeCritic):
+    """The discounted mean of the rewards from a chunk on, which must lie in [0, 1]: made for a task's progress (reward=dense).
+
+    Progress says much sooner than success whether a chunk was good, so such a critic tells chunks apart where one of success
+    sees little but the state. On rewards that are 1 at success and else 0 it is the SuccessCritic.
+    """
+
+    extra_keys = (PROGRESS,)
+
+    def target(self, batch: Batch) -> Tensor:
+        """The discounted rewards."""
+        return batch[PROGRESS]
 
 
 class SafetyCritic(OutcomeCritic):

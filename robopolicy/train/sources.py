@@ -11,7 +11,7 @@ from robopolicy.data.branches import Branches, BranchWindows, is_branches
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.data.manage import select_episodes
 from robopolicy.data.transforms import is_normalized
-from robopolicy.data.windows import MEMORY_GB, Windows, task_feature
+from robopolicy.data.windows import MEMORY_GB, Windows, discounted_rewards, task_feature
 from robopolicy.models.trainable import Trainable
 from robopolicy.ope.dynamics_gap import GapConfig, dynamics_gap
 from robopolicy.ope.transitions import Transitions
@@ -20,7 +20,9 @@ from robopolicy.spec import (
     ACTION,
     EPISODE,
     HAS_SUCCESSOR,
+    PROGRESS,
     PROPOSALS,
+    REWARD,
     STEP,
     TASK,
     WEIGHT,
@@ -60,6 +62,8 @@ class Recorded:
                 raise SpecError(f"{name} compares with a policy's proposals: give data.proposals.checkpoint=CHECKPOINT")
             policy, num = load_policy(proposals["checkpoint"]), int(proposals.get("num", 4))
             extras[PROPOSALS] = proposed(self.store, policy, self.episodes, num, execute_horizon(module), seed)
+        if PROGRESS in module.extra_keys:
+            extras[PROGRESS] = progress(self.store, self.episodes, module)
         if options.get("target"):
             extras[WEIGHT] = target_weights(self.store, module, self.episodes, options["target"], GapConfig(seed=seed))
         return plain_windows(self.store, module, self.episodes, options, extras)
@@ -100,6 +104,19 @@ def source(options: Mapping[str, Any]) -> Recorded | Branched:
         SpecError, DatasetError: nothing that can be trained on.
     """
     return Branched(options) if is_branches(options["path"]) else Recorded(options)
+
+
+def progress(store: EpisodeStore, episodes: Sequence[int], module: Trainable) -> Array:
+    """Discounted rewards float32 [n] at every step of the episodes, by the module's gamma.
+
+    Raises:
+        SpecError: rewards outside [0, 1].
+    """
+    windows = Windows(store, (), 1, 1, (REWARD,), episodes)
+    rewards = windows.values(REWARD)
+    if rewards.min() < 0 or rewards.max() > 1:
+        raise SpecError(f"{REWARD!r} lies in {rewards.min():.3g} .. {rewards.max():.3g}; a critic of progress needs 0 .. 1")
+    return discounted_rewards(rewards, windows.lengths, getattr(module, "gamma", 0.99))
 
 
 def execute_horizon(module: Trainable) -> int:

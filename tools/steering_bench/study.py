@@ -36,12 +36,12 @@ class Sizes:
     checkpoints: int = 6
     weak: int = 0  # place among the run's checkpoints
     medium: int = -1
-    expert: int = 60
-    noisy: int = 120
-    imperfect: int = 120
-    rollouts: int = 120  # of each strength
+    expert: int = 40
+    noisy: int = 80
+    imperfect: int = 80
+    rollouts: int = 60  # of each strength
     critic_steps: int = 1500
-    branched: int = 16  # episodes
+    branched: int = 8  # episodes
     states: int = 3
     candidates: int = 6
 
@@ -97,12 +97,12 @@ class Study:
         return {**node, "env": {"observation": list(OBSERVATION), "max_episode_steps": self.sizes.limit}}
 
     def collected(self, name: str, task: str, episodes: Mapping[str, int], **options: Any) -> Path:
-        """A dataset of a task."""
+        """A dataset of a task; its rewards are the task's progress, which critic=progress learns from."""
+        node = self.task(task)
+        node["env"]["reward"] = "dense"
         path = self.folder(f"{name}-{task}", episodes, options, self.sizes.limit)
         use = EXPERIENCE if name != "demonstrations" else DEMONSTRATIONS
-        pipeline.collect_run(
-            path, self.task(task), TRAINED_IN, episodes, self.number(use), title=path.name, num_workers=0, **options
-        )
+        pipeline.collect_run(path, node, TRAINED_IN, episodes, self.number(use), title=path.name, num_workers=0, **options)
         return path
 
     def demonstrations(self, task: str) -> Path:
