@@ -191,6 +191,20 @@ def chosen_critic(path: str | Path) -> Path:
     return critic_quality.best_checkpoint(found, Path(path) / critic_quality.FILE)
 
 
+def _proven_gain(critic: Path) -> float:
+    """steer.min_gain of a critic's checkpoint by the quality.json of its run."""
+    from robopolicy.evaluation import critic_quality
+
+    found = critic_quality.measured_gain(critic, critic.parent.parent / critic_quality.FILE)
+    if found == critic_quality.NEVER:
+        logger.warning(
+            "%s was not shown to know more than the policy on branched rollouts: steering leaves the policy alone; train it on "
+            "more of the policy's own rollouts, branch more episodes, or set steer.min_gain=0 to follow it all the same",
+            critic,
+        )
+    return found
+
+
 def branch_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each."""
     from robopolicy.evaluation.branches import Limits, Plan, branch
@@ -235,6 +249,8 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
     """
     options = {key: value for key, value in steer.items() if key not in ("critic", "safety", "perturb")}
     critic, safety = (str(chosen_critic(steer[key])) if steer.get(key) else None for key in ("critic", "safety"))
+    if options.get("min_gain", 0.0) is None:
+        options["min_gain"] = _proven_gain(Path(str(critic)))
     perturb = steer.get("perturb") or {}
     return replace(arm, name=f"{arm.name}+steer", critic=critic, safety=safety, perturb=perturb, steer=options)
 

@@ -7,17 +7,18 @@ import pytest
 
 from robopolicy import pipeline
 from robopolicy.config import compose
-from robopolicy.data.branches import NEVER, Branches, BranchWindows, concatenate
+from robopolicy.data.branches import NEVER as NO_EVENT
+from robopolicy.data.branches import Branches, BranchWindows, concatenate
 from robopolicy.data.collect import environment, robot_env
 from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.evaluation import branches as branching
 from robopolicy.evaluation.branches import Limits, OracleActor, branch_point, decision_points, follow, try_chunk
-from robopolicy.evaluation.critic_quality import best_checkpoint, quality, row_correlation
+from robopolicy.evaluation.critic_quality import NEVER, best_checkpoint, measured_gain, proven_gain, quality, row_correlation
 from robopolicy.evaluation.rollout import PolicyActor
 from robopolicy.models.critic import SafetyCritic, SuccessCritic
 from robopolicy.models.critic_td import IqlCritic
 from robopolicy.ope.dynamics_gap import GapConfig
-from robopolicy.policies.selection import Selection
+from robopolicy.policies.selection import Selection, select
 from robopolicy.spec import (
     ACTION,
     CHUNK_SUCCESS,
@@ -161,7 +162,7 @@ def made(states=6, chunks=4, rollouts=2, seed=0, horizon=3):
     candidates = rng.normal(size=(states, chunks, 4, 1)).astype(np.float32)
     success = np.repeat((candidates[:, :, 0, :1] > 0), rollouts, 2)
     steps = np.where(success, 5, 20)
-    events = {"drop": np.where(success, NEVER, 4), "force": np.full(success.shape, NEVER)}
+    events = {"drop": np.where(success, NO_EVENT, 4), "force": np.full(success.shape, NO_EVENT)}
     spec = DatasetSpec({STATE: FeatureSpec((2,)), ACTION: FeatureSpec((1,))}, 10.0)
     observation = {STATE: state, TASK: np.full(states, "lift")}
     rows = np.arange(states)
@@ -225,6 +226,30 @@ def test_quality_knows_a_perfect_a_blind_and_a_reversed_critic():
     assert reverse.captured <= 0
     assert perfect.num_states == sum(row.std() > 0 for row in worth)
     assert row_correlation(np.array([[1.0, 2, 3]]), np.array([[1.0, 3, 2]]))[0] == pytest.approx(0.5)
+
+
+def test_only_gains_that_came_true_are_proven():
+    rng = np.random.default_rng(0)
+    worth = rng.uniform(size=(200, 5))
+    true = np.stack([worth, worth])
+    assert proven_gain(true, worth, Selection()) == pytest.approx(0, abs=0.02)
+    assert proven_gain(1 - true, worth, Selection()) is None
+    assert proven_gain(true[:, :9], worth[:9], Selection()) is None  # too few
+    half = true.copy()
+    half[:, 100:] = 0.2 * rng.uniform(size=(100, 5)) ** 2  # small predictions are noise, and the policy's own is best there
+    worth[100:, 0] = 1.0
+    found = proven_gain(half, worth, Selection())
+    assert 0 < found < 0.25
+    followed = select(half, Selection(min_gain=found), rng)
+    assert np.take_along_axis(worth, followed[:, None], 1).mean() > worth[:, 0].mean() + 0.1
+
+
+def test_what_was_measured_sets_the_gate(tmp_path):
+    file, folder = tmp_path / "quality.json", tmp_path / "step_000001"
+    assert measured_gain(folder, file) == 0.0
+    for written, gate in ((0.07, 0.07), (None, NEVER)):
+        file.write_text(json.dumps({"checkpoints": {folder.name: {"min_gain": written}}}))
+        assert measured_gain(folder, file) == gate
 
 
 def test_the_checkpoint_that_ranks_best_is_chosen(tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from robopolicy.spec import Array
 
 FILE = "quality.json"
 BINS = 10
+NEVER = 1e9  # a gain that no critic predicts
 ROWS = 256  # states scored at a time
+MIN_STATES = 10  # fewer prove nothing
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Quality:
     captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses.
     overall: rank correlation over all states and chunks together. bias: mean of value minus worth.
     sensitivity: spread of its values over chunks of a state beside that over states. truth_sensitivity: the same of worths.
+    min_gain: predicted gain from which on following the critic is shown to help, see `proven_gain`; None = it is not.
     calibration: {"value", "worth", "count"} of equally full bins of its values. error: mean |value - worth| of those bins.
     """
 
@@ -50,6 +53,7 @@ class Quality:
     truth_sensitivity: float
     calibration: dict[str, list[float]]
     error: float
+    min_gain: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; what is not finite is None."""
@@ -90,8 +94,32 @@ def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = No
         sensitivity=_sensitivity(values),
         truth_sensitivity=_sensitivity(worth_SK),
         calibration=calibration,
+        min_gain=proven_gain(scores_ESK, worth_SK, selection or Selection()),
         error=float(np.average([abs(v - w) for v, w, _ in means], weights=[n for _, _, n in means])),
     )
+
+
+def proven_gain(scores_ESK: Array, worth_SK: Array, selection: Selection) -> float | None:
+    """The predicted gain over candidate 0 above which the chosen chunks were better than it, by more than a standard error.
+
+    Of all such thresholds the one with the largest gain in total. None where there is none, or fewer than MIN_STATES states
+    are left by each. Heads agree on errors that they share, and a policy's own best guess is often better than what is drawn
+    around it: a critic that was not shown to know more than the policy should leave it alone.
+    """
+    best = select(scores_ESK, replace(selection, rule="lcb", min_gain=0.0), np.random.default_rng(0))
+    rows = np.flatnonzero(best)
+    states = np.arange(len(best))[rows]
+    predicted = (scores_ESK[:, states, best[rows]] - scores_ESK[:, states, 0]).mean(0)
+    order = np.argsort(-predicted, kind="stable")
+    gained = (worth_SK[states, best[rows]] - worth_SK[states, 0])[order]
+    counts = np.arange(1, len(gained) + 1)
+    means = gained.cumsum() / counts
+    spread = np.sqrt(np.maximum((gained**2).cumsum() / counts - means**2, 0.0))
+    proven = (counts >= MIN_STATES) & (means > spread / np.sqrt(counts))
+    if not proven.any():
+        return None
+    last = int(np.where(proven, gained.cumsum(), -np.inf).argmax())
+    return max(float(predicted[order[last]]) * (1 - 1e-6), 0.0)
 
 
 def row_correlation(a: Array, b: Array) -> Array:
@@ -122,6 +150,16 @@ def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = N
         content = {"branches": branches.hash, "checkpoints": {name: each.to_dict() for name, each in found.items()}}
         atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())
     return found
+
+
+def measured_gain(checkpoint: Path, file: Path) -> float:
+    """`min_gain` for a checkpoint: what was measured; NEVER where nothing was proven; 0 where nothing was measured."""
+    if not file.is_file():
+        return 0.0
+    found = json.loads(file.read_text())["checkpoints"].get(checkpoint.name)
+    if found is None:
+        return 0.0
+    return NEVER if found["min_gain"] is None else float(found["min_gain"])
 
 
 def best_checkpoint(checkpoints: Sequence[Path], file: Path) -> Path:
