@@ -38,7 +38,7 @@ TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
 PERTURB: dict[str, dict[str, Any]] = {"carp": {"std": 0.15, "share": 0.75}, "diffusion": {}}  # CARP's draws are all alike
 SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
 DEFAULT = ("progress", "both", SMALL)
-DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0}
+DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0, "min_gain": None}
 PAPER = ("cal_ql", "both", (*SMALL, "critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98"))
 BASE = Method("base")
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -51,9 +51,9 @@ def default_method() -> Method:
 
 def controls() -> list[Method]:
     """Other rules, other critics, the paper's variant and the oracle."""
-    found = [
-        Method(rule, DEFAULT, {**DEFAULT_RULE, "rule": rule}) for rule in ("random", "worst", "medoid", "argmax", "softmax")
-    ]
+    found = [Method("ungated", DEFAULT, {**DEFAULT_RULE, "min_gain": 0.0})]
+    others = ("random", "worst", "medoid", "argmax", "softmax")
+    found += [Method(rule, DEFAULT, {"num_samples": DEFAULT_RULE["num_samples"], "rule": rule}) for rule in others]
     found += [Method(kind, (kind, "both", SMALL), DEFAULT_RULE) for kind in ("success", "iql", "cal_ql")]
     for beta in (0.0, 0.1, 1.0):  # in control steps, as the paper's; ours are values in [0, 1]
         rule = {"rule": "softmax", "temperature": 0.02 * beta, "scale_free": False} if beta else {"rule": "argmax"}

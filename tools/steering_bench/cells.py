@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import environment, play
 from robopolicy.evaluation.branches import OracleActor
+from robopolicy.evaluation.critic_quality import FILE, NEVER, measured_gain
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, observing, write_table
 from robopolicy.policies.steering import Decision, SteeredPolicy
 from steering_bench.study import DEVELOPMENT, HELD_OUT, REPORTED_IN, TRAINED_IN, Study
@@ -65,8 +66,13 @@ def arm_of(study: Study, cell: Cell) -> Arm:
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic
-    _, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
-    return replace(arm, critic=str(checkpoint), steer=dict(cell.method.steer))
+    run, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
+    steer = dict(cell.method.steer)
+    if "min_gain" in steer and steer["min_gain"] is None:
+        steer["min_gain"] = measured_gain(checkpoint, run / FILE)
+    if steer.get("min_gain", 0.0) >= NEVER:
+        return replace(arm, perturb={})  # candidate 0 always: the base itself
+    return replace(arm, critic=str(checkpoint), steer=steer)
 
 
 def suite_of(study: Study, cell: Cell, episodes: int) -> Suite:
