@@ -26,7 +26,8 @@ FILE = "quality.json"
 BINS = 10
 NEVER = 1e9  # a gain that no critic predicts
 ROWS = 256  # states scored at a time
-MIN_STATES = 10  # fewer prove nothing
+MIN_STATES = 20  # fewer prove nothing
+MIN_ERRORS = 2.5  # standard errors that prove a gain: many thresholds are tried
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = No
 
 
 def proven_gain(scores_ESK: Array, worth_SK: Array, selection: Selection) -> float | None:
-    """The predicted gain over candidate 0 above which the chosen chunks were better than it, by more than a standard error.
+    """The predicted gain over candidate 0 above which the chosen chunks were better than it, by MIN_ERRORS standard errors.
 
     Of all such thresholds the one with the largest gain in total. None where there is none, or fewer than MIN_STATES states
     are left by each. Heads agree on errors that they share, and a policy's own best guess is often better than what is drawn
@@ -115,7 +116,7 @@ def proven_gain(scores_ESK: Array, worth_SK: Array, selection: Selection) -> flo
     counts = np.arange(1, len(gained) + 1)
     means = gained.cumsum() / counts
     spread = np.sqrt(np.maximum((gained**2).cumsum() / counts - means**2, 0.0))
-    proven = (counts >= MIN_STATES) & (means > spread / np.sqrt(counts))
+    proven = (counts >= MIN_STATES) & (means > MIN_ERRORS * spread / np.sqrt(counts))
     if not proven.any():
         return None
     last = int(np.where(proven, gained.cumsum(), -np.inf).argmax())
