@@ -193,11 +193,14 @@ def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any
 
 
 def _quality_line(row: dict[str, Any]) -> str:
-    rho = "none tells" if row["spearman"] is None else f"{row['spearman']:+.3f} +- {row['spearman_error'] or float('nan'):.3f}"
+    def shown(name: str) -> str:
+        return "-" if row[name] is None else f"{row[name]:+.3f}"
+
     name = f"{row['task']}/{row['family']}/{row['critic']} in {row['worlds']}"
     return (
-        f"{name:42} within states {rho} ({row['num_states']} states), overall {row['overall']:+.3f}, "
-        f"calibration error {row['error']:.3f}, sensitivity {row['sensitivity']:.2f} (truth {row['truth_sensitivity']:.2f})"
+        f"{name:42} within states {shown('spearman')} +- {shown('spearman_error')} ({row['num_states']} states), overall "
+        f"{shown('overall')}, calibration error {shown('error')}, sensitivity {shown('sensitivity')} "
+        f"(truth {shown('truth_sensitivity')}), gate {shown('min_gain')}"
     )
 
 
