@@ -42,7 +42,7 @@ class ProportionalPolicy:
         time.sleep(self.delay_s)
         chunks = np.zeros((batch, num_samples, 4, 7), np.float32)
         chunks[..., :3] = 0.1 * (self.goal - observation[spec.STATE][:, -1])[:, None, None]
-        chunks[..., 6] = observation[IMAGE].mean() / 255
+        chunks[..., 6] = observation[IMAGE].mean(axis=(1, 2, 3, 4))[:, None, None] / 255
         chunks[:, 1:, :, :3] += np.random.default_rng(seed).normal(0, 0.01, chunks[:, 1:, :, :3].shape)
         return chunks
 

@@ -23,10 +23,13 @@ from serving import IMAGE, ProportionalPolicy, observation, served
 
 from robopolicy import spec
 from robopolicy.deploy import client, protocol, ros_config, ros_messages, server
+from robopolicy.deploy.answering import Answerer
+from robopolicy.deploy.monitor import Monitor
 from robopolicy.spec import Policy, PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
 ISLAND = ROOT / "robopolicy" / "deploy"
+SERVER_SIDE = ("server.py", "answering.py")  # all else in the folder runs on a robot
 TOOL = ROOT / "tools" / "ros_infer.py"
 
 
@@ -119,7 +122,7 @@ def test_a_policy_that_breaks_its_spec_is_found_before_the_socket_opens():
 
 
 def test_garbage_does_not_end_the_server():
-    other_version = protocol.encode(protocol.Message(protocol.HELLO, 1)).replace(b"\xa8protocol\x01", b"\xa8protocol\x07")
+    other_version = protocol.encode(protocol.Message(protocol.HELLO, 1)).replace(b"\xa8protocol\x02", b"\xa8protocol\x07")
     junk = [b"", b"\xc1", b"\x00" * 1000, bytes(range(256)), b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, other_version]
     with served(ProportionalPolicy()) as (bound, stats):
         dealer = zmq.Context.instance().socket(zmq.DEALER)
@@ -180,20 +183,102 @@ def test_nobody_there_is_a_timeout_and_a_bad_address_a_value_error():
         server.serve(ProportionalPolicy(), "nonsense")
 
 
-def test_only_addresses_of_other_machines_are_warned_about(caplog):
+def test_another_interface_needs_a_token_that_strangers_do_not_have(caplog, monkeypatch):
     caplog.set_level(logging.WARNING)
     with served(ProportionalPolicy()):
         assert not caplog.records
-    with served(ProportionalPolicy(), "tcp://0.0.0.0:*"):
+    for token, words in (("", "token="), ("short", "at least 16")):
+        with pytest.raises(ValueError, match=words):
+            server.serve(ProportionalPolicy(), "tcp://0.0.0.0:*", token=token)
+    secret = "correct horse battery staple"
+    with served(ProportionalPolicy(), "tcp://0.0.0.0:*", token=secret) as (bound, stats):
         assert "other machines" in caplog.text
+        address = bound.replace("0.0.0.0", "127.0.0.1")
+        for wrong in ("", "correct horse battery stapl", secret + "r"):
+            with pytest.raises(client.RemoteError) as caught:
+                client.RemotePolicy(address, token=wrong)
+            assert caught.value.code == "token"
+        with client.RemotePolicy(address, token=secret) as remote:
+            assert remote.sample(observation()).shape == (2, 1, 4, 7)
+        monkeypatch.setenv(client.TOKEN_VARIABLE, secret)
+        with client.RemotePolicy(address) as remote:
+            assert remote.sample(observation()).shape == (2, 1, 4, 7)
+    assert (stats[0].num_errors, stats[0].num_samples) == (3, 2)
     local = {
         "tcp://127.0.0.1:1": True,
         "tcp://[::1]:1": True,
         "ipc:///x": True,
         "tcp://0.0.0.0:1": False,
+        "tcp://*:1": False,
         "tcp://10.0.0.5:1": False,
     }
     assert {address: server.is_local(address) for address in local} == local
+
+
+def sample_frame(request=1, client_name="a", seed=None, num_samples=1, batch=2, obs_seed=0):
+    fields = {"client": client_name, "observation": observation(batch, obs_seed), "num_samples": num_samples, "seed": seed}
+    return protocol.encode(protocol.Message(protocol.SAMPLE, request, fields))
+
+
+def test_calls_that_wait_together_are_one_pass_and_those_with_a_seed_are_not():
+    policy, sizes = ProportionalPolicy(), []
+    good = policy.sample
+
+    def sample(given, num_samples=1, seed=None):
+        sizes.append(len(given[spec.STATE]))
+        return good(given, num_samples, seed)
+
+    policy.sample = sample
+    answerer = Answerer(policy, "toy", max_batch=5)
+    sizes.clear()
+    kinds = [{}, {"seed": 3, "num_samples": 4}, {}, {"num_samples": 2}, {"batch": 3}, {"seed": 4}]
+    frames = [sample_frame(client_name=str(n), obs_seed=n, **kind) for n, kind in enumerate(kinds)]
+    replies = [protocol.decode(reply) for reply in answerer.answers(frames)]
+    assert sorted(sizes) == [2, 2, 2, 3, 4]  # 0 and 2 together; 4 would be too many
+    for n, (kind, reply) in enumerate(zip(kinds, replies, strict=True)):
+        alone = good(observation(kind.get("batch", 2), n), kind.get("num_samples", 1), kind.get("seed"))
+        if kind.get("num_samples", 1) == 1 or "seed" in kind:
+            assert reply["actions"].tobytes() == alone.tobytes()
+        assert reply["actions"].shape == alone.shape
+    assert answerer.stats.num_batches == 5
+
+
+def test_a_bad_call_in_a_batch_does_not_take_the_others_with_it():
+    policy = ProportionalPolicy()
+    good = policy.sample
+
+    def sample(given, num_samples=1, seed=None):
+        if (given[spec.STATE] > 100).any():
+            raise RuntimeError("poison")
+        return good(given, num_samples, seed)
+
+    policy.sample = sample
+    answerer = Answerer(policy, "toy")
+    poison = observation(2, 1)
+    poison[spec.STATE][0, 0, 0] = 1000
+    fields = {"client": "b", "observation": poison, "num_samples": 1, "seed": None}
+    frames = [sample_frame(client_name="a"), protocol.encode(protocol.Message(protocol.SAMPLE, 1, fields)), b"junk"]
+    replies = [protocol.decode(reply) for reply in answerer.answers([*frames, sample_frame(client_name="c")])]
+    assert [reply.kind for reply in replies] == [protocol.ACTIONS, protocol.ERROR, protocol.ERROR, protocol.ACTIONS]
+    assert "poison" in replies[1]["message"]
+
+
+def test_a_monitor_scores_what_the_policy_sees():
+    class WithFeatures(ProportionalPolicy):
+        def features(self, given):
+            return given[spec.STATE][:, -1].astype(np.float32)
+
+    kept = np.random.default_rng(0).normal(size=(60, 3))
+    watch = Monitor(np.zeros(3), np.ones(3), np.ones(3, bool), np.eye(3), np.square(kept).mean(axis=1), patience=2)
+    with served(WithFeatures(), monitor=watch) as (bound, _), client.RemotePolicy(bound) as remote:
+        assert remote.band == pytest.approx(watch.band())
+        assert remote.patience == 2
+        reply = remote.decide(observation(), 1, 0)
+        np.testing.assert_allclose(reply.scores, watch.score(observation()[spec.STATE][:, -1]))
+    with served(ProportionalPolicy()) as (bound, _), client.RemotePolicy(bound) as remote:
+        assert (remote.band, remote.decide(observation()).scores) == ({}, None)
+    with pytest.raises(spec.SpecError, match="features"):
+        server.serve(ProportionalPolicy(), monitor=watch)
 
 
 def test_sigterm_ends_the_server_with_its_statistics():
@@ -266,7 +351,7 @@ def test_arrays_that_are_none_are_refused(array, words):
     import msgpack
 
     envelope = {
-        "protocol": 1,
+        "protocol": protocol.VERSION,
         "kind": "sample",
         "request": 1,
         "client": "c",
@@ -412,7 +497,8 @@ def run_python(*args, cwd):
 
 @pytest.mark.parametrize("layout", ["package", "flat"])
 def test_the_island_runs_copied_away_from_the_package(layout, tmp_path):
-    shutil.copytree(ISLAND, tmp_path / "ws" / "deploy", ignore=shutil.ignore_patterns("__pycache__", "server.py"))
+    shutil.copytree(ISLAND, tmp_path / "ws" / "deploy", ignore=shutil.ignore_patterns("__pycache__", *SERVER_SIDE))
+    modules = [path.stem for path in ISLAND.glob("*.py") if path.name not in (*SERVER_SIDE, "__init__.py")]
     prefix, path = ("deploy.", tmp_path / "ws") if layout == "package" else ("", tmp_path / "ws" / "deploy")
     code = f"""
 import sys
@@ -423,7 +509,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 sys.path.insert(0, {str(path)!r})
 import importlib, numpy as np
-for name in ("protocol", "client", "runtime", "ros_messages", "ros_config", "ros_transport", "ros_node"):
+for name in {modules!r}:
     importlib.import_module("{prefix}" + name)
 client = sys.modules["{prefix}client"]
 policy = client.RemotePolicy(sys.argv[1])
@@ -438,7 +524,7 @@ print(policy.sample(zeros, 2, 0).shape)
 
 def test_the_island_parses_on_the_python_of_older_ros_installs():
     for path in [*ISLAND.glob("*.py"), TOOL]:
-        if path.name != "server.py":
+        if path.name not in SERVER_SIDE:
             ast.parse(path.read_text(), feature_version=(3, 8))
 
 
