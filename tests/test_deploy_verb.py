@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from serving import served
+from serving import ProportionalPolicy, served
 
 from robopolicy import checkpoint, load_policy, spec
 from robopolicy.config import compose, to_plain
@@ -31,7 +31,8 @@ def walk(rng, shift=0.0):
 def run(tmp_path_factory):
     """(dataset, checkpoint); weights as they are drawn."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("run")
-    store = write_episodes(folder / "data", [walk(rng) for _ in range(120)], fps=10)
+    write_episodes(folder / "data", [walk(rng) for _ in range(120)], fps=10)
+    store = EpisodeStore(folder / "data")
     features = (store.spec.observation, store.spec.action)
     horizons = {"obs_horizon": 2, "action_horizon": 6, "execute_horizon": 3, "width": 32}
     with torch.random.fork_rng():
@@ -89,27 +90,22 @@ def test_the_band_holds_for_episodes_it_has_not_seen(run):
     assert far[1] == [1.0, 1.0, 1.0]
 
 
-def test_a_monitor_looks_through_wrappers_at_the_encoder(run):
-    pytest.importorskip("onnxruntime")
-    dataset, folder = run
-    policy = load_policy(folder)
-    given = {spec.STATE: windows_of(dataset, policy).batch(np.arange(4))[spec.STATE]}
-    encoder, features = encoder_of(ExportedPolicy(policy))
-    assert encoder is policy
-    assert np.array_equal(features(given), policy.features(given))
-    with pytest.raises(ValueError, match="offers none"):
-        encoder_of(object())
-
-
-def test_the_graph_is_served_as_torch_is(run):
+def test_the_graph_is_served_as_torch_is_and_a_monitor_looks_through_it_at_the_encoder(run):
     pytest.importorskip("onnxruntime")
     dataset, folder = run
     policy = load_policy(folder)
     given = {spec.STATE: windows_of(dataset, policy).batch(np.arange(1))[spec.STATE]}
-    made, options = deployed(folder, "backend=onnx")
+    made, options = deployed(folder, "backend=onnx", f"monitor.data={dataset}")
     assert isinstance(made, ExportedPolicy)
     with served(made, **options) as (address, _), RemotePolicy(address, 5000) as remote:
-        np.testing.assert_allclose(remote.sample(given, 1, 0), policy.sample(given, 1, 0), atol=1e-4)
+        reply = remote.decide(given, 1, 0)
+    np.testing.assert_allclose(reply.actions, policy.sample(given, 1, 0), atol=1e-4)
+    np.testing.assert_allclose(reply.scores, options["monitor"].score(policy.features(given)), rtol=1e-5)
+
+
+def test_what_has_no_encoder_has_no_monitor():
+    with pytest.raises(ValueError, match="offers none"):
+        encoder_of(ProportionalPolicy())
 
 
 @pytest.mark.parametrize(

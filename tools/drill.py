@@ -2,9 +2,9 @@
 
     python tools/drill.py [--quick] [--seed 0] [--only camera_stops ...] [--out FILE.json]
 
-A point robot that does exactly what it is told, behind the deployed pipeline (Controller, and where it says so RemotePolicy with
-a server in a process of its own, killed with SIGKILL). Sensor faults run in a time of their own, process faults in real
-time. The full drill sends 100 000 fuzzed frames and filters a million random policy outputs; --quick a tenth of them.
+A point robot that does exactly what it is told, behind the deployed pipeline: Controller, and for faults of processes also
+RemotePolicy and a server in a process of its own, killed with SIGKILL. Sensor faults run in a time of their own, process faults
+in real time. The full drill sends 100 000 fuzzed frames and filters a million random policy outputs; --quick a tenth of them.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ def other_protocols(address: str) -> None:
 
 
 def actions_beyond_limits(quick: bool, seed: int) -> Outcome:
-    """Random policy outputs of every size, NaN among them, through the limits: how many commands break one?"""
+    """Random policy outputs of every size through the limits, and, NaN among them, through the whole pipeline."""
     rng, total = np.random.default_rng(seed), 100_000 if quick else 1_000_000
     many, broken, count, wall = 2000, 0, 0, 0.2
     steps = -(-total // (many * len(CONFIGURATIONS)))
