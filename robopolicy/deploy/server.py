@@ -80,8 +80,8 @@ def serve(
 
 def is_local(address: str) -> bool:
     """Whether only this machine can reach a bound `address`."""
-    if address.startswith("ipc://"):
-        return True
+    if not address.startswith("tcp://"):
+        return address.startswith("ipc://")
     host = address[len("tcp://") :].rsplit(":", 1)[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
