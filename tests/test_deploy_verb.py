@@ -16,7 +16,6 @@ from robopolicy.deploy.client import RemotePolicy
 from robopolicy.monitoring import encoder_of, fit_monitor
 from robopolicy.pipeline import deployment
 from robopolicy.policies.bc import BehaviourCloningPolicy
-from robopolicy.policies.exported import ExportedPolicy
 from robopolicy.policies.steering import SteeredPolicy
 
 TOKEN = "0123456789abcdef"
@@ -89,19 +88,6 @@ def test_the_band_holds_for_episodes_it_has_not_seen(run):
     assert far[0][0] < 0.4  # 0.2 promised on average
     assert far[0][2] < 0.15
     assert far[1] == [1.0, 1.0, 1.0]
-
-
-def test_the_graph_is_served_as_torch_is_and_a_monitor_looks_through_it_at_the_encoder(run):
-    pytest.importorskip("onnxruntime")
-    dataset, folder = run
-    policy = load_policy(folder)
-    given = {spec.STATE: windows_of(dataset, policy).batch(np.arange(1))[spec.STATE]}
-    made, options = deployed(folder, "backend=onnx", f"monitor.data={dataset}")
-    assert isinstance(made, ExportedPolicy)
-    with served(made, **options) as (address, _), RemotePolicy(address, 5000) as remote:
-        reply = remote.decide(given, 1, 0)
-    np.testing.assert_allclose(reply.actions, policy.sample(given, 1, 0), atol=1e-4)
-    np.testing.assert_allclose(reply.scores, options["monitor"].score(policy.features(given)), rtol=1e-5)
 
 
 def test_what_has_no_encoder_has_no_monitor():
