@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def measure_peer(name: str, turns: int, seed: int) -> dict[str, Any]:
         }
     worker = Path(__file__).with_name("peer_worker.py")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(python), str(worker), name, str(turns), str(seed)], capture_output=True, text=True, env=environment, check=False
-    )
+    command = [str(python), str(worker), name, str(turns), str(seed)]
+    with tempfile.TemporaryDirectory() as folder:  # some write logs where they stand
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     if done.returncode:
         return {"not_measured": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
