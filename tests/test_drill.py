@@ -13,7 +13,9 @@ from robopolicy.deploy.answering import Answerer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import drill
+from deploy_bench.process_faults import fuzzed
 from deploy_bench.robot import LIMITS, beyond_limits
+from deploy_bench.sensor_faults import sensor_robot
 from deploy_bench.toy import Toward
 
 
@@ -27,7 +29,7 @@ def test_a_robot_with_a_fault_is_told_what_it_must_be(fault):
 
 
 def test_a_robot_outlives_its_server():
-    found, must = drill.server_restarts(True, 0)
+    found, must = drill.DRILLS["server_restarts"](True, 0)
     assert all(must.values()), (found, must)
 
 
@@ -39,7 +41,7 @@ def test_the_drill_can_fail():
         spoilt = still.copy()
         spoilt[2, entry] = value  # 0.019 m is slow enough, but not from a standstill
         assert beyond_limits(spoilt, [False] * 5, LIMITS, 20.0, 20.0) > 0
-    robot = drill.sensor_robot().run(1.0)
+    robot = sensor_robot().run(1.0)
     assert robot.beyond == 0
     robot.log.places[-1] = np.array([0.8, 0.0, 0.2])
     assert robot.beyond == 1
@@ -54,7 +56,7 @@ def test_fuzzed_frames_are_answered_and_change_nothing():
     before = answerer.answers(good)
     kinds = set()
     for _ in range(100):
-        replies = answerer.answers([drill.fuzzed(rng, good) for _ in range(30)])
+        replies = answerer.answers([fuzzed(rng, good) for _ in range(30)])
         kinds |= {protocol.decode(reply).kind for reply in replies if reply is not None}
     assert protocol.ERROR in kinds
     assert kinds <= {protocol.ERROR, protocol.SPEC, protocol.ACTIONS, protocol.DONE}
