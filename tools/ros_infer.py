@@ -24,10 +24,11 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parent.parent / "robopolicy"))  # for the folder deploy/ alone
 
 from deploy.client import PolicyTimeout, RemotePolicy
+from deploy.limits import SafetyLimits
 from deploy.ros_config import NodeConfig, load_config
 from deploy.ros_node import InferenceNode
 from deploy.ros_transport import NoRosError, find_ros, open_transport
-from deploy.runtime import Runtime, SafetyLimits
+from deploy.runtime import Runtime
 
 
 def dry_run(policy: RemotePolicy, config: NodeConfig | None, seconds: float) -> None:
@@ -44,16 +45,16 @@ def dry_run(policy: RemotePolicy, config: NodeConfig | None, seconds: float) -> 
     centre = None
     if limits.workspace_low is not None and limits.workspace_high is not None:
         centre = (np.array(limits.workspace_low) + np.array(limits.workspace_high)) / 2
-    runtime = Runtime(limits=limits, execute_horizon=1, timeout_s=policy.timeout_ms / 1000)
+    runtime = Runtime(limits=limits, execute_horizon=1, policy_hz=spec.control_hz)
     period, start = 1 / spec.control_hz, time.monotonic()
     commands, latencies_ms, late = [], [], 0
     for step in range(max(1, round(seconds * spec.control_hz))):
         now = time.monotonic()
         request = runtime.ask(now)
-        chunk = policy.sample(zeros)[0, 0]
+        chunks = policy.sample(zeros)[0]
         latencies_ms.append((time.monotonic() - now) * 1000)
         if request is not None:
-            runtime.offer(chunk, request)
+            runtime.offer(chunks, request, now)
         commands.append(runtime.tick(time.monotonic(), centre))
         rest = start + (step + 1) * period - time.monotonic()
         late += rest < 0
@@ -80,7 +81,7 @@ def run_node(policy: RemotePolicy, config: NodeConfig, version: str, enabled: bo
         node = InferenceNode(transport, policy, config, enabled=enabled)
         print(f"{policy.name} at {policy.spec.control_hz:g} Hz, {'publishing' if enabled else 'publishing nothing (--enable)'}")
         node.run(stop)
-        print(f"control steps: {dict(node.counts)}")
+        print(f"control steps: {node.controller.counters}")
     finally:
         transport.close()
 
