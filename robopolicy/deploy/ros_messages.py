@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING or __package__:
+    from .ros_transforms import pose_matrix
+else:  # this folder itself is on the path
+    from ros_transforms import pose_matrix
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -73,12 +78,45 @@ def joint_state(message: Any, joints: Sequence[str] = ()) -> np.ndarray:
 
 
 def pose(message: Any) -> np.ndarray:
-    """geometry_msgs/PoseStamped as float32 [9]: position (m) and 6-D rotation (first two columns), in the message's frame."""
-    p, q = message.pose.position, message.pose.orientation
-    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
-    first = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
-    second = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
-    return np.array([p.x, p.y, p.z, *first, *second], np.float32)
+    """geometry_msgs/PoseStamped as float32 [9]: position (m) and 6-D rotation (first two columns), in the message's frame.
+
+    Raises:
+        ValueError: its quaternion is none.
+    """
+    return pose_vector(pose_matrix(message.pose.position, message.pose.orientation))
+
+
+def pose_vector(T: np.ndarray) -> np.ndarray:
+    """T [4, 4] as float32 [9]: position (m) and 6-D rotation, as in observation.state."""
+    return np.concatenate([T[:3, 3], T[:3, 0], T[:3, 1]]).astype(np.float32)
+
+
+def numbers(message: Any) -> np.ndarray:
+    """std_msgs/Float32MultiArray or Float64MultiArray as float32 [N]; its layout is not looked at."""
+    return np.asarray(message.data, np.float32)
+
+
+def camera_matrix(message: Any) -> np.ndarray:
+    """K [3, 3] (px) of a sensor_msgs/CameraInfo, of ROS 1 (K) or 2 (k).
+
+    Raises:
+        ValueError: the camera is not calibrated.
+    """
+    K = np.array(message.k if hasattr(message, "k") else message.K, float).reshape(3, 3)
+    if not (K[0, 0] > 0 and K[1, 1] > 0):
+        raise ValueError("the CameraInfo has no focal length: the camera is not calibrated")
+    return K
+
+
+def depth_points(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Points float32 [P, 3] (m, optical frame: z forward) of the pixels of a depth image [H, W] that have a depth.
+
+    K: of the picture as it is, rectified; pixel centres are at whole numbers (REP 104).
+    """
+    rows, columns = np.nonzero(depth > 0)
+    z = depth[rows, columns]
+    x, y = (columns - K[0, 2]) / K[0, 0] * z, (rows - K[1, 2]) / K[1, 1] * z
+    return np.stack([x, y, z], axis=1).astype(np.float32)
 
 
 def point_cloud(message: Any, fields: Sequence[str] = ("x", "y", "z")) -> np.ndarray:
@@ -109,6 +147,8 @@ CONVERTERS: dict[str, Callable[..., np.ndarray]] = {
     "sensor_msgs/JointState": joint_state,
     "sensor_msgs/PointCloud2": point_cloud,
     "geometry_msgs/PoseStamped": pose,
+    "std_msgs/Float32MultiArray": numbers,
+    "std_msgs/Float64MultiArray": numbers,
 }
 
 
