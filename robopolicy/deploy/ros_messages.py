@@ -96,6 +96,34 @@ def numbers(message: Any) -> np.ndarray:
     return np.asarray(message.data, np.float32)
 
 
+def number(message: Any) -> np.ndarray:
+    """std_msgs/Float64, Float32 or Bool as float32 [1]."""
+    return np.array([message.data], np.float32)
+
+
+def twist(message: Any) -> np.ndarray:
+    """geometry_msgs/TwistStamped or Twist as float32 [6]: linear (m/s), angular (rad/s)."""
+    linear, angular = getattr(message, "twist", message).linear, getattr(message, "twist", message).angular
+    return np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z], np.float32)
+
+
+def wrench(message: Any) -> np.ndarray:
+    """geometry_msgs/WrenchStamped as float32 [6]: force (N), torque (N m)."""
+    force, torque = message.wrench.force, message.wrench.torque
+    return np.array([force.x, force.y, force.z, torque.x, torque.y, torque.z], np.float32)
+
+
+def first_point(message: Any) -> np.ndarray:
+    """Positions float32 [J] of the first point of a trajectory_msgs/JointTrajectory, in the message's order.
+
+    Raises:
+        ValueError: it has no point.
+    """
+    if not len(message.points):
+        raise ValueError("the JointTrajectory has no point")
+    return np.asarray(message.points[0].positions, np.float32)
+
+
 def camera_matrix(message: Any) -> np.ndarray:
     """K [3, 3] (px) of a sensor_msgs/CameraInfo, of ROS 1 (K) or 2 (k).
 
@@ -149,6 +177,13 @@ CONVERTERS: dict[str, Callable[..., np.ndarray]] = {
     "geometry_msgs/PoseStamped": pose,
     "std_msgs/Float32MultiArray": numbers,
     "std_msgs/Float64MultiArray": numbers,
+    "std_msgs/Float32": number,
+    "std_msgs/Float64": number,
+    "std_msgs/Bool": number,
+    "geometry_msgs/Twist": twist,
+    "geometry_msgs/TwistStamped": twist,
+    "geometry_msgs/WrenchStamped": wrench,
+    "trajectory_msgs/JointTrajectory": first_point,
 }
 
 

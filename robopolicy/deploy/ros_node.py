@@ -169,6 +169,8 @@ class InferenceNode:
     def activate(self) -> None:
         """See Managed. A new episode begins."""
         with self._lock:
+            if self.state != INACTIVE:
+                raise ValueError(f"cannot activate while {self.state}")
             if self.emergency:
                 raise ValueError(f"stopped by {self._config.stop_topic}: release it, then call ~/reset")
             self._begin_anew()
@@ -204,6 +206,7 @@ class InferenceNode:
 
     def _begin_anew(self) -> None:
         self._frames.clear()
+        self._see()
         try:
             self._policy.reset()
         except PolicyTimeout as error:
@@ -254,9 +257,12 @@ class InferenceNode:
         moments = [stream.moment for stream in self.streams.values()]
         stamps = [stamp for stamp in moments if stamp is not None]
         if not stamps or max(stamps) - min(stamps) <= SAME_TIME_S:
-            for stream in self.streams.values():
-                stream.num_seen = stream.num_received
+            self._see()
             self._requests.put((0, [self._frame()]))
+
+    def _see(self) -> None:
+        for stream in self.streams.values():
+            stream.num_seen = stream.num_received
 
     # -- what goes out
 

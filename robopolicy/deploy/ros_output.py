@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or __package__:
     from .ros_commands import ARRAY, TRAJECTORY, command
     from .ros_transport import message_class
+    from .runtime import STOPPED
 else:  # this folder itself is on the path
     from ros_commands import ARRAY, TRAJECTORY, command
     from ros_transport import message_class
+    from runtime import STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
     from .ros_transport import Transport
     from .runtime import Command
 
-# Topics of the node itself, in a bag under these names with the node's in front: /robopolicy/action.
+# Topics of the node itself.
 ACTION, EPISODE, ABOUT = "~/action", "~/episode", "~/about"
+NODE = "/robopolicy"
+
+
+def recorded(topic: str) -> str:
+    """The name of one of the node's topics in its bags, whatever the node is called."""
+    return NODE + topic[1:] if topic.startswith("~") else topic
 
 
 class CommandPublisher:
@@ -60,7 +68,8 @@ class CommandPublisher:
         if decided.action is None:
             return
         out, limits = self._config.command, self._config.limits
-        self._send(ACTION, self._published[ACTION][1](data=[float(x) for x in decided.action]))
+        if decided.state != STOPPED:  # telling the robot to hold once more is no step of an episode
+            self._send(ACTION, self._published[ACTION][1](data=[float(x) for x in decided.action]))
         if not publish or (T_base_ee is None and out.type == "geometry_msgs/PoseStamped"):
             return
         make = self._published[out.topic][1]
@@ -77,4 +86,4 @@ class CommandPublisher:
     def _send(self, topic: str, message: Any) -> None:
         kind, _, publish = self._published[topic]
         publish(message)
-        self._record(topic, kind, message)
+        self._record(recorded(topic), kind, message)

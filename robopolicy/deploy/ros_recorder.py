@@ -147,7 +147,13 @@ class _Ros2Bag:
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(topic, _full(type_name), typestore=self._types)
         self._end = self._file.tell()
-        self._writer.write(self._connections[topic], stamp_ns, data)
+        self._writer.write(self._connections[topic], stamp_ns, self._trimmed(data, _full(type_name)))
+
+    def _trimmed(self, data: bytes, type_name: str) -> bytes:
+        """Without what rclpy's serialize_message may leave at the end, of which readers complain."""
+        definition = self._types.get_msgdef(type_name)
+        read = definition.deserialize_cdr_le if data[1] else definition.deserialize_cdr_be
+        return data[: 4 + read(data[4:], 0, definition.cls, self._types)[1]]
 
     def rewind(self) -> None:
         _truncate(self._file, self._end)

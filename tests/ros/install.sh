@@ -7,7 +7,7 @@ set -uo pipefail
 python=$(realpath -s "$1") ros1=$2 ros2=$3
 here=$(cd "$(dirname "$0")" && pwd)
 lock=$here/../../requirements.lock
-island=(numpy msgpack pyzmq pyyaml pillow) # what the robot's side of the socket needs; the lock gives the versions
+island=(numpy msgpack pyzmq pyyaml pillow "rosbags>=0.11,<0.12") # what the robot's side of the socket needs; the lock gives the versions
 messages=5.3.6 # of ROS 2 Jazzy, whose rclpy is 7.1.6
 debian=(rospy roslaunch rosmaster rosgraph rosbag rostopic rosnode rosparam std-msgs std-srvs sensor-msgs geometry-msgs
     trajectory-msgs diagnostic-msgs tf2-msgs)
