@@ -6,6 +6,7 @@ Part of the robot-side island: numpy only (and cv2 or Pillow when a CompressedIm
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,14 +206,22 @@ def resize_image(value: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resample_points(points: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the points [P, F], thinned or repeated at even strides.
+    """`count` of the points [P, F]: all of them, evenly repeated, or some, none twice, evenly spread over their order.
+
+    The spread is by multiples of the golden section, since every k-th pixel of a depth image would lie in a few columns.
 
     Raises:
         ValueError: there are no points.
     """
-    if not len(points):
+    P = len(points)
+    if not P:
         raise ValueError("the point cloud has no finite point")
-    return points[np.arange(count) * len(points) // count]
+    if count >= P:
+        return points[np.arange(count) * P // count]
+    step = round(P * (np.sqrt(5) - 1) / 2)
+    while math.gcd(step, P) > 1:
+        step += 1
+    return points[np.sort(np.arange(count) * step % P)]
 
 
 def _centre_crop(value: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -26,7 +26,7 @@ _RECORDED, _EXECUTED, _FURTHER = "#1c1c1c", "#c8553d", "#e9b8a8"
 
 @dataclass(frozen=True)
 class Replayed:
-    """An episode: recorded actions [T, A], steps [K] of the decisions, their chunks [K, H, A], pictures [T, H, W, 3] or None."""
+    """An episode: recorded actions [T, A], steps [K] of decisions, their chunks [K, H, A], pictures [T, H, W, 3] or None."""
 
     label: str
     actions: Array
