@@ -26,11 +26,12 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parent.parent / "robopolicy"))  # for the folder deploy/ alone
 
 from deploy.client import PolicyTimeout, RemotePolicy
+from deploy.limits import SafetyLimits
 from deploy.ros_config import NodeConfig, load_config, parameters
 from deploy.ros_node import InferenceNode
 from deploy.ros_recorder import open_recorder
 from deploy.ros_transport import NoRosError, find_ros, open_transport, without_ros_arguments
-from deploy.runtime import Runtime, SafetyLimits
+from deploy.runtime import Runtime
 
 
 def dry_run(policy: RemotePolicy, config: NodeConfig | None, seconds: float) -> None:
@@ -47,16 +48,16 @@ def dry_run(policy: RemotePolicy, config: NodeConfig | None, seconds: float) -> 
     centre = None
     if limits.workspace_low is not None and limits.workspace_high is not None:
         centre = (np.array(limits.workspace_low) + np.array(limits.workspace_high)) / 2
-    runtime = Runtime(limits=limits, execute_horizon=1, timeout_s=policy.timeout_ms / 1000)
+    runtime = Runtime(limits=limits, execute_horizon=1, policy_hz=spec.control_hz)
     period, start = 1 / spec.control_hz, time.monotonic()
     commands, latencies_ms, late = [], [], 0
     for step in range(max(1, round(seconds * spec.control_hz))):
         now = time.monotonic()
         request = runtime.ask(now)
-        chunk = policy.sample(zeros)[0, 0]
+        chunks = policy.sample(zeros)[0]
         latencies_ms.append((time.monotonic() - now) * 1000)
         if request is not None:
-            runtime.offer(chunk, request)
+            runtime.offer(chunks, request, now)
         commands.append(runtime.tick(time.monotonic(), centre))
         rest = start + (step + 1) * period - time.monotonic()
         late += rest < 0
@@ -87,9 +88,9 @@ def run_node(policy: RemotePolicy, args: argparse.Namespace, version: str) -> No
             recorder = open_recorder(args.record, version, transport.serialize)
         node = InferenceNode(transport, policy, config, enabled=args.enable, recorder=recorder)
         moves = "commanding the robot" if args.enable else "commanding nothing (--enable)"
-        print(f"{policy.name} at {policy.spec.control_hz:g} Hz, {moves}", flush=True)
+        print(f"{policy.name} at {node.controller.control_hz:g} Hz, {moves}", flush=True)
         node.run(stop, start=args.start)
-        print(f"control steps: {dict(node.counts)}")
+        print(f"control steps: {node.controller.counters}")
     finally:
         if recorder is not None:
             recorder.close()

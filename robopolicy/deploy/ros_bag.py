@@ -112,7 +112,7 @@ class BagSource:
         about = _about(self.bags[0]) if recorded(ABOUT) in types else None
         self.meaning = _meaning(types, mapping, about, spec)
         self.stepped = recorded(ACTION) in types
-        own_hz = about["spec"]["control_hz"] if about else None
+        own_hz = about["control_hz"] if about else None
         self.fps = own_hz if self.stepped and own_hz else fps
         self.layout = self._layout(types)
 
@@ -159,7 +159,7 @@ def _about(bag: Path) -> dict[str, Any]:
     for _, _, message in read_messages(bag, [recorded(ABOUT)]):
         try:
             about: dict[str, Any] = json.loads(message().data)
-            RemoteSpec.from_dict(about["spec"]), NodeConfig.from_dict(about["mapping"])
+            RemoteSpec.from_dict(about["spec"]), float(about["control_hz"]), NodeConfig.from_dict(about["mapping"])
         except (KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{bag}: {recorded(ABOUT)} does not say what the topics are ({error!r})") from error
         return about

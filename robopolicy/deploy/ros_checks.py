@@ -75,7 +75,7 @@ def mapping_problems(config: NodeConfig, spec: RemoteSpec) -> list[str]:
 def type_problems(config: NodeConfig) -> list[str]:
     """Message types that the ROS at hand does not have."""
     sources = [source for group in config.observation.values() for source in group]
-    wanted = {source.type: source.topic for source in sources} | {config.command.type: config.command.topic}
+    wanted = {**{source.type: source.topic for source in sources}, config.command.type: config.command.topic}
     if any(source.camera_info for source in sources):
         wanted["sensor_msgs/CameraInfo"] = "camera_info"
     if needs_tf(config):

@@ -6,18 +6,20 @@ Part of the robot-side island: numpy only, and pyyaml when the file is YAML.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
+    from .limits import SafetyLimits
     from .ros_commands import COMMANDS, TWIST
     from .ros_messages import CONVERTERS
-    from .runtime import SafetyLimits
+    from .runtime import RuntimeSettings
 else:  # this folder itself is on the path
+    from limits import SafetyLimits
     from ros_commands import COMMANDS, TWIST
     from ros_messages import CONVERTERS
-    from runtime import SafetyLimits
+    from runtime import RuntimeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -117,8 +119,9 @@ class NodeConfig:
     ee_position: names of the three observation entries that are the end effector's position; () = unknown.
     ee_rotation: names of the six that are its 6-D rotation, for commands that are poses.
     base_frame: of the observations, asked of /tf where a source has no T_base_sensor; "" = messages are in it already.
-    max_age_s: a stream older than this stops the robot. lead_steps: see ChunkScheduler. stop_topic: std_msgs/Bool; true
-    stops until reset. task: what to do, for a policy that can do several things.
+    joints: names of the entries that are measured joints, for limits on joints.
+    runtime: when the policy is asked, and what is too old (runtime.RuntimeSettings).
+    stop_topic: std_msgs/Bool; true stops until reset. task: what to do, for a policy that can do several things.
     step_on: "timer" = at the policy's rate by ROS's clock; "observation" = once for every complete set of observations,
     waiting for the policy: for a simulator that waits for its command.
     wait_s: how long the first messages may take. diagnostics_hz: of /diagnostics, 0 = none.
@@ -130,8 +133,8 @@ class NodeConfig:
     ee_position: tuple[str, ...] = ()
     ee_rotation: tuple[str, ...] = ()
     base_frame: str = ""
-    max_age_s: float = 0.25
-    lead_steps: int = 0
+    joints: tuple[str, ...] = ()
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     stop_topic: str = ""
     task: str = ""
     step_on: str = TIMER
@@ -153,7 +156,8 @@ class NodeConfig:
         }
         command = _make(CommandTopic, data["command"], "command")
         limits = _make(SafetyLimits, data["limits"], "limits")
-        rest = {**data, "observation": observation, "command": command, "limits": limits}
+        runtime = _make(RuntimeSettings, data.get("runtime", {}), "runtime")
+        rest = {**data, "observation": observation, "command": command, "limits": limits, "runtime": runtime}
         return _make(cls, rest, "the mapping file")
 
     def to_dict(self) -> dict[str, Any]:

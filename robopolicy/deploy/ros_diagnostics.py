@@ -54,17 +54,15 @@ class Diagnostics:
 
 
 def node_facts(node: InferenceNode, now: float) -> dict[str, str]:
-    """What is worth knowing of a node, as text: policy, streams, counters, latency of the policy."""
-    facts = {"policy": node.policy_name, "enabled": str(node.enabled)}
+    """What is worth knowing of a node, as text: the controller's facts and counters, streams, the recording."""
+    facts: dict[str, str] = {"state": node.state}
+    for name, value in node.controller.diagnostics().items():
+        if isinstance(value, dict):
+            facts.update({f"{name} {key}": f"{x:.3f}" if isinstance(x, float) else str(x) for key, x in sorted(value.items())})
+        else:
+            facts[name] = str(value)
     for name, stream in node.streams.items():
-        age = "never" if stream.latest is None else f"{now - stream.latest.stamp:.3f} s"
-        facts[f"{name} {stream.source.topic}"] = (
-            f"age {age}, {stream.num_received} received, {stream.num_out_of_order} out of order"
-        )
-    if node.seconds:
-        ordered = sorted(node.seconds)
-        p50, p95 = (ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1000 for q in (0.5, 0.95))
-        facts["policy latency"] = f"p50 {p50:.1f} ms, p95 {p95:.1f} ms"
+        facts[f"received {name} {stream.source.topic}"] = str(stream.num_received)
     if node.recorder is not None:
         facts["recording"] = str(node.recorder)
-    return {**facts, **{f"count {name}": str(count) for name, count in sorted(node.counts.items())}}
+    return facts

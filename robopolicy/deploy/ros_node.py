@@ -1,7 +1,7 @@
 """The node: sensor topics in, guarded commands out, a policy at the other end of a socket in between.
 
-Two threads besides ROS's own callbacks: the control timer, which always has an answer (the next step of a chunk, or hold),
-and one that waits for the policy. Part of the robot-side island: numpy, msgpack, pyzmq, and ROS behind ros_transport.
+What is decided is controller.py's; here is what ROS adds: topics, the life of a node, services, diagnostics, a recording.
+Part of the robot-side island: numpy, msgpack, pyzmq, and ROS behind ros_transport.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import logging
 import queue
 import threading
-import time
-from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +17,24 @@ import numpy as np
 
 if TYPE_CHECKING or __package__:
     from .client import PolicyTimeout, RemotePolicy
+    from .controller import Controller
     from .ros_checks import TASK, NotReadyError, find_entries, mapping_problems, needs_tf, stream_problems, type_problems
     from .ros_config import OBSERVATION, TIMER, NodeConfig
     from .ros_diagnostics import Diagnostics
     from .ros_output import CommandPublisher
     from .ros_streams import Converter, Sample, joined, make_streams
     from .ros_transport import ACTIVATE, ACTIVE, CONFIGURE, DEACTIVATE, INACTIVE, UNCONFIGURED
-    from .runtime import Command, Runtime, Watchdog
+    from .runtime import Command
 else:  # this folder itself is on the path
     from client import PolicyTimeout, RemotePolicy
+    from controller import Controller
     from ros_checks import TASK, NotReadyError, find_entries, mapping_problems, needs_tf, stream_problems, type_problems
     from ros_config import OBSERVATION, TIMER, NodeConfig
     from ros_diagnostics import Diagnostics
     from ros_output import CommandPublisher
     from ros_streams import Converter, Sample, joined, make_streams
     from ros_transport import ACTIVATE, ACTIVE, CONFIGURE, DEACTIVATE, INACTIVE, UNCONFIGURED
-    from runtime import Command, Runtime, Watchdog
+    from runtime import Command
 
 if TYPE_CHECKING:
     from .ros_recorder import Recorder
@@ -43,11 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SAME_TIME_S = 1e-3  # observations of one moment, for step_on: observation
-Frame = dict[str, list[Sample]]
 
 
 class InferenceNode:
-    """Runs `policy` on a robot through `transport` as `config` says, once it was activated (Managed).
+    """Runs `policy` on a robot through `transport` as `config` says, once it was activated (ros_transport.Managed).
 
     enabled: publish commands; False does all else. recorder: takes down what comes in and goes out.
 
@@ -64,35 +63,36 @@ class InferenceNode:
         enabled: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
-        problems = [*mapping_problems(config, policy.spec), *type_problems(config)]
+        spec = policy.spec
+        problems = [*mapping_problems(config, spec), *type_problems(config)]
         if problems:
             raise NotReadyError("the mapping does not work:", problems)
-        spec = policy.spec
         self._transport, self._policy, self._config = transport, policy, config
-        self.enabled, self.recorder, self.policy_name = enabled, recorder, policy.name
+        self.enabled, self.recorder = enabled, recorder
         self._features = {key: feature for key, feature in spec.observation.items() if key != TASK}
         self._converter = Converter(config.base_frame)
-        self._streams = make_streams(config.observation, self._features, self._converter)
-        self.streams = {f"{key}[{n}]": stream for key, group in self._streams.items() for n, stream in enumerate(group)}
+        self._groups = make_streams(config.observation, self._features, self._converter)
+        self.streams = {f"{key}[{n}]": stream for key, group in self._groups.items() for n, stream in enumerate(group)}
+        self.controller = Controller(
+            policy,
+            {name: stream.key for name, stream in self.streams.items()},
+            limits=config.limits,
+            settings=config.runtime,
+            task=config.task,
+            ee_position=config.ee_position,
+            joints=config.joints,
+            enabled=enabled,
+            threaded=config.step_on == TIMER,
+        )
+        self.controller.stop(INACTIVE)
         self._ee_key, entries = find_entries(spec, (*config.ee_position, *config.ee_rotation))
         self._ee_position_entries, self._ee_rotation_entries = entries[:3], entries[3:]
-        self._frames: deque[Frame] = deque(maxlen=spec.obs_horizon)
-        self._watchdog = Watchdog(self.streams, config.max_age_s)
-        self.runtime = Runtime(
-            limits=config.limits,
-            execute_horizon=spec.execute_horizon,
-            lead_steps=config.lead_steps,
-            timeout_s=policy.timeout_ms / 1000,
-        )
-        self.runtime.stop(INACTIVE)
         self.state = UNCONFIGURED
         self.emergency, self._stop_pressed = False, False  # latched; the topic's last word
         self.last: Command | None = None
-        self.counts: Counter[str] = Counter()  # control steps by state and by reason
-        self.seconds: deque[float] = deque(maxlen=1000)  # newest latencies of the policy, conversion included
         self._lock = threading.RLock()
-        self._requests: queue.Queue[tuple[int, list[Frame]] | None] = queue.Queue()
-        self._output = CommandPublisher(transport, config, spec.control_hz, self._record)
+        self._moments: queue.Queue[tuple[float, dict[str, Sample]] | None] = queue.Queue()
+        self._output = CommandPublisher(transport, config, self.controller.control_hz, self._record)
         self._diagnostics = Diagnostics(transport, config.diagnostics_hz)
         transport.manage(self)
 
@@ -104,66 +104,69 @@ class InferenceNode:
         Raises:
             NotReadyError: after wait_s something is still missing.
         """
-        config, transport = self._config, self._transport
-        for name, stream in self.streams.items():
-            source = stream.source
-            transport.subscribe(source.topic, source.type, partial(self._receive, name), reliability=source.reliability)
-            if source.camera_info:
-                transport.subscribe(
-                    source.camera_info, "sensor_msgs/CameraInfo", partial(self._receive_camera_info, source.camera_info)
-                )
-        if needs_tf(config):
-            transport.subscribe("/tf", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf"), depth=100)
-            transport.subscribe_latched("/tf_static", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf_static"))
-        if config.stop_topic:
-            transport.subscribe_latched(config.stop_topic, "std_msgs/Bool", self._receive_stop)
-        services = {"start": partial(transport.transition, ACTIVATE), "stop": partial(transport.transition, DEACTIVATE)}
-        for name, action in {**services, "reset": self.reset}.items():
-            transport.service(f"~/{name}", partial(self._answer, action))
-        started, failure = transport.now(), None
+        self._subscribe()
+        services = {"start": ACTIVATE, "stop": DEACTIVATE}
+        for name, transition in services.items():
+            self._transport.service(f"~/{name}", partial(self._answer, partial(self._transport.transition, transition)))
+        self._transport.service("~/reset", partial(self._answer, self.reset))
+        config, began, failure = self._config, self._transport.now(), None
 
         def tick() -> None:
-            nonlocal failure, started
-            now = transport.now()
-            if started == 0.0 or now < started:  # a simulated clock that had not begun, or began anew
-                started = now
+            nonlocal failure, began
+            now = self._transport.now()
+            if began == 0.0 or now < began:  # a simulated clock that had not begun, or began anew
+                began = now
             if self.state == UNCONFIGURED and failure is None:
                 try:
-                    transport.transition(CONFIGURE)
+                    self._transport.transition(CONFIGURE)
                     if start:
-                        transport.transition(ACTIVATE)
+                        self._transport.transition(ACTIVATE)
                 except ValueError as error:
-                    if now - started > config.wait_s:
+                    if now - began > config.wait_s:
                         failure = error
                         stop.set()
             elif config.step_on == TIMER:
                 self._step(now)
             self._diagnostics.publish(self, now)
 
-        work = self._infer if config.step_on == TIMER else self._follow
-        worker = threading.Thread(target=work, name="inference", daemon=True)
+        worker = threading.Thread(target=self._follow, name="moments", daemon=True)
         worker.start()
         try:
-            transport.spin(self._policy.spec.control_hz, tick, stop)
+            self._transport.spin(self.controller.control_hz, tick, stop)
         finally:
             self.deactivate()
-            self._requests.put(None)
+            self._moments.put(None)
             worker.join(timeout=2.0)
-            log.info("control steps: %s", dict(self.counts))
+            self.controller.close()
         if failure is not None:
             raise failure
+
+    def _subscribe(self) -> None:
+        config, transport = self._config, self._transport
+        topics = {stream.source.topic: stream.source for stream in self.streams.values()}
+        for topic, source in topics.items():
+            names = [name for name, stream in self.streams.items() if stream.source.topic == topic]
+            transport.subscribe(topic, source.type, partial(self._receive, names), reliability=source.reliability)
+            if source.camera_info:
+                receive = partial(self._receive_camera_info, source.camera_info)
+                transport.subscribe(source.camera_info, "sensor_msgs/CameraInfo", receive)
+        if needs_tf(config):
+            transport.subscribe("/tf", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf"), depth=100)
+            transport.subscribe_latched("/tf_static", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf_static"))
+        if config.stop_topic:
+            transport.subscribe_latched(config.stop_topic, "std_msgs/Bool", self._receive_stop)
 
     # -- the life of a node
 
     def configure(self) -> None:
         """See Managed. Refused with everything that is missing."""
         published = self._transport.topics()
-        problems = stream_problems(self._streams, self._features, published, self._config.stop_topic)
+        problems = stream_problems(self._groups, self._features, published, self._config.stop_topic)
         if problems:
             raise NotReadyError("not ready:", problems)
         self.state = INACTIVE
-        spec, config = self._policy.spec.to_dict(), self._config.to_dict()
-        self._output.describe(json.dumps({"policy": self._policy.name, "spec": spec, "mapping": config}))
+        about = {"policy": self._policy.name, "spec": self._policy.spec.to_dict(), "control_hz": self.controller.control_hz}
+        self._output.describe(json.dumps({**about, "mapping": self._config.to_dict()}))
         log.info("configured: inactive until the service ~/start is called")
 
     def activate(self) -> None:
@@ -174,7 +177,7 @@ class InferenceNode:
             if self.emergency:
                 raise ValueError(f"stopped by {self._config.stop_topic}: release it, then call ~/reset")
             self._begin_anew()
-            self.runtime.resume()
+            self.controller.resume()
             self.state = ACTIVE
         self._output.event("start")
         log.info("active, %s", "commanding the robot" if self.enabled else "commanding nothing (not enabled)")
@@ -183,11 +186,11 @@ class InferenceNode:
         """See Managed. The robot is told to hold once more, then nothing."""
         with self._lock:
             was_active, self.state = self.state == ACTIVE, UNCONFIGURED if self.state == UNCONFIGURED else INACTIVE
-            self.runtime.stop(INACTIVE)
-            command = self.runtime.tick(self._transport.now())
+            self.controller.stop(INACTIVE)
         if was_active:
-            self._send(command, None)
+            self._send(self.controller.step(self._now()), self._ee_pose())
             self._output.event("stop")
+            log.info("inactive; %s", self.controller.counters)
 
     def reset(self) -> None:
         """Forget the episode and a stop that is over; the node is inactive then.
@@ -205,10 +208,9 @@ class InferenceNode:
         self._output.event("reset")
 
     def _begin_anew(self) -> None:
-        self._frames.clear()
         self._see()
         try:
-            self._policy.reset()
+            self.controller.reset()
         except PolicyTimeout as error:
             raise ValueError(str(error)) from error
 
@@ -225,16 +227,18 @@ class InferenceNode:
         if self.recorder is not None:
             self.recorder.write(topic, type_name, message, self._transport.now())
 
-    def _receive(self, name: str, message: Any) -> None:
-        stream = self.streams[name]
-        if name == next(n for n, other in self.streams.items() if other.source.topic == stream.source.topic):
-            self._record(stream.source.topic, stream.source.type, message)  # once, of a topic that several sources use
+    def _receive(self, names: list[str], message: Any) -> None:
+        """A message of the topic that the streams `names` are made of."""
+        source = self.streams[names[0]].source
+        self._record(source.topic, source.type, message)
+        stamp = self._transport.stamp(message)
         with self._lock:
-            if not stream.receive(message, self._transport.stamp(message)):
-                return
-            self._watchdog.feed(name, stream.latest.stamp)  # type: ignore[union-attr]
+            for name in names:
+                sample = self.streams[name].receive(message, stamp)
+                if self._config.step_on == TIMER:
+                    self.controller.receive(name, stamp, sample.value)
             if self._config.step_on == OBSERVATION and self.state == ACTIVE:
-                self._moment()
+                self._gather(stamp)
 
     def _receive_camera_info(self, topic: str, message: Any) -> None:
         self._converter.camera_infos[topic] = message
@@ -247,18 +251,17 @@ class InferenceNode:
     def _receive_stop(self, message: Any) -> None:
         self._record(self._config.stop_topic, "std_msgs/Bool", message)
         self._stop_pressed = bool(message.data)
-        if message.data:
-            with self._lock:
-                self.emergency = True
-                self.runtime.stop("stop_topic")
+        self.emergency = self.emergency or self._stop_pressed
+        self.controller.estop(self._stop_pressed)
 
-    def _moment(self) -> None:
-        """Act, once, on a complete set of samples of one moment."""
+    def _gather(self, stamp: float) -> None:
+        """Once there is a complete set of samples of one moment, let _follow() act on it."""
         moments = [stream.moment for stream in self.streams.values()]
-        stamps = [stamp for stamp in moments if stamp is not None]
+        stamps = [moment for moment in moments if moment is not None]
         if not stamps or max(stamps) - min(stamps) <= SAME_TIME_S:
             self._see()
-            self._requests.put((0, [self._frame()]))
+            samples = {name: stream.latest for name, stream in self.streams.items() if stream.latest is not None}
+            self._moments.put((max(stamps, default=stamp), samples))
 
     def _see(self) -> None:
         for stream in self.streams.values():
@@ -266,92 +269,45 @@ class InferenceNode:
 
     # -- what goes out
 
-    def _frame(self) -> Frame:
-        return {key: [s.latest for s in group if s.latest is not None] for key, group in self._streams.items()}
+    def _now(self) -> float:
+        """Time as the controller is told it: where it acts on observations, it is theirs."""
+        if self._config.step_on == TIMER:
+            return self._transport.now()
+        return max((stream.latest.stamp for stream in self.streams.values() if stream.latest is not None), default=0.0)
 
     def _step(self, now: float) -> None:
         with self._lock:
-            stale = self._watchdog.stale(now)
-            if stale or self.state != ACTIVE:
-                self._frames.clear()  # a history with a hole in it is no history
-            else:
-                self._frames.append(self._frame())
-                request = self.runtime.ask(now)
-                if request is not None:
-                    self._requests.put((request, list(self._frames)))
             if self.state != ACTIVE:
                 return
-            T_base_ee = self._ee_pose()
-            command = self.runtime.tick(now, None if T_base_ee is None else T_base_ee[:3, 3], stale)
+            command, T_base_ee = self.controller.step(now), self._ee_pose()
         self._send(command, T_base_ee)
+
+    def _follow(self) -> None:
+        """step_on: observation. One control step for every moment that _gather() saw, however long the policy takes."""
+        while (moment := self._moments.get()) is not None:
+            now, samples = moment
+            for name, sample in samples.items():
+                self.controller.receive(name, now, sample.value)
+            self._step(now)
 
     def _send(self, command: Command, T_base_ee: np.ndarray | None) -> None:
         self.last = command
-        self.counts.update((command.state, *command.reasons))
-        self._output.command(command, T_base_ee, publish=self.enabled)
+        self._output.command(command, T_base_ee)
 
     def _ee_pose(self) -> np.ndarray | None:
-        """T_base_ee [4, 4] now; its rotation is only filled in where ee_rotation is given."""
-        group = self._streams.get(self._ee_key)
-        if not group or any(stream.latest is None for stream in group):
+        """T_base_ee [4, 4] now, for commands that are poses."""
+        group = self._groups.get(self._ee_key, [])
+        samples = [stream.latest for stream in group if stream.latest is not None]
+        if not self._ee_rotation_entries or len(samples) < len(group):
             return None
         try:
-            state = joined(self._ee_key, [s.latest for s in group if s.latest is not None], self._features[self._ee_key])
+            state = joined(self._ee_key, samples, self._features[self._ee_key]).astype(float)
         except ValueError:
-            return None  # whoever asks the policy says what is wrong
+            return None
         T = np.eye(4)
-        T[:3, 3] = state[self._ee_position_entries]
-        if self._ee_rotation_entries:
-            x, y = state[self._ee_rotation_entries].astype(float).reshape(2, 3)
-            x /= np.linalg.norm(x)
-            y -= (x @ y) * x
-            y /= np.linalg.norm(y)
-            T[:3, :3] = np.stack([x, y, np.cross(x, y)], axis=1)
+        x, y = state[self._ee_rotation_entries].reshape(2, 3)
+        x /= np.linalg.norm(x)
+        y -= (x @ y) * x
+        y /= np.linalg.norm(y)
+        T[:3, :3], T[:3, 3] = np.stack([x, y, np.cross(x, y)], axis=1), state[self._ee_position_entries]
         return T
-
-    def _observation(self, frames: list[Frame]) -> dict[str, np.ndarray]:
-        """{key: [1, To, ...]}, and the task [1] if the policy wants it; before To frames were seen the first is repeated."""
-        frames = [frames[0]] * (self._policy.spec.obs_horizon - len(frames)) + frames
-        values = {key: [joined(key, frame[key], feature) for frame in frames] for key, feature in self._features.items()}
-        observation = {key: np.stack(steps)[None] for key, steps in values.items()}
-        if TASK in self._policy.spec.observation:
-            observation[TASK] = np.array([self._config.task])
-        return observation
-
-    def _infer(self) -> None:
-        while (item := self._requests.get()) is not None:
-            self._ask(*item)
-
-    def _ask(self, request: int, frames: list[Frame]) -> None:
-        asked = time.monotonic()
-        try:
-            chunk = self._policy.sample(self._observation(frames))[0, 0]
-        except (PolicyTimeout, ValueError) as error:
-            log.error("%s", error)
-            with self._lock:
-                self.counts["policy_failed"] += 1
-                self.runtime.failed(request)
-            return
-        with self._lock:
-            self.seconds.append(time.monotonic() - asked)
-            if not self.runtime.offer(chunk, request):
-                self.counts["chunk_too_late"] += 1
-
-    def _follow(self) -> None:
-        """step_on: observation. One control step for every moment that _moment() saw, however long the policy takes."""
-        while (item := self._requests.get()) is not None:
-            frame = item[1][0]
-            now = max(sample.stamp for samples in frame.values() for sample in samples)
-            with self._lock:
-                if self.state != ACTIVE:
-                    continue
-                self._frames.append(frame)
-                frames, request = list(self._frames), self.runtime.ask(now)
-            if request is not None:
-                self._ask(request, frames)
-            with self._lock:
-                if self.state != ACTIVE:
-                    continue
-                T_base_ee = self._ee_pose()
-                command = self.runtime.tick(now, None if T_base_ee is None else T_base_ee[:3, 3])
-            self._send(command, T_base_ee)

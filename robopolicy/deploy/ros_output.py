@@ -63,14 +63,14 @@ class CommandPublisher:
         """Say what happens to the episode."""
         self._send_text(EPISODE, what)
 
-    def command(self, decided: Command, T_base_ee: np.ndarray | None, *, publish: bool) -> None:
-        """Publish a control step; publish=False keeps it from the robot."""
+    def command(self, decided: Command, T_base_ee: np.ndarray | None) -> None:
+        """Publish a control step: its action, and, unless this is a dry run, the command to the robot."""
         if decided.action is None:
             return
         out, limits = self._config.command, self._config.limits
         if decided.state != STOPPED:  # telling the robot to hold once more is no step of an episode
             self._send(ACTION, self._published[ACTION][1](data=[float(x) for x in decided.action]))
-        if not publish or (T_base_ee is None and out.type == "geometry_msgs/PoseStamped"):
+        if not decided.publish or (T_base_ee is None and out.type == "geometry_msgs/PoseStamped"):
             return
         make = self._published[out.topic][1]
         message, opening = command(out.type, decided.action, limits, self._hz, make=make, T_base_ee=T_base_ee, **self._options)

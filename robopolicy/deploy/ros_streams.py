@@ -116,13 +116,13 @@ class Sample:
 
 
 class Stream:
-    """The newest sample of a source, and how its messages come."""
+    """The newest sample of a source."""
 
     def __init__(self, key: str, source: Source, shape: Sequence[int], converter: Converter) -> None:
         self.key, self.source, self.shape, self.converter = key, source, tuple(shape), converter
         self.latest: Sample | None = None
+        self.num_received = 0
         self.num_seen = 0  # of num_received, at the last moment that was acted on
-        self.num_received = self.num_out_of_order = 0
 
     @property
     def moment(self) -> float | None:
@@ -131,16 +131,11 @@ class Stream:
             return -np.inf
         return header_seconds(self.latest.message) or None
 
-    def receive(self, message: Any, stamp: float) -> bool:
-        """Take a message; False for one that is older than the newest, which is dropped."""
+    def receive(self, message: Any, stamp: float) -> Sample:
+        """Take a message."""
         self.num_received += 1
-        if self.latest is not None and stamp < self.latest.stamp - 1.0:  # a clock that was set back, a simulation begun anew
-            self.latest = None
-        if self.latest is not None and stamp < self.latest.stamp:
-            self.num_out_of_order += 1
-            return False
         self.latest = Sample(self, message, stamp)
-        return True
+        return self.latest
 
 
 def joined(key: str, samples: Sequence[Sample], feature: Any) -> np.ndarray:

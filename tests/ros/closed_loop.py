@@ -82,7 +82,11 @@ class Ros:
     def node(self, address: str, config: Path, parameters: list[str], *words: str, log: str):
         """The inference node."""
         python = str(self.venv / "bin" / "python")
-        ros = [w for p in parameters for w in ("-p", p)] if self.version == "2" else [f"_{p.replace('.', '/')}" for p in parameters]
+        ros = (
+            [w for p in parameters for w in ("-p", p)]
+            if self.version == "2"
+            else [f"_{p.replace('.', '/')}" for p in parameters]
+        )
         ros = ["--ros-args", *ros] if self.version == "2" and ros else ros
         base = [python, str(TOOL), "--ros", self.version, "--address", address, "--config", str(config)]
         process = self.start(*base, *words, *ros, log=log)
@@ -180,7 +184,7 @@ def drive(ros: Ros, address: str, seeds: list[int], name: str, *, lockstep: bool
     """Episodes of the robot with the node at the other end of its topics."""
     settings, out = ros.folder / f"{name}_settings.json", ros.folder / f"{name}.json"
     settings.write_text(json.dumps({**ENV, "seeds": seeds}))
-    parameters = [*ros.sim_time(lockstep), *(["step_on:=observation"] if lockstep else ["lead_steps:=1"])]
+    parameters = [*ros.sim_time(lockstep), *(["step_on:=observation"] if lockstep else ["runtime.lead_steps:=1"])]
     words = ["--enable", *(["--record", str(record)] if record else [])]
     with ros.node(address, HERE / "lift.yaml", parameters, *words, log=f"{name}_node"):
         robot_words = ["--settings", str(settings), "--out", str(out), *(["--lockstep"] if lockstep else [])]
@@ -190,13 +194,17 @@ def drive(ros: Ros, address: str, seeds: list[int], name: str, *, lockstep: bool
 
 def report(capsys, title: str, rows: list[dict], direct) -> None:
     """Per seed, for people."""
+    lines = [f"\n{title}: seed, steps and success through ROS, then directly"]
+    for row, episode in zip(rows, direct, strict=False):
+        there = episode.row
+        lines.append(
+            f"  {row['seed']:>10}  {row['length']:>3} {row['success']!s:5}  {there['length']:>3} {there['success']!s:5}"
+        )
+    wins = sum(row["success"] for row in rows), sum(e.row["success"] for e in direct[: len(rows)])
+    lines.append(f"  successes: {wins[0]} of {len(rows)} through ROS, {wins[1]} directly")
     with capsys.disabled():
-        print(f"\n{title}: seed, steps and success through ROS, then directly")
-        for row, episode in zip(rows, direct, strict=False):
-            there = episode.row
-            print(f"  {row['seed']:>10}  {row['length']:>3} {row['success']!s:5}  {there['length']:>3} {there['success']!s:5}")
-        wins = sum(row["success"] for row in rows), sum(e.row["success"] for e in direct[: len(rows)])
-        print(f"  successes: {wins[0]} of {len(rows)} through ROS, {wins[1]} directly", flush=True)
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,9 @@ class Sensors:
         K = [FOCAL, 0.0, (WIDTH - 1) / 2, 0.0, FOCAL, (HEIGHT - 1) / 2, 0.0, 0.0, 1.0]
         setattr(self._info, "k" if hasattr(self._info, "k") else "K", K)
         moments = [moment(k) for k in range(NUM_MOMENTS)]
-        self.values = [{**m, "vga": enlarged(m["raw"], 10).tobytes(), "png": _png(enlarged(m["compressed"], 10))} for m in moments]
+        self.values = [
+            {**m, "vga": enlarged(m["raw"], 10).tobytes(), "png": _png(enlarged(m["compressed"], 10))} for m in moments
+        ]
 
     def stop(self, pressed: bool) -> None:
         """The emergency stop."""
