@@ -45,8 +45,10 @@ class Ros2:
 
     def topics(self) -> dict[str, str]:
         """See Transport."""
-        listed = self._node.get_topic_names_and_types()
-        return {topic: plain_type(types[0]) for topic, types in listed if self._node.count_publishers(topic)}
+        publishers = {
+            topic: self._node.get_publishers_info_by_topic(topic) for topic, _ in self._node.get_topic_names_and_types()
+        }
+        return {topic: plain_type(found[0].topic_type) for topic, found in publishers.items() if found}
 
     def overrides(self) -> dict[str, Any]:
         """See Transport."""

@@ -214,7 +214,17 @@ def override(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"the mapping has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
-    return _replaced(data, values, "")
+    return _replaced(data, {name: _typed(name, value, known[name]) for name, value in values.items()}, "")
+
+
+def _typed(name: str, value: Any, present: Any) -> Any:
+    """`value` as a number or list where the mapping has one: ROS 1 gives text in some of its ways to set parameters."""
+    if isinstance(value, str) and present is not None and not isinstance(present, str):
+        try:
+            return json.loads(value.lower() if isinstance(present, bool) else value)
+        except ValueError:
+            raise ValueError(f"parameter {name}={value!r} must be like {present!r}") from None
+    return value
 
 
 def _replaced(data: Any, values: Mapping[str, Any], prefix: str) -> Any:

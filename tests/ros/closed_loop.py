@@ -369,7 +369,7 @@ def test_what_is_missing_is_listed_and_the_node_does_not_start(ros, tmp_path):
     words = [str(HERE / "sensors.py"), "--ros", ros.version, "--out", str(out)]  # without --tf
     robot = ros.start(python, *words, log="refused_sensors")
     try:
-        with witnessed(tmp_path) as (address, _), ros.node(address, config, ["wait_s:=6.0"], log="refused") as node:
+        with witnessed(tmp_path) as (address, _), ros.node(address, config, ["wait_s:=4.0"], log="refused") as node:
             assert node.wait(40) == 2, ros.said("refused")
     finally:
         end(robot, signal.SIGKILL)
