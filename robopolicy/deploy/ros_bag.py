@@ -241,7 +241,7 @@ class _Reader:
         if topic in ("/tf", "/tf_static"):
             self.converter.transforms.add(message().transforms, static=topic == "/tf_static")
         if topic in self.commands:
-            self.others[topic] = message
+            self.others[topic] = message()
 
     def complete(self) -> bool:
         return all(stream.latest is not None for group in self.streams.values() for stream in group)
@@ -275,7 +275,7 @@ class _Reader:
         if config is None or not self.commands <= self.others.keys() or not self.commands:
             return {}
         command, limits = config.command, config.limits
-        value = CONVERTERS[command.type](self.others[command.topic]())
+        value = CONVERTERS[command.type](self.others[command.topic])
         if command.type == ARRAY:
             return {ACTION_KEY: value}
         action = np.zeros(limits.action_dim, np.float32)
@@ -286,7 +286,7 @@ class _Reader:
             action[opening[: len(value)]] = value
             opening = opening[len(value) :]
         if command.gripper_topic and opening:
-            action[opening[0]] = self.others[command.gripper_topic]().data
+            action[opening[0]] = self.others[command.gripper_topic].data
         return {ACTION_KEY: action}
 
 

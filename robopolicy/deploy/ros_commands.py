@@ -32,9 +32,7 @@ def refusal(kind: str, limits: SafetyLimits, joints: Sequence[str], *, has_pose:
     if kind == POSE and not has_pose:
         return f"a {POSE} needs ee_position and ee_rotation, from which the pose goes on"
     if kind == TRAJECTORY and not 0 < len(joints) <= len(limits.absolute):
-        return (
-            f"a {TRAJECTORY} needs `joints` for the first of the {len(limits.absolute)} absolute entries, given {list(joints)}"
-        )
+        return f"a {TRAJECTORY} needs 1 to {len(limits.absolute)} `joints`, for absolute entries; given {list(joints)}"
     return ""
 
 
