@@ -82,7 +82,10 @@ def run_node(policy: RemotePolicy, args: argparse.Namespace, version: str) -> No
     transport = open_transport(version)
     recorder = None
     try:
-        config = load_config(args.config, transport.overrides())
+        given = transport.overrides()
+        if given:
+            print(f"parameters: {given}", flush=True)
+        config = load_config(args.config, given)
         transport.declare(dict(parameters(config.to_dict())))
         if args.record:
             recorder = open_recorder(args.record, version, transport.serialize)

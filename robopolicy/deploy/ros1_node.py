@@ -56,10 +56,7 @@ class Ros1:
         return dict(_flat(given, "")) if isinstance(given, dict) else {}
 
     def declare(self, values: Mapping[str, Any]) -> None:
-        """See Transport."""
-        for name, value in values.items():
-            if value is not None and not any(part.isdigit() for part in name.split(".")):
-                self._rospy.set_param("~" + name.replace(".", "/"), value)
+        """See Transport. Not on ROS 1, whose parameters outlive the node: the next one would take them for given."""
 
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Any], None], *, reliability: str = "best_effort", depth: int = 1

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _PICTURES = ("sensor_msgs/Image", "sensor_msgs/CompressedImage")
 _WORDS = ("image_raw", "image", "compressed", "color", "camera", "rgb")  # of camera topics, that name no camera
+SAME_TIME_S = 1e-3  # messages of one moment
 MAX_AGE_S = 1.0  # a step whose newest message is older than this is warned about
 
 
@@ -328,20 +329,23 @@ def rows_at(bag: Path, meaning: Meaning, trigger: str) -> Iterator[dict[str, Arr
 
 
 def _by_time(bag: Path, meaning: Meaning, names: list[str], fps: float) -> Iterator[dict[str, Array]]:
-    """Steps from the moment at which everything is known; the action of a step is what was commanded by its end."""
+    """Steps from the moment at which all is observed; the action of a step is what was commanded by its end.
+
+    Steps before the first command are left out.
+    """
     reader = _Reader(meaning, names)
     due, late = np.inf, 0
     pending: dict[str, Array] | None = None
     for topic, seconds, message in read_messages(bag, reader.topics):
-        if due == np.inf and reader.complete() and (ACTION_KEY not in names or reader.commanded(fps)):
-            due = seconds
-        while seconds >= due:
-            if pending is not None:
+        while seconds > due + SAME_TIME_S:
+            if pending is not None and (ACTION_KEY not in names or reader.commands <= reader.others.keys()):
                 yield pending | reader.commanded(fps)
             late += due - reader.oldest() > MAX_AGE_S
             pending, due = reader.row(), due + 1.0 / fps
         reader.take(topic, seconds, message)
-    if pending is not None:
+        if due == np.inf and reader.complete():
+            due = seconds
+    if pending is not None and (ACTION_KEY not in names or reader.commands <= reader.others.keys()):
         yield pending | reader.commanded(fps)
     if late:
         logger.warning("%s: at %d steps a topic had been silent for more than %g s", bag, late, MAX_AGE_S)

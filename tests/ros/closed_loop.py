@@ -82,12 +82,12 @@ class Ros:
     def node(self, address: str, config: Path, parameters: list[str], *words: str, log: str):
         """The inference node."""
         python = str(self.venv / "bin" / "python")
-        ros = (
-            [w for p in parameters for w in ("-p", p)]
-            if self.version == "2"
-            else [f"_{p.replace('.', '/')}" for p in parameters]
-        )
-        ros = ["--ros-args", *ros] if self.version == "2" and ros else ros
+        if self.version == "2":
+            ros = ["--ros-args", *(word for p in parameters for word in ("-p", p))]
+        else:
+            self._param("delete", "/robopolicy")  # those of the node before outlive it
+            pairs = [p.split(":=") for p in parameters]
+            ros = [f"_{name.replace('.', '/')}:={value}" for name, value in pairs]
         base = [python, str(TOOL), "--ros", self.version, "--address", address, "--config", str(config)]
         process = self.start(*base, *words, *ros, log=log)
         try:
