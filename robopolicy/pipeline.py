@@ -245,10 +245,35 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
     """The verb deploy: serve a checkpoint, steered where a critic is given, until interrupted."""
     from robopolicy.deploy.server import serve
 
+<<<<<<< HEAD
     arm = _one_arm(settings["checkpoint"])
     arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
+=======
+    policy, options = deployment(settings)
+    serve(policy, settings["address"], **options)
+
+
+def deployment(settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
+    """The policy that conf/deploy.yaml asks for, and the other arguments of deploy.server.serve.
+
+    Raises:
+        ValueError: no token for an address that needs one, no such checkpoint, backend or monitor, or they do not fit.
+    """
+    from robopolicy.deploy.server import check_access
+    from robopolicy.monitoring import encoder_of, make_monitor
+
+    check_access(settings["address"], settings["token"])
+    arms = find_checkpoints(settings["checkpoint"])
+    if len(arms) != 1:
+        raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
+    arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
+>>>>>>> serve
     policy = deployed(arm, settings["backend"])
-    serve(policy, settings["address"], name=f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}")
+    options = {key: settings[key] for key in ("token", "max_batch", "max_samples")}
+    if any(settings["monitor"][key] for key in ("file", "data")):
+        encoder, options["features"] = encoder_of(policy)
+        options["monitor"] = make_monitor(encoder, settings["monitor"])
+    return policy, {**options, "name": f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}"}
 
 
 def _one_arm(path: str | Path) -> Arm:

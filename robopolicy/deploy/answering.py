@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from robopolicy.deploy import protocol
 from robopolicy.deploy.monitor import Monitor
 from robopolicy.deploy.protocol import Message, ProtocolError
-from robopolicy.spec import Array, Policy, SpecError, check_observation
+from robopolicy.spec import Array, Observation, Policy, SpecError, check_observation
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class Answerer:
         name: how it is called in replies.
         max_samples: most candidates that a call may ask for.
         max_batch: most observations of several calls in one pass; 1 = never together.
-        monitor: scores what the policy's features() make of each observation; None = no scores.
+        monitor: scores the features of each observation; None = no scores.
+        features: observation -> [B, D], what the monitor was fitted on; None = the policy's own.
 
     Raises:
         SpecError: the policy does not return what its spec promises, or has no features for the monitor.
@@ -74,11 +75,19 @@ class Answerer:
     """
 
     def __init__(
-        self, policy: Policy, name: str, *, max_samples: int = 1024, max_batch: int = 16, monitor: Monitor | None = None
+        self,
+        policy: Policy,
+        name: str,
+        *,
+        max_samples: int = 1024,
+        max_batch: int = 16,
+        monitor: Monitor | None = None,
+        features: Callable[[Observation], Array] | None = None,
     ) -> None:
         if max_samples < 1 or max_batch < 1:
             raise ValueError(f"max_samples={max_samples} and max_batch={max_batch} must be at least 1")
-        if monitor is not None and not hasattr(policy, "features"):
+        self._features = features or getattr(policy, "features", None)
+        if monitor is not None and self._features is None:
             raise SpecError(f"a monitor looks at the policy's features, and {type(policy).__name__} has none")
         self.policy, self.name, self.monitor = policy, name, monitor
         self.max_samples, self.max_batch = max_samples, max_batch
@@ -202,9 +211,9 @@ class Answerer:
             raise SpecError(f"the policy returned shape {list(actions.shape)}, its spec promises {['B', *expected]}")
         if not np.isfinite(actions).all():
             raise SpecError(f"the policy returned {np.count_nonzero(~np.isfinite(actions))} action entries that are not finite")
-        if self.monitor is None:
+        if self.monitor is None or self._features is None:
             return actions, None
-        return actions, self.monitor.score(self.policy.features(observation))  # type: ignore[attr-defined]
+        return actions, self.monitor.score(self._features(dict(observation)))
 
     def _refusal(self, request: int, code: str, text: str) -> bytes:
         self.stats.num_errors += 1

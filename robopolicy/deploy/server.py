@@ -14,7 +14,7 @@ import zmq
 from robopolicy.deploy import protocol
 from robopolicy.deploy.answering import Answerer, ServerStats
 from robopolicy.deploy.monitor import Monitor
-from robopolicy.spec import Policy
+from robopolicy.spec import Array, Observation, Policy
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def serve(
     name: str = "",
     token: str = "",
     monitor: Monitor | None = None,
+    features: Callable[[Observation], Array] | None = None,
     max_samples: int = 1024,
     max_batch: int = 16,
     max_bytes: int = protocol.MAX_BYTES,
@@ -49,7 +50,7 @@ def serve(
         name: how the policy is called in replies, e.g. the checkpoint's path; its class's name if empty.
         token: what clients must know, at least MIN_TOKEN characters; "" = anyone who reaches the address, allowed on the
             loopback interface and ipc alone. It is sent in the clear: a tunnel is better.
-        monitor, max_samples, max_batch: see Answerer.
+        monitor, features, max_samples, max_batch: see Answerer.
         max_bytes: longest message that is taken.
         ready: called once with the address that is bound.
         stop: ends the server from another thread.
@@ -61,7 +62,7 @@ def serve(
     check_access(address, token)
     stop = stop or threading.Event()
     name = name or type(policy).__name__
-    answerer = Answerer(policy, name, max_samples=max_samples, max_batch=max_batch, monitor=monitor)
+    answerer = Answerer(policy, name, monitor=monitor, features=features, max_samples=max_samples, max_batch=max_batch)
     with _bound(address, max_bytes) as router, _stop_on_signals(stop):
         bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
         if not is_local(bound):

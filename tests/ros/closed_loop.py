@@ -385,3 +385,17 @@ def test_what_is_missing_is_listed_and_the_node_does_not_start(ros, tmp_path):
         with witnessed(tmp_path) as (address, _), ros.node(address, config, [], log="no_tf") as node, suppress(AssertionError):
             assert node.wait(30) == 2
         assert "'tf2_msgs/TFMessage' is not installed" in ros.said("no_tf")
+
+
+def test_roslaunch_reads_the_launch_file_of_ros_1(ros):
+    if ros.version == "2":
+        pytest.skip("there are no wheels of ROS 2's launch; tests/test_ros.py checks the syntax")
+    code = (
+        "import sys; from roslaunch.config import ROSLaunchConfig; from roslaunch.xmlloader import XmlLoader\n"
+        "config = ROSLaunchConfig(); XmlLoader().load(sys.argv[1], config, argv=['enable:=true'], verbose=False)\n"
+        "print(config.nodes[0].type, config.nodes[0].args)"
+    )
+    words = ["/usr/bin/python3", "-c", code, str(ROOT / "assets" / "ros" / "ros1.launch")]
+    done = subprocess.run(words, env=ros.env, capture_output=True, text=True, check=False)
+    assert "ros_infer.py --ros 1 --config lift.yaml" in done.stdout, done.stderr
+    assert "--enable" in done.stdout
