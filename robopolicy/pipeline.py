@@ -245,10 +245,6 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
     """The verb deploy: serve a checkpoint, steered where a critic is given, until interrupted."""
     from robopolicy.deploy.server import serve
 
-<<<<<<< HEAD
-    arm = _one_arm(settings["checkpoint"])
-    arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
-=======
     policy, options = deployment(settings)
     serve(policy, settings["address"], **options)
 
@@ -263,11 +259,8 @@ def deployment(settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
     from robopolicy.monitoring import encoder_of, make_monitor
 
     check_access(settings["address"], settings["token"])
-    arms = find_checkpoints(settings["checkpoint"])
-    if len(arms) != 1:
-        raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
-    arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
->>>>>>> serve
+    arm = _one_arm(settings["checkpoint"])
+    arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
     policy = deployed(arm, settings["backend"])
     options = {key: settings[key] for key in ("token", "max_batch", "max_samples")}
     if any(settings["monitor"][key] for key in ("file", "data")):
