@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,12 @@ def record(path: Path, version: str, *, own: bool) -> Path:
     """A bag of two episodes: as our node records, or as somebody else's tool would."""
     messages = Messages(version)
     recorder = Recorder(path, version, messages.serialize, reserve_bytes=0)
-    write = recorder.write
+
+    def write(*message) -> None:
+        while recorder._queue.qsize() > 100:  # a robot would not wait: what the disk cannot take is dropped
+            time.sleep(0.001)
+        recorder.write(*message)
+
     if own:
         about = {"policy": "p", "spec": POLICY.to_dict(), "control_hz": HZ, "mapping": MAPPING}
         write("/robopolicy/about", "std_msgs/String", messages.text(json.dumps(about)), 0.0)
