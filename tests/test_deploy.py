@@ -29,7 +29,7 @@ from robopolicy.spec import Policy, PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
 ISLAND = ROOT / "robopolicy" / "deploy"
-SERVER_SIDE = ("server.py", "answering.py")  # all else in the folder runs on a robot
+SERVER_SIDE = ("server.py", "answering.py", "ros_bag.py", "ros_replay.py")  # all else in the folder runs on a robot
 TOOL = ROOT / "tools" / "ros_infer.py"
 
 

@@ -26,6 +26,7 @@ from robopolicy.data.collect import environment, episode_seed, play
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.deploy.server import serve
 from robopolicy.evaluation.rollout import PolicyActor
+from robopolicy.pipeline import import_run, replay_run
 from robopolicy.policies.load import load_policy
 from robopolicy.spec import ENVIRONMENT_STATE, STATE, FeatureSpec, PolicySpec
 
@@ -95,7 +96,7 @@ class Ros:
         finally:
             end(process, signal.SIGINT)
 
-    def robot(self, script: str, *words: str, log: str, timeout_s: float = 120, packages: bool = True) -> None:
+    def robot(self, script: str, *words: str, log: str, timeout_s: float = 400, packages: bool = True) -> None:
         """Run a robot to its end."""
         python = str(self.venv / "bin" / "python")
         process = self.start(python, str(HERE / script), "--ros", self.version, *words, log=log, packages=packages)
@@ -153,9 +154,9 @@ def checkpoint(tmp_path_factory) -> Path:
     """A policy that sees the object's true pose, trained on the expert's episodes: a minute of work."""
     folder = tmp_path_factory.mktemp("policy")
     keys = "[observation.state,observation.environment_state]"
-    settings = ["task.env.observation=[state,environment_state]", "randomization=none", "episodes.imperfect=30"]
-    robopolicy("collect", f"path={folder / 'data'}", *settings, "episodes.expert=90", "executor=local")
-    training = ["train.steps=1500", "train.num_checkpoints=1", "train.progress=false", f"inputs.observation_keys={keys}"]
+    settings = ["task.env.observation=[state,environment_state]", "randomization=none", "episodes.imperfect=20"]
+    robopolicy("collect", f"path={folder / 'data'}", *settings, "episodes.expert=80", "executor=local")
+    training = ["train.steps=1200", "train.num_checkpoints=1", "train.progress=false", f"inputs.observation_keys={keys}"]
     robopolicy("train", "policy=bc", f"data.path={folder / 'data'}", f"run_dir={folder / 'run'}", *training)
     return next((folder / "run" / "checkpoints").glob("step_*"))
 
@@ -168,7 +169,7 @@ def address(checkpoint, tmp_path_factory):
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "robopolicy.cli", "deploy", f"checkpoint={checkpoint}", f"address={where}"]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    until(lambda: "serving" in (folder / "log").read_text() or process.poll() is not None, 60, "the server does not start")
+    until(lambda: "serving" in (folder / "log").read_text() or process.poll() is not None, 240, "the server does not start")
     yield where
     end(process, signal.SIGTERM)
 
@@ -236,7 +237,7 @@ def test_a_robot_that_does_not_wait_succeeds_as_often(ros, address, direct, caps
 def test_the_bag_of_the_episodes_is_a_dataset_and_a_replay_of_it_is_what_happened(ros, lockstep, direct, checkpoint, tmp_path):
     rows, bag = lockstep
     pytest.importorskip("rosbags.highlevel", reason="rosbags is not installed here: pip install 'robopolicy[bags]'")
-    robopolicy("data", "import", f"path={bag}", f"out={tmp_path / 'data'}", "format=rosbag")
+    import_run(bag, tmp_path / "data", format="rosbag")
     store = EpisodeStore(tmp_path / "data")
     assert store.lengths.tolist() == [row["length"] for row in rows]
     for n, (row, episode) in enumerate(zip(rows, direct, strict=True)):
@@ -244,7 +245,8 @@ def test_the_bag_of_the_episodes_is_a_dataset_and_a_replay_of_it_is_what_happene
         np.testing.assert_allclose(arrays[spec.ACTION], row["actions"], atol=1e-6)
         for key in (STATE, ENVIRONMENT_STATE):
             np.testing.assert_allclose(arrays[key][:8], episode.arrays[key][:8], atol=1e-5)
-    robopolicy("replay", f"bag={bag}", f"checkpoint={checkpoint}", f"out={tmp_path / 'replay'}", "episodes=3")
+    settings = {"mapping": None, "episodes": 3, "seed": 0}
+    replay_run({"bag": str(bag), "checkpoint": str(checkpoint), "out": str(tmp_path / "replay"), **settings})
     entries = json.loads((tmp_path / "replay" / "summary.json").read_text())["entries"]
     assert all(entry["error"] < 1e-5 for entry in entries if entry["name"] != "gripper")  # whose bounds the node keeps
     if ros.version == "1":

@@ -88,12 +88,12 @@ class Robot:
 
     def episode(self, seed: int) -> dict:
         """Play one with the node at the other end."""
-        success, text = self.ros.call(f"{NODE}/reset", 30.0)
+        success, text = self.ros.call(f"{NODE}/reset", 90.0)
         if not success:
             raise RuntimeError(f"reset: {text}")
         self._gripper = None
         observation, _ = self.env.reset(seed=seed)
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + 60.0
         while True:  # until it has seen everything
             self.show(observation)
             success, text = self.ros.call(f"{NODE}/start")
