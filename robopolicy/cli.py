@@ -177,6 +177,7 @@ def deploy(cfg: dict[str, Any]) -> None:
     robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 address=ipc:///tmp/robopolicy.sock
     robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 backend=onnx
     robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 steer.critic=runs/critic/checkpoints/step_002000
+    robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 monitor.data=runs/data/wide
     """
     from robopolicy.pipeline import deploy_policy
 

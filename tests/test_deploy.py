@@ -211,6 +211,8 @@ def test_another_interface_needs_a_token_that_strangers_do_not_have(caplog, monk
         "tcp://0.0.0.0:1": False,
         "tcp://*:1": False,
         "tcp://10.0.0.5:1": False,
+        "tcp://127.example.org:1": False,
+        "ws://127.0.0.1:1": False,
     }
     assert {address: server.is_local(address) for address in local} == local
 

@@ -16,7 +16,7 @@ from robopolicy.deploy.client import RemotePolicy
 from robopolicy.monitoring import encoder_of, fit_monitor
 from robopolicy.pipeline import deployment
 from robopolicy.policies.bc import BehaviourCloningPolicy
-from robopolicy.policies.exported import ExportedPolicy
+from robopolicy.policies.steering import SteeredPolicy
 
 TOKEN = "0123456789abcdef"
 
@@ -90,19 +90,6 @@ def test_the_band_holds_for_episodes_it_has_not_seen(run):
     assert far[1] == [1.0, 1.0, 1.0]
 
 
-def test_the_graph_is_served_as_torch_is_and_a_monitor_looks_through_it_at_the_encoder(run):
-    pytest.importorskip("onnxruntime")
-    dataset, folder = run
-    policy = load_policy(folder)
-    given = {spec.STATE: windows_of(dataset, policy).batch(np.arange(1))[spec.STATE]}
-    made, options = deployed(folder, "backend=onnx", f"monitor.data={dataset}")
-    assert isinstance(made, ExportedPolicy)
-    with served(made, **options) as (address, _), RemotePolicy(address, 5000) as remote:
-        reply = remote.decide(given, 1, 0)
-    np.testing.assert_allclose(reply.actions, policy.sample(given, 1, 0), atol=1e-4)
-    np.testing.assert_allclose(reply.scores, options["monitor"].score(policy.features(given)), rtol=1e-5)
-
-
 def test_what_has_no_encoder_has_no_monitor():
     with pytest.raises(ValueError, match="offers none"):
         encoder_of(ProportionalPolicy())
@@ -129,3 +116,31 @@ def test_the_token_comes_from_the_environment(run, monkeypatch):
     assert deployed(run[1])[1]["token"] == TOKEN
     monkeypatch.delenv("ROBOPOLICY_TOKEN")
     assert deployed(run[1])[1]["token"] == ""
+
+
+class PrefersLess:
+    """A critic with one head: less motion is better."""
+
+    def __init__(self, policy):
+        own = policy.spec
+        self.spec = spec.CriticSpec(own.observation, own.action, own.obs_horizon, own.execute_horizon, 1, own.control_hz)
+
+    def encode(self, observation):
+        return None
+
+    def score(self, context, actions):
+        return -np.abs(actions).sum(axis=(2, 3))[None]
+
+
+def test_a_steered_policy_is_served_with_its_choices_and_watched_through_its_steering(run):
+    dataset, folder = run
+    policy = load_policy(folder)
+    steered = SteeredPolicy(policy, PrefersLess(policy), num_samples=8)
+    given = {spec.STATE: windows_of(dataset, policy).batch(np.arange(3))[spec.STATE]}
+    _, features = encoder_of(steered)
+    watch = fit_monitor(policy, windows_of(dataset, policy), patience=2)
+    with served(steered, features=features, monitor=watch) as (address, _), RemotePolicy(address, 5000) as remote:
+        reply = remote.decide(given, 1, seed=2)
+    assert reply.actions.tobytes() == steered.sample(given, 1, seed=2).tobytes()
+    assert reply.actions.tobytes() != policy.sample(given, 1, seed=2).tobytes()
+    np.testing.assert_allclose(reply.scores, watch.score(policy.features(given)))

@@ -34,11 +34,11 @@ def test_a_robot_outlives_its_server():
 def test_the_drill_can_fail():
     """What it counts as beyond the limits is."""
     still = np.zeros((5, 7))
-    assert beyond_limits(still, ["run"] * 5, LIMITS, 20.0, 20.0) == 0
+    assert beyond_limits(still, [False] * 5, LIMITS, 20.0, 20.0) == 0
     for entry, value in ((0, 0.019), (3, 0.2), (6, 1.1), (2, np.nan)):
         spoilt = still.copy()
         spoilt[2, entry] = value  # 0.019 m is slow enough, but not from a standstill
-        assert beyond_limits(spoilt, ["run"] * 5, LIMITS, 20.0, 20.0) > 0
+        assert beyond_limits(spoilt, [False] * 5, LIMITS, 20.0, 20.0) > 0
     robot = drill.sensor_robot().run(1.0)
     assert robot.beyond == 0
     robot.log.places[-1] = np.array([0.8, 0.0, 0.2])

@@ -412,6 +412,26 @@ def test_the_monitor_warns_slows_down_and_stops():
     assert gate.update(float("nan")) == "stop"  # what cannot be scored is not known
 
 
+@pytest.mark.parametrize("reason", ["ood", "estop"])
+def test_only_an_operator_stops_the_arm_abruptly(reason):
+    limits = SafetyLimits(max_acceleration=1.0, max_jerk=20.0)
+    gate = monitor.Gate({"stop": 2.0}, patience=1)
+    run = Runtime(limits=limits, execute_horizon=8, policy_hz=HZ, gate=gate, settings=RuntimeSettings(lead_steps=8))
+    for n in range(12):
+        give(run, 200, n * STEP)
+        last = run.tick(n * STEP).action[:3]
+    if reason == "ood":
+        give(run, 200, 12 * STEP, score=9.0)
+    else:
+        run.estop(True)
+    got = [run.tick((12 + n) * STEP) for n in range(20)]
+    assert all(command.state == STOPPED for command in got)
+    speeds = np.array([last, *[command.action[:3] for command in got]]) * HZ
+    hardest = np.linalg.norm(np.diff(speeds, axis=0), axis=1).max() * HZ
+    assert hardest <= 1.0 if reason == "ood" else hardest > 5.0
+    assert not got[-1].action[:6].any()
+
+
 def test_slow_is_the_same_path_in_more_time():
     gate = monitor.Gate({"slow": 4.0}, patience=1, slow_speed=0.5)
     run = make_runtime(gate=gate)

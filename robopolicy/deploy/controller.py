@@ -227,7 +227,7 @@ class Controller:
     def _take_answers(self, now: float) -> None:
         for answer in self._inference.answers():
             if answer.replaced:
-                self.runtime.stop("policy_replaced")
+                self.runtime.stop("policy_replaced", abrupt=False)
             if answer.chunks is None:
                 self.runtime.failed(answer.request)
             else:

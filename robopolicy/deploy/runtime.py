@@ -84,8 +84,8 @@ class Runtime:
     """The state machine HOLD -> RUN -> HOLD ..., and STOPPED until resume(). One tick() per control step.
 
     HOLD: no usable chunk, or a reason not to use it: the robot brakes within its limits and stays. Nothing is sent before the
-    first action. RUN: the next step of the plan, within the limits. STOPPED: stop() or estop() was called, the monitor said
-    "stop", or a hold lasted too long; at a standstill at once, and latched.
+    first action. RUN: the next step of the plan, within the limits. STOPPED: latched. After stop() or estop() at a standstill
+    with the next command; when the monitor said "stop" or a hold lasted too long it brakes within the limits.
 
     Attributes:
         counters: control steps by state and by reason, and events.
@@ -118,7 +118,7 @@ class Runtime:
         self._interpolator = Interpolator(limits, ratio=policy_hz / self.control_hz)
         self._filter = SafetyFilter(limits, control_hz=self.control_hz, policy_hz=policy_hz)
         self._request = 0
-        self._stopped = ""
+        self._stopped, self._abrupt = "", False
         self._estop = False
         self._last_s = -np.inf  # time of the last tick
         self._ran_s: float | None = None  # of the last RUN that no stop followed
@@ -133,11 +133,15 @@ class Runtime:
         """Steps before the end of a chunk at which the next is asked for."""
         return self._scheduler.lead_steps
 
-    def stop(self, reason: str) -> None:
-        """Go to STOPPED and drop every chunk, one on its way too. The first reason stays."""
+    def stop(self, reason: str, *, abrupt: bool = True) -> None:
+        """Go to STOPPED and drop every chunk, one on its way too. The first reason stays.
+
+        abrupt: a standstill with the next command, whatever the acceleration limits; False = brake within them.
+        """
         if not self._stopped:
             self.counters[f"stop:{reason}"] += 1
         self._stopped = self._stopped or reason
+        self._abrupt = self._abrupt or abrupt
         self._drop()
 
     def estop(self, active: bool) -> None:
@@ -150,7 +154,7 @@ class Runtime:
         """Leave STOPPED; the next action comes from an observation made after this. False while the emergency stop is on."""
         if self._estop:
             return False
-        self._stopped, self._ran_s = "", None
+        self._stopped, self._abrupt, self._ran_s = "", False, None
         self.gate.clear()
         self._filter.forget()
         return True
@@ -183,7 +187,7 @@ class Runtime:
             if level != OK:
                 self.counters[f"ood:{level}"] += 1
             if level == STOP:
-                self.stop("ood")
+                self.stop("ood", abrupt=False)
         if np.ndim(chunks) != 3 or np.shape(chunks)[2] != self.limits.action_dim or not np.isfinite(chunks).all():
             self.counters["chunk_refused"] += 1
             self._scheduler.give_up(request)
@@ -225,7 +229,7 @@ class Runtime:
             self._ran_s = None if self._ran_s is None else now
             blocked = (*blocked, "clock_jumped_back")
         if self._stopped:
-            return self._command(self._filter.halt(), STOPPED, (self._stopped,))
+            return self._standing(ee_position)
         if blocked:
             self._drop()
             return self._hold(now, ee_position, blocked)
@@ -245,9 +249,13 @@ class Runtime:
         self._interpolator.clear()
         longest = self.settings.stop_after_s
         if self._ran_s is not None and longest is not None and now - self._ran_s > longest:
-            self.stop(f"watchdog:{reasons[0]}")
-            return self._command(self._filter.halt(), STOPPED, (self._stopped,))
+            self.stop(f"watchdog:{reasons[0]}", abrupt=False)
+            return self._standing(ee_position)
         return self._command(self._filter.brake(ee_position), HOLD, reasons)
+
+    def _standing(self, ee_position: np.ndarray | None) -> Command:
+        action = self._filter.halt() if self._abrupt else self._filter.brake(ee_position)
+        return self._command(action, STOPPED, (self._stopped,))
 
     def _command(self, action: np.ndarray, state: str, reasons: tuple[str, ...]) -> Command:
         known = self._filter.target is not None or not self.limits.absolute

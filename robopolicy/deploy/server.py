@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 import signal
 import threading
@@ -80,13 +81,18 @@ def serve(
 def is_local(address: str) -> bool:
     """Whether only this machine can reach a bound `address`."""
     if not address.startswith("tcp://"):
-        return True
+        return address.startswith("ipc://")
     host = address[len("tcp://") :].rsplit(":", 1)[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_access(address: str, token: str) -> None:
-    """Raises ValueError unless `token` is good enough for `address`."""
+    """Raises ValueError unless `address` is one of ours and `token` good enough for it."""
+    if not address.startswith(("tcp://", "ipc://")):
+        raise ValueError(f"cannot serve at {address!r}: use tcp://127.0.0.1:PORT or ipc:///PATH")
     if not token and not is_local(address):
         raise ValueError(
             f"{address} can be reached from other machines: give token= (or set ROBOPOLICY_TOKEN), or serve at "

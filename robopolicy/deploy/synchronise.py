@@ -75,11 +75,6 @@ class Watchdog:
         """Nothing has come yet."""
         self._stamps = dict.fromkeys(self._stamps, -np.inf)
 
-    @property
-    def oldest(self) -> float:
-        """Stamp of the oldest stream, -inf while one never came."""
-        return min(self._stamps.values(), default=-np.inf)
-
 
 class Snapshot:
     """What the streams said at about `stamp` (s) and before: {stream: To frames, oldest first}."""

@@ -13,7 +13,7 @@ import numpy as np
 from deploy_bench.toy import EE_NAMES, IMAGE
 from robopolicy.deploy.controller import Controller
 from robopolicy.deploy.limits import SafetyLimits
-from robopolicy.deploy.runtime import HOLD, RUN, STOPPED, Command, RuntimeSettings
+from robopolicy.deploy.runtime import ESTOP, HOLD, RUN, STOPPED, Command, RuntimeSettings
 from robopolicy.spec import STATE
 
 LIMITS = SafetyLimits(
@@ -68,18 +68,18 @@ class Log:
     def beyond(self, limits: SafetyLimits, control_hz: float, policy_hz: float) -> int:
         """Commands that break a limit, were not finite, or left the robot outside the box."""
         sent = [c.action for c in self.commands if c.publish and c.action is not None]
-        states = [c.state for c in self.commands if c.publish]
-        return beyond_limits(np.array(sent), states, limits, control_hz, policy_hz) + sum(
+        abrupt = [c.reasons[:1] == (ESTOP,) for c in self.commands if c.publish]
+        return beyond_limits(np.array(sent), abrupt, limits, control_hz, policy_hz) + sum(
             bool((p < np.array(limits.workspace_low) - 1e-6).any() or (p > np.array(limits.workspace_high) + 1e-6).any())
             for p in self.places
         )
 
 
-def beyond_limits(sent: np.ndarray, states: Sequence[str], limits: SafetyLimits, control_hz: float, policy_hz: float) -> int:
-    """Commands [n, 7] that break a limit; a stop (STOPPED) may be as abrupt as it must."""
+def beyond_limits(sent: np.ndarray, abrupt: Sequence[bool], limits: SafetyLimits, control_hz: float, policy_hz: float) -> int:
+    """Commands [n, 7] that break a limit; those of an emergency stop, `abrupt`, may have any acceleration."""
     if not len(sent):
         return 0
-    slack, abrupt = 1 + 1e-6, np.array([state == STOPPED for state in states])
+    slack, free = 1 + 1e-6, np.array(abrupt)
     bad = ~np.isfinite(sent).all(axis=1) | (sent[:, 6] < 0) | (sent[:, 6] > 1)
     parts = (
         (slice(0, 3), limits.max_translation_per_step, limits.max_acceleration, limits.max_jerk),
@@ -90,9 +90,9 @@ def beyond_limits(sent: np.ndarray, states: Sequence[str], limits: SafetyLimits,
         push = np.diff(velocity, axis=0, prepend=0) * control_hz
         jolt = np.diff(push, axis=0, prepend=0) * control_hz
         bad |= np.linalg.norm(velocity, axis=1) > length * policy_hz * slack
-        bad |= ~abrupt & (np.linalg.norm(push, axis=1) > (acceleration or np.inf) * slack)
-        stopped = abrupt | np.roll(abrupt, 1) | np.roll(abrupt, 2)
-        bad |= ~stopped & (np.linalg.norm(jolt, axis=1) > (jerk or np.inf) * slack)
+        bad |= ~free & (np.linalg.norm(push, axis=1) > (acceleration or np.inf) * slack)
+        after = free | np.roll(free, 1) | np.roll(free, 2)
+        bad |= ~after & (np.linalg.norm(jolt, axis=1) > (jerk or np.inf) * slack)
     return int(bad.sum())
 
 
