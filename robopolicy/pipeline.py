@@ -212,6 +212,16 @@ def _suite(settings: Mapping[str, Any]) -> Suite:
     return Suite.draw(env_id, env_id, env_kwargs, settings["episodes"], settings["seed"], "target" if twin else "select")
 
 
+def import_run(path: str | Path, out: str | Path, mapping: str | Path | None = None, **options: Any) -> list[str]:
+    """The verb data import (data.importers.import_dataset); mapping: of the topics of ROS bags."""
+    from robopolicy.data.importers.run import detect, import_dataset
+    from robopolicy.deploy.ros_bag import BagSource
+
+    if mapping is not None and detect(Path(path)) != "rosbag":
+        raise ValueError(f"mapping={mapping} says what the topics of a ROS bag are, and {path} is none")
+    return import_dataset(path, out, bags=partial(BagSource, mapping=mapping, fps=options.get("fps")), **options)
+
+
 def view_run(settings: Mapping[str, Any]) -> Path:
     """The verb view: a page that shows worlds of a task, or the episodes of a dataset; its file."""
     from robopolicy.evaluation.view import view_dataset, view_worlds
@@ -249,16 +259,31 @@ def deployment(settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
     from robopolicy.monitoring import encoder_of, make_monitor
 
     check_access(settings["address"], settings["token"])
-    arms = find_checkpoints(settings["checkpoint"])
-    if len(arms) != 1:
-        raise ValueError(f"{settings['checkpoint']} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
-    arm = steered(arms[0], settings["steer"]) if settings["steer"]["critic"] else arms[0]
+    arm = _one_arm(settings["checkpoint"])
+    arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
     policy = deployed(arm, settings["backend"])
     options = {key: settings[key] for key in ("token", "max_batch", "max_samples")}
     if any(settings["monitor"][key] for key in ("file", "data")):
         encoder, options["features"] = encoder_of(policy)
         options["monitor"] = make_monitor(encoder, settings["monitor"])
     return policy, {**options, "name": f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}"}
+
+
+def _one_arm(path: str | Path) -> Arm:
+    arms = find_checkpoints(path)
+    if len(arms) != 1:
+        raise ValueError(f"{path} holds {len(arms)} checkpoints: give one, e.g. {arms[-1].checkpoint}")
+    return arms[0]
+
+
+def replay_run(settings: Mapping[str, Any]) -> list[str]:
+    """The verb replay: a checkpoint over recorded episodes, open loop."""
+    from robopolicy.deploy.ros_replay import replay
+
+    arm = _one_arm(settings["checkpoint"])
+    options = {key: settings[key] for key in ("mapping", "episodes", "seed")}
+    name = f"{arm.name} {checkpoint.sha256(arm.checkpoint)[:12]}"
+    return replay(Path(settings["bag"]), arm_policy(arm), Path(settings["out"]), name=name, **options)
 
 
 def deployed(arm: Arm, backend: str) -> Policy:

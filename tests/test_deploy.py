@@ -29,7 +29,7 @@ from robopolicy.spec import Policy, PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
 ISLAND = ROOT / "robopolicy" / "deploy"
-SERVER_SIDE = ("server.py", "answering.py")  # all else in the folder runs on a robot
+SERVER_SIDE = ("server.py", "answering.py", "ros_bag.py", "ros_replay.py")  # all else in the folder runs on a robot
 TOOL = ROOT / "tools" / "ros_infer.py"
 
 
@@ -448,7 +448,7 @@ def test_clouds_joints_and_poses_become_arrays():
     layout = {"fields": fields, "is_bigendian": 0, "point_step": 18, "row_step": 54, "height": 2, "width": 3}
     cloud = ros_messages.point_cloud(SimpleNamespace(data=points.tobytes(), **layout), ("x", "y", "z", "i"))
     assert cloud.tolist() == [[n, 1, 2, 7] for n in (0, 1, 3, 4, 5)]
-    assert ros_messages.resample_points(cloud, 2)[:, 0].tolist() == [0, 3]
+    assert ros_messages.resample_points(cloud, 2)[:, 0].tolist() == [0, 4]
     assert ros_messages.resample_points(cloud, 10).shape == (10, 4)
     with pytest.raises(ValueError, match="rgb"):
         ros_messages.point_cloud(SimpleNamespace(data=points.tobytes(), **layout), ("x", "rgb"))

@@ -5,8 +5,8 @@ a server reads nothing of a stranger's message. `request` numbers a client's cal
 answers, 0 where that could not be read. `client` names the sender of a sample call, so that a server can tell a call that was
 given up and made again from another client's. An array is {"__nd__": dtype, "shape", "data"}.
 
-Part of the robot-side island (all of this folder but server.py and answering.py): numpy, msgpack and pyzmq only, nothing else
-of this package, so the folder runs copied into a robot's workspace.
+Part of the robot-side island (all of this folder but server, answering, ros_bag, ros_replay): numpy, msgpack and pyzmq only,
+nothing else of this package, so the folder runs copied into a robot's workspace.
 """
 
 from __future__ import annotations
