@@ -17,6 +17,7 @@ Array = np.ndarray
 MAX_DIMENSIONS = 16  # of observations and of actions each; distances in more tell little
 EXTRAPOLATION = 1.5  # ratio from which a policy is said to extrapolate
 WORKING_MEMORY = 64  # MiB
+MIN_LEVEL = 1e-6  # distance between demonstrators, in standard deviations, below which it is rounding
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ActionSupport:
         """Remember demonstrations: features [N, D], actions [N, A] or chunks [N, H, A], episode int [N].
 
         Raises:
-            ValueError: shapes that differ, fewer than 2 episodes, or nothing that varies.
+            ValueError: shapes that differ, fewer than 2 episodes, nothing that varies, or episodes that repeat each other.
         """
         z, a, unit = check_features(features), check_features(_flat(actions)), np.asarray(episode)
         if not len(z) == len(a) == len(unit) or len(np.unique(unit)) < 2:
@@ -61,8 +62,10 @@ class ActionSupport:
         self.rows, self.episode = self._place(z, a), unit
         self.own = self._nearest(self.rows, unit)
         self.level = float(np.median(self.own))
-        if self.level <= 0:
-            raise ValueError("most demonstrated rows occur in several episodes alike: no distance to compare with")
+        if self.level < MIN_LEVEL:
+            raise ValueError(
+                "demonstrators of different episodes act alike in like places to the last bit: no distance to compare with"
+            )
         return self
 
     def score(self, features: Any, actions: Any, episode: Any = None) -> Support:

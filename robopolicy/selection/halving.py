@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from robopolicy.ranking.allocation import Round, halving_plan, survivors
+from robopolicy.ranking.allocation import Round, halving_plan
 from robopolicy.ranking.tables import RankingError
 from robopolicy.spec import did_you_mean
 
@@ -40,28 +38,3 @@ def rounds(num_arms: int, num_conditions: int, alloc: str, budget: int | None, f
     if alloc == "halving":
         return halving_plan(num_arms, budget, num_final=finalists, num_conditions=num_conditions)
     return [Round(0, num_arms, 0, min(num_conditions, budget // num_arms), num_arms)]
-
-
-def play(
-    names: Sequence[str],
-    planned: Sequence[Round],
-    play_round: Callable[[Sequence[str], Round], None],
-    score: Callable[[Mapping[str, int]], Mapping[str, float]],
-) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Go through the rounds: ({checkpoint: round after which it was dropped, from 1}, a log line a round).
-
-    play_round(names, round) plays; score(dropped so far) then gives every checkpoint's score, larger = better. Ties are
-    broken by name, so that nothing depends on the order of results.
-    """
-    staying, dropped, log = sorted(names), dict[str, int](), []
-    for this in planned:
-        play_round(staying, this)
-        out: list[str] = []
-        if this.num_survivors < len(staying):
-            found = score(dropped)
-            kept = {staying[i] for i in survivors([found[name] for name in staying], this.num_survivors)}
-            out = [name for name in staying if name not in kept]
-            dropped |= dict.fromkeys(out, this.number + 1)
-            staying = sorted(kept)
-        log.append({"round": this.number + 1, "conditions": this.stop, "checkpoints": this.num_policies, "dropped": out})
-    return dropped, log
