@@ -170,7 +170,7 @@ def test_fresh_splits_never_rank_and_give_the_number_to_quote(tmp_path):
     line = Ranking.read(tmp_path / "o").line("p1")
     assert line.success == pytest.approx(0.9)
     assert line.fresh["confirm"]["success"] == pytest.approx(0.5)
-    assert line.fresh["confirm"]["interval"] == pytest.approx([0.318, 0.682], abs=1e-3)  # Clopper and Pearson, 20 of 40, for two at once
+    assert line.fresh["confirm"]["interval"] == pytest.approx([0.318, 0.682], abs=1e-3)  # exact, for two
     assert any("40 fresh conditions" in text and "50" in text for text in done.lines)
 
 

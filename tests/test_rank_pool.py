@@ -18,13 +18,14 @@ from PIL import Image
 from robopolicy import pipeline, spec
 from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore
+from robopolicy.ranking.allocation import sequential_halving
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.tables import IntegrityError, RankingError
 from robopolicy.selection import verbs
-from robopolicy.selection.further import decisions
-from robopolicy.selection.halving import play, rounds
+from robopolicy.selection.acts import between, decision_rows
 from robopolicy.selection.pool import find_pool
 from robopolicy.selection.run import rank_verb
+from robopolicy.selection.spending import Spending, rounds
 from robopolicy.selection.suite import FrozenSuite, read_suite
 from robopolicy.selection.target import open_target, prepare
 
@@ -145,22 +146,19 @@ def test_halving_spends_less_and_drops_the_worse(runs, tmp_path):
     assert "How the episodes were spent" in (tmp_path / "report.html").read_text()
 
 
-def test_halving_finds_the_best_with_fewer_episodes():
-    rng, rates = np.random.default_rng(0), {f"p{i:02d}": i / 40 for i in range(32)}
-    hits = {name: rng.uniform(size=200) < rate for name, rate in rates.items()}
-    seen = dict.fromkeys(rates, 0)
-
-    def play_round(names, this):
-        for name in names:
-            seen[name] = this.stop
-
-    plan = rounds(32, 200, "halving", 1600, 2)
-    dropped, log = play(list(rates), plan, play_round, lambda dropped: {n: hits[n][: seen[n]].mean() for n in rates})
-    assert sum(seen.values()) <= 1600 < 32 * 200
-    assert {"p31"} <= set(rates) - set(dropped)
-    assert [entry["checkpoints"] for entry in log] == [32, 16, 8, 4]
+def test_halving_by_another_score_finds_its_best_with_fewer_episodes():
+    rng, rates = np.random.default_rng(0), np.arange(32) / 40
+    hits = rng.uniform(size=(32, 200)) < rates[:, None]
+    plan = rounds(32, 200, Spending("halving", 1600, finalists=2))
+    upside_down = np.linspace(1, 0, 32)
+    for score, best in ((None, 31), (lambda alive, dropped: upside_down[np.array(alive)], 0)):
+        found = sequential_halving(lambda p, a, b: hits[np.array(p), a:b], plan, score=score)
+        assert found.trials.sum() <= 1600 < 32 * 200
+        assert best in found.best
+        assert [line["policies"] for line in found.log] == [32, 16, 8, 4]
+        assert sorted(found.dropped) == sorted(set(range(32)) - set(found.best))
     with pytest.raises(RankingError, match="less than an episode"):
-        rounds(32, 200, "halving", 20, 2)
+        rounds(32, 200, Spending("halving", 20, finalists=2))
 
 
 def test_a_dry_run_says_the_cost_and_stops(runs, tmp_path):
@@ -171,10 +169,9 @@ def test_a_dry_run_says_the_cost_and_stops(runs, tmp_path):
 
 def test_equal_checkpoints_are_one_and_patterns_find_them(runs, tmp_path):
     shutil.copytree(runs / "runs/seed0", tmp_path / "again")
-    arms, notes = find_pool([str(runs / "runs/seed0"), str(tmp_path / "*"), str(runs / "runs/seed0")])
-    assert len(arms) == 4
-    assert len(notes) == 4
-    assert "is the same checkpoint as seed0@" in notes[0]
+    found = find_pool([str(runs / "runs/seed0"), str(tmp_path / "*"), str(runs / "runs/seed0")])
+    assert len(found) == len(found.notes) == 4
+    assert "is the same checkpoint as seed0@" in found.notes[0]
     with pytest.raises(ValueError, match="nothing matches"):
         find_pool([str(tmp_path / "nothing*")])
 
@@ -198,13 +195,26 @@ def test_further_scores_are_shown_and_order_only_when_asked(runs, whole, tmp_pat
 def test_recorded_decisions_become_transitions(runs):
     store = EpisodeStore(runs / "target")
     length = int(store.lengths[0])
-    own = {"episode": np.zeros(length // 2, int), "step": np.arange(0, length // 2 * 2, 2)}
-    current, following, rewards, discounts = decisions(own, store, 2)
+    rows = decision_rows(store.lengths[:1], 2, 100, 0)
+    own = {"episode": np.zeros(len(rows), int), "step": rows, "recorded": np.zeros((len(rows), 2, 7))}
+    current, following, rewards, discounts = between(own, store)
     reward = store.read(0, [spec.REWARD])[spec.REWARD].astype(float)
     assert current.tolist() == list(range(length // 2))
     assert following[:-1].tolist() == list(range(1, length // 2))
-    assert discounts[-1] == 0 or length % 2
+    assert discounts[-1] == 0
     assert rewards[0] == pytest.approx(reward[0] + 0.99 * reward[1])
+
+
+def test_decisions_are_drawn_in_whole_episodes():
+    lengths = np.array([5, 8, 3, 8])
+    rows = decision_rows(lengths, 4, 4, 0)
+    starts = np.cumsum(lengths) - lengths
+    owner = np.searchsorted(starts, rows, side="right") - 1
+    assert 2 <= len(rows) <= 4
+    for e in np.unique(owner):
+        assert (rows[owner == e] - starts[e]).tolist() == list(range(0, lengths[e], 4))
+    assert len(decision_rows(lengths, 4, 100, 0)) == 7
+    assert len(decision_rows(lengths, 1, 1, 0)) in lengths
 
 
 # ---- leaks and targets

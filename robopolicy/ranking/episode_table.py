@@ -29,6 +29,24 @@ def load_episodes(path: str | Path) -> pa.Table:
     return pq.read_table(path, use_threads=False)  # reader threads may abort Python at exit
 
 
+def rows_of(source: pa.Table | str | Path, checkpoints: Sequence[str], splits: Splits = None) -> pa.Table:
+    """All columns of the episodes of some checkpoints, read in batches. splits: of these only; None = all."""
+    if isinstance(source, pa.Table):
+        batches = source.to_batches(max_chunksize=BATCH)
+    else:
+        batches = pq.ParquetFile(source).iter_batches(batch_size=BATCH, use_threads=False)
+    kept = []
+    for batch in batches:
+        rows = pa.Table.from_batches([batch])
+        rows = rows.filter(pc.is_in(rows["checkpoint"].cast(pa.string()), pa.array(list(checkpoints))))
+        kept.append(rows if splits is None else _of_splits(rows, splits))
+    return pa.concat_tables(kept)
+
+
+def _of_splits(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
+    return rows.filter(pc.is_in(rows["split"].cast(pa.string()), pa.array(splits)))
+
+
 def no_episodes(path: str | Path) -> RankingError:
     """The error that says so."""
     return RankingError(f"no episode table at {path}: give a parquet file with the columns {', '.join(COLUMNS)}")
@@ -226,9 +244,7 @@ def _batches(source: pa.Table | str | Path, name: str, splits: Splits) -> Iterat
         batches = file.iter_batches(batch_size=BATCH, columns=wanted, use_threads=False)  # type: ignore[union-attr]
     for batch in batches:
         rows = pa.Table.from_batches([batch])
-        if splits is not None:
-            rows = rows.filter(pc.is_in(rows["split"].cast(pa.string()), pa.array(splits)))
-        yield rows
+        yield rows if splits is None else _of_splits(rows, splits)
 
 
 def _refuse_duplicates(source: pa.Table | str | Path, tally: _Tally, splits: Splits) -> None:

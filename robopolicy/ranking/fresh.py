@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robopolicy.ranking.episode_table import check_episodes
+from robopolicy.ranking.episode_table import check_episodes, rows_of
+from robopolicy.ranking.finalists import compare_finalists
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.winners import confirm
 
@@ -31,8 +32,16 @@ def split_names(episodes: pa.Table | str | Path) -> tuple[list[str], list[str]]:
     return (others, fresh) if others else (sorted(names), [])
 
 
-def with_fresh(ranking: Ranking, episodes: pa.Table | str | Path, splits: Sequence[str]) -> Ranking:
-    """The ranking with what its checkpoints did on fresh splits: `winners.confirm`, of all that met a split together.
+def with_fresh(
+    ranking: Ranking,
+    episodes: pa.Table | str | Path,
+    splits: Sequence[str],
+    *,
+    num_finalists: int = 3,
+    baseline: str | None = None,
+) -> Ranking:
+    """The ranking with what its checkpoints did on fresh splits: `winners.confirm`, of all that met a split together, and the
+    leader against the other finalists and the baseline (`compare_finalists`).
 
     Raises:
         RankingError: checkpoints that met different conditions of a split.
@@ -58,4 +67,16 @@ def with_fresh(ranking: Ranking, episodes: pa.Table | str | Path, splits: Sequen
                 "progress": float(outcomes.progress[c]),
                 "num_episodes": int(outcomes.episodes[c]),
             }
-    return replace(ranking, checkpoints=tuple(replace(c, fresh=found.get(c.checkpoint, {})) for c in lines))
+    compared: dict[str, Any] = {"not_computed": "no episodes on fresh conditions"}
+    if found:
+        options = {"seed": ranking.settings["seed"], "num_bootstrap": ranking.settings["num_bootstrap"]}
+        compared = {}
+        for split in splits:
+            names = [c.checkpoint for c in lines if split in found.get(c.checkpoint, {})]
+            names = names[:num_finalists] + [n for n in names[num_finalists:] if n == baseline]
+            compared[split] = compare_finalists(rows_of(episodes, names, [split]), names, **options)
+    return replace(
+        ranking,
+        checkpoints=tuple(replace(c, fresh=found.get(c.checkpoint, {})) for c in lines),
+        statistics={**ranking.statistics, "finalists": compared},
+    )

@@ -281,7 +281,7 @@ def rank_scores(
     behind = behind_leader_given(sim, episodes if known else None, leader, terms["sim"])
     statistics: dict[str, Any] = {"shrinkage": {"not_computed": "the table does not say how many episodes a rate comes from"}}
     shrunk: list[dict[str, Any]] = [{} for _ in table.policies]
-    if known:
+    if known and episodes is not None:
         statistics, shrunk = shrunk_fields(np.round(sim * episodes), episodes)
     statistics["training_seeds"] = training_seeds(sim, table.configs, table.runs, table.steps)
     details = []

@@ -140,7 +140,7 @@ def replay(settings: Mapping[str, Any]) -> Finished:
     given = settings["pool"] or ((read_json(out / PROVENANCE) or {}).get("settings") or {}).get("pool")
     if not given:
         raise RankingError(f"{out} does not say where {name} is: give pool=FOLDER")
-    arms = {arm.name: arm for arm in pool.find_pool(given)[0]}
+    arms = {arm.name: arm for arm in pool.find_pool(given).arms}
     if name not in arms:
         raise RankingError(f"{name} is not among the checkpoints at {given} any more: give pool=FOLDER")
     seed = int(settings["condition"])
