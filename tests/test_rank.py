@@ -346,6 +346,9 @@ def test_real_trials_are_taken_in_once_and_move_the_posterior(ranked, tmp_path):
     mean = {line["policy"]: line["mean"] for line in posterior["policies"]}
     assert mean["p3"] > mean["p1"] + 0.2
     assert posterior["recommended"] == "p3"
+    low, high = next(line["interval"] for line in posterior["policies"] if line["policy"] == "p3")
+    assert 0.3 < low < 1 == high
+    assert "not_computed" in posterior["comparison"] or posterior["comparison"]["better"] == "p3"
     assert "Trials on the robot" in (ranked / "report.html").read_text()
     advice = verbs.next_real(settings("rank_next_real", f"out={ranked}"))
     assert ("Next on the robot" in advice.lines[0]) or ("Enough" in advice.lines[0])
@@ -388,6 +391,19 @@ def test_the_page_can_be_written_again_and_two_rankings_compared(ranked, tmp_pat
     assert other.exit_code == 1
     assert any(line.startswith("inputs: scores is") for line in other.lines)
     assert any("p1: place" in line for line in other.lines)
+
+
+def test_the_table_arrives_at_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    path = write_csv(tmp_path / "t.csv", score_table(episodes=[60] * 9))
+    rank_verb(settings("rank", f"scores={path}", f"out={tmp_path / 'out'}", "wandb=true"))
+    [file] = (tmp_path / "out/wandb").glob("offline-run-*/files/media/table/ranking_*.table.json")
+    logged, table = json.loads(file.read_text()), Ranking.read(tmp_path / "out").table()
+    assert logged["columns"] == table.column_names
+    rows = [dict(zip(logged["columns"], row, strict=True)) for row in logged["data"]]
+    assert [row["checkpoint"] for row in rows] == table["checkpoint"].to_pylist()
+    assert [row["prob_best"] for row in rows] == pytest.approx(table["prob_best"].to_pylist())
 
 
 def test_neither_or_both_inputs_are_refused():

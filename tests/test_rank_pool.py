@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from test_importers import example, record, tensor, tree
 
 from robopolicy import pipeline, spec
 from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore
+from robopolicy.data.lerobot import export_dataset
 from robopolicy.ranking.allocation import sequential_halving
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.tables import IntegrityError, RankingError
@@ -288,6 +290,33 @@ def test_bad_targets_are_named(make, message, tmp_path):
     make(tmp_path / "t")
     with pytest.raises(RankingError, match=message):
         prepare(tmp_path / "t", tmp_path / "out")
+
+
+def test_a_lerobot_target_gives_the_bytes_of_the_dataset_it_was_exported_from(runs, whole, tmp_path):
+    export_dataset(runs / "target", tmp_path / "lerobot", images="png")
+    shutil.copytree(whole[0] / "units", tmp_path / "out/units")
+    assert ranked(runs, tmp_path / "out", f"target={tmp_path / 'lerobot'}")[1] == whole[2]
+
+
+def test_an_rlds_target_looks_as_strange_as_the_dataset_with_the_same_states(runs, whole, tmp_path):
+    store, folder = EpisodeStore(runs / "target"), tmp_path / "1.0.0"
+    folder.mkdir()
+    step = tree({"observation": tree({"state": tensor("float32", 17)}), "action": tensor("float32", 7)})
+    features = tree({"steps": {"sequence": {"feature": step, "length": "-1"}}})
+    (folder / "features.json").write_text(json.dumps(features))
+    splits = [{"name": "train", "shardLengths": [str(len(store))]}]
+    (folder / "dataset_info.json").write_text(json.dumps({"name": "toy", "fileFormat": "tfrecord", "splits": splits}))
+    lines = []
+    for index in range(len(store)):
+        found = store.read(index, [spec.STATE, spec.ACTION])
+        lines.append(record(example({"steps/observation/state": found[spec.STATE], "steps/action": found[spec.ACTION]})))
+    (folder / "toy-train.tfrecord-00000-of-00001").write_bytes(b"".join(lines))
+    shutil.copytree(whole[0] / "units", tmp_path / "out/units")
+    ranked(runs, tmp_path / "out", f"target={folder}", f"target_fps={store.spec.fps}", "also=[support,fqe]")
+    ours, rlds = Ranking.read(whole[0]), Ranking.read(tmp_path / "out")
+    assert [(c.checkpoint, c.ood) for c in rlds.checkpoints] == [(c.checkpoint, c.ood) for c in ours.checkpoints]
+    missing = json.loads((tmp_path / "out/context.json").read_text())["not_computed"]
+    assert "has no rewards (next.reward)" in missing["Score fqe"]
 
 
 def test_a_bag_becomes_observations(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robopolicy.ranking.combine import combine
+from robopolicy.ranking.combine import Rule, combine
 from robopolicy.ranking.separation import tie_groups, wald_matrix
 from robopolicy.ranking.statistics import bootstrap_weights, ranks, stream
 from robopolicy.ranking.tables import Array, Outcomes
@@ -30,7 +30,7 @@ class Scored:
     combined: tuple[str, ...]
     tiers: Array
 
-    def ordered(self, rule: str) -> Ordered:
+    def ordered(self, rule: str | Rule) -> Ordered:
         """The final score by `rule`, and the places by every score."""
         scores = {"vsdr": combine([self.terms[name] for name in self.combined], rule), **self.terms}
         return Ordered(self.names, scores, {name: tiered_ranks(value, self.tiers) for name, value in scores.items()})

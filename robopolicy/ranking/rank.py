@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from robopolicy.ranking.agreement import agreement
-from robopolicy.ranking.combine import COMBINERS, MIN_POOL
+from robopolicy.ranking.combine import COMBINERS, MIN_POOL, Rule
 from robopolicy.ranking.detectors import DETECTORS, Detection, detect
 from robopolicy.ranking.episode_table import check_episodes
 from robopolicy.ranking.intervals import wilson
@@ -28,6 +28,7 @@ from robopolicy.ranking.lines import (
     shrunk_fields,
 )
 from robopolicy.ranking.ordering import Ordered, Scored, binomial_draws, constant_draws, success_draws
+from robopolicy.ranking.plackett_luce import PlackettLuce
 from robopolicy.ranking.real_means import real_means
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import ScoreTable
@@ -43,6 +44,7 @@ from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
 
+PLACKETT_LUCE = "plackett_luce"  # combiner of given weights
 COMBINED = ("sim", "ood")  # the terms of VSDR; others enter where they are asked for
 PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; the error of {fixed} is not known"
 
@@ -81,8 +83,8 @@ def _check_detector(detector: str) -> None:
 
 def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
     _check_detector(detector)
-    if combiner not in COMBINERS:
-        raise RankingError(f"no combiner {combiner!r}; {did_you_mean(combiner, COMBINERS)}")
+    if combiner not in (*COMBINERS, PLACKETT_LUCE):
+        raise RankingError(f"no combiner {combiner!r}; {did_you_mean(combiner, (*COMBINERS, PLACKETT_LUCE))}")
     if num_bootstrap < 100:
         raise RankingError(f"num_bootstrap={num_bootstrap}: intervals need at least 100 replicates")
     if not k or min(k) < 1:
@@ -98,6 +100,23 @@ def _combined(wanted: Sequence[str] | None, terms: Mapping[str, Array]) -> tuple
         return tuple(wanted)
     small = terms["sim"].shape[1] < MIN_POOL
     return ("sim",) if small else tuple(name for name in COMBINED if name in terms)
+
+
+def _rule(
+    combiner: str, wanted: Sequence[str] | None, weights: Mapping[str, float] | None, terms: Mapping[str, Array]
+) -> tuple[tuple[str, ...], str | Rule]:
+    """The terms that make the score, and how. Raises RankingError for weights of unknown terms."""
+    if combiner != PLACKETT_LUCE:
+        if weights:
+            raise RankingError(f"weights are for combiner={PLACKETT_LUCE}, and combiner={combiner}")
+        return _combined(wanted, terms), combiner
+    if not weights or wanted:
+        raise RankingError(f"combiner={PLACKETT_LUCE} needs weights=backtest.json, which say what is combined: no combine=")
+    for name in weights:
+        if name not in terms:
+            raise RankingError(f"weights has {name!r}, which no score has; {did_you_mean(name, terms)}")
+    names = tuple(name for name in terms if name in weights)
+    return names, PlackettLuce(np.array([weights[name] for name in names]), 1.0)
 
 
 def detect_pool(
@@ -128,6 +147,7 @@ def rank(
     k: Sequence[int] = (1, 3),
     further: Mapping[str, Mapping[str, float]] | None = None,
     combined: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
     dropped: Mapping[str, int] | None = None,
     splits: Sequence[str] | None = None,
     detected: Mapping[str, Detection] | None = None,
@@ -143,6 +163,7 @@ def rank(
     k: sizes of shortlists for prob_top and regret@k; those above the size of the pool are dropped.
     further: {score: {checkpoint: value}}, larger = better; shown, and part of the order where `combined` names it.
     combined: the terms that make the score; None = "sim" and, with features and 8 checkpoints or more, "ood".
+    weights: {term: weight} of combiner "plackett_luce", as `backtest` fits them.
     dropped: {checkpoint: round} of sequential halving after which a checkpoint was evaluated no further.
     splits: rows of these splits only; None = all.
     detected: what `detect_pool` made of `features` with the same settings, where that is known already.
@@ -171,8 +192,9 @@ def rank(
         outcomes.indices(values)
         terms[term] = constant_draws([values.get(name, np.nan) for name in names], num_bootstrap)
     last = 1 + max(dropped.values(), default=0)
-    scored = Scored(names, terms, _combined(combined, terms), np.array([last - dropped.get(n, last) for n in names]))
-    ordered = scored.ordered(combiner)
+    parts, rule = _rule(combiner, combined, weights, terms)
+    scored = Scored(names, terms, parts, np.array([last - dropped.get(n, last) for n in names]))
+    ordered = scored.ordered(rule)
     shortlists = sorted({int(n) for n in k if n <= len(names)})
     settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
     check = None
@@ -244,6 +266,7 @@ def rank_scores(
     num_bootstrap: int = 2000,
     k: Sequence[int] = (1, 3),
     combined: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Ranking:
     """Orders the policies of a score table; no checkpoint, episode or feature is needed.
 
@@ -266,8 +289,9 @@ def rank_scores(
     sim = table.scores["sim"]
     terms = {"sim": binomial_draws(sim, episodes, seed, num) if known else constant_draws(sim, 0)}  # type: ignore[arg-type]
     terms |= {n: constant_draws(-v if n == "ood" else v, num) for n, v in table.scores.items() if n != "sim"}
-    scored = Scored(table.policies, terms, _combined(combined, terms), np.zeros(len(table), int))
-    ordered = scored.ordered(combiner)
+    parts, rule = _rule(combiner, combined, weights, terms)
+    scored = Scored(table.policies, terms, parts, np.zeros(len(table), int))
+    ordered = scored.ordered(rule)
     shortlists = sorted({int(n) for n in k if n <= len(table)})
     settings = {"detector": "given", "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
     warnings = _pool_warnings(scored)

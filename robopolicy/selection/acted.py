@@ -112,8 +112,9 @@ def amq_scores(
     if why:
         return dict.fromkeys(acts, Estimate.refuse(why))
     first = acts[min(acts)]
-    make = partial(_amq_unit, acts=out / ACTS, target=str(target.path.absolute()), seed=seed)
-    identity = [target.hash, len(first["episode"]), seed, FQE_SETTINGS, DYNAMICS_SETTINGS, AMQ_HORIZON]
+    settings = {"fqe": FQE_SETTINGS, "dynamics": DYNAMICS_SETTINGS, "seed": seed}
+    make = partial(_amq_unit, acts=out / ACTS, target=str(target.path.absolute()), settings=settings)
+    identity = [target.hash, len(first["episode"]), settings, AMQ_HORIZON]
     found = kept_arrays(list(arms.values()), make, identity, out / AMQ, shas=shas, title="am-q", **workers)
     return {
         name: Estimate(float(value), float(sd), float(n_eff), bool(own["applicable"]), str(own["reason"]))
@@ -122,20 +123,22 @@ def amq_scores(
     }
 
 
-def _amq_unit(arm: Arm, acts: Path, target: str, seed: int) -> dict[str, Array]:
+def _amq_unit(arm: Arm, acts: Path, target: str, settings: Mapping[str, Any]) -> dict[str, Array]:
     from robopolicy.ranking.tables import load_features
     from robopolicy.selection.features import features_file
 
     try:
-        found = amq_of(arm, load_features(features_file(acts, arm.name)), EpisodeStore(target), seed)
+        found = amq_of(arm, load_features(features_file(acts, arm.name)), EpisodeStore(target), settings)
     except ValueError as error:
         found = Estimate.refuse(str(error))
     numbers = np.array([found.value, found.sd, found.n_eff])
     return {"estimate": numbers, "applicable": np.array(found.applicable), "reason": np.array(found.reason)}
 
 
-def amq_of(arm: Arm, own: Acts, target: EpisodeStore, seed: int) -> Estimate:
+def amq_of(arm: Arm, own: Acts, target: EpisodeStore, settings: Mapping[str, Any]) -> Estimate:
     """AM-Q of a checkpoint: dynamics and the behaviour's Q are fitted to the target in the policy's own features.
+
+    settings: {"fqe", "dynamics": of FQEConfig and DynamicsConfig, "seed": of all}.
 
     Raises:
         ValueError: too few episodes or starts.
@@ -147,14 +150,14 @@ def amq_of(arm: Arm, own: Acts, target: EpisodeStore, seed: int) -> Estimate:
     from robopolicy.ope.fqe import FQEConfig, fqe
     from robopolicy.spec import ACTION
 
-    policy, steps = load_policy(arm.checkpoint), own["recorded"].shape[1]
+    policy, steps, seed = load_policy(arm.checkpoint), own["recorded"].shape[1], settings["seed"]
     data, current, following = _transitions(own, target)
     recorded, starts = own["recorded"][:, None], own["step"][current] == 0
     behaviour = {"behaviour": (recorded[following], recorded[current][starts])}
-    judged = fqe(data, behaviour, FQEConfig(seed=seed, **FQE_SETTINGS))
+    judged = fqe(data, behaviour, FQEConfig(seed=seed, **settings["fqe"]))
     if not judged.estimates["behaviour"].applicable:
         return Estimate.refuse(f"the critic is not to be believed: {judged.estimates['behaviour'].reason}")
-    dynamics = fit_dynamics(data.rows(data.discount > 0), DynamicsConfig(seed=seed, **DYNAMICS_SETTINGS))
+    dynamics = fit_dynamics(data.rows(data.discount > 0), DynamicsConfig(seed=seed, **settings["dynamics"]))
 
     def act(state: torch.Tensor, decision: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed + decision)

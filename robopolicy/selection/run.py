@@ -29,7 +29,7 @@ from robopolicy.selection import further, gallery
 from robopolicy.selection.features import features_file, pool_features, refuse_leaks
 from robopolicy.selection.pool import Work, confirm, expected, find_pool, play_pool, say_cost, with_identity, within_time
 from robopolicy.selection.provenance import now, provenance
-from robopolicy.selection.publish import Finished, publish
+from robopolicy.selection.publish import Finished, publish, read_json
 from robopolicy.selection.spending import Spending
 from robopolicy.selection.suite import CONFIRM, SEALED, SELECT, FrozenSuite, read_suite
 from robopolicy.selection.target import Target, open_target, prepare
@@ -88,7 +88,25 @@ def _old_style(pool: Any) -> str | None:
 
 def _rank_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("combiner", "seed", "num_bootstrap", "k")
-    return {**{key: settings[key] for key in keys}, "combined": settings["combine"]}
+    weights = _weights(Path(settings["weights"])) if settings["weights"] else None
+    return {**{key: settings[key] for key in keys}, "combined": settings["combine"], "weights": weights}
+
+
+def _early(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same ranking by what is known while rounds are played: simulated success and distance."""
+    combined = [name for name in options["combined"] or () if name in COMBINED] or None
+    weights = {name: weight for name, weight in (options["weights"] or {}).items() if name in COMBINED} or None
+    combiner = options["combiner"] if weights or not options["weights"] else "rank_product"
+    return {**options, "combined": combined, "weights": weights, "combiner": combiner}
+
+
+def _weights(path: Path) -> dict[str, float]:
+    """The Plackett-Luce weights of a back-test. Raises RankingError when it has none."""
+    found = (read_json(path) or {}).get("plackett_luce", {})
+    if "weights" not in found:
+        why = found.get("not_computed", "it is no backtest.json")
+        raise RankingError(f"weights={path}: {why}; give the backtest.json of `robopolicy rank backtest` over several domains")
+    return dict(found["weights"])
 
 
 def file_sha(path: str | Path) -> str:
@@ -201,8 +219,7 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"]}
     detected = detect_pool(features, names, **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
     options["detected"] = detected
-    early = [name for name in settings["combine"] or () if name in COMBINED]  # what is known while rounds are played
-    played = play_pool(pool, suite, spending, work, features, {**options, "combined": early or None})
+    played = play_pool(pool, suite, spending, work, features, _early(options))
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
     more = further.further_scores(settings, pool, suite, played, target, path, work)
     for name in settings["combine"] or ():
@@ -221,7 +238,7 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
         "subtitle": f"{suite.name}; suite {suite.sha[:12]}",
         "galleries": _galleries(settings, suite, ranking, detected, target, finalists, work, episodes) or [],
         "histograms": _histograms(ranking, detected),
-        "rounds": played.log if len(played.log) > 1 else [],
+        "rounds": played.log if spending.alloc == "halving" else [],
         "not_computed": _not_computed(settings, suite) | {f"Score {name}": why for name, why in more.missing.items()},
     }
     return ranking, episodes, context, {arm.name: _about(arm) for arm in finalists}

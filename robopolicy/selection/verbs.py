@@ -71,6 +71,12 @@ def _backtest_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"Chosen by {found['choose_by']} on all other domains (leave one out):")
         chosen = {f"{d}: {line['chosen']}": {c: line[c] for c in columns} for d, line in found["leave_one_out"].items()}
         lines += _grid(columns, chosen)
+    fitted = found["plackett_luce"]
+    if "weights" in fitted:
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in fitted["weights"].items())
+        lines.append(
+            f"Plackett-Luce weights on all domains: {weights}; sharpness {fitted['sharpness']:.2f} (0 = no score tells)"
+        )
     lines += [f"Note: {note}" for note in found["notes"]]
     return [*lines, "Conventions:", *(f"  {name}: {text}" for name, text in found["conventions"].items())]
 
