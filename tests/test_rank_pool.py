@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_where_it_stopped(runs, whole, tmp_path):
     arguments = [*TASK, f"pool={runs / 'runs'}/*", f"target={runs / 'target'}", f"out={tmp_path}", *SMALL, "num_workers=1"]
     command = [sys.executable, "-m", "robopolicy.cli", "rank", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None and len(list(tmp_path.glob("units/*/*.json"))) < 3:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -184,7 +184,7 @@ def test_further_scores_are_shown_and_order_only_when_asked(runs, whole, tmp_pat
     ranking = Ranking.read(tmp_path)
     line = ranking.checkpoints[0]
     assert set(line.scores) == {"sim", "ood", "kl_robust", "action_error"}
-    assert "of 8 of 8 checkpoints" in (tmp_path / "report.html").read_text(), "these experts all act alike: no support"
+    assert "n/a for 8 of 8 checkpoints: demonstrators" in (tmp_path / "report.html").read_text(), "these experts act alike"
     assert all(c.scores["kl_robust"] <= c.scores["sim"] + 1e-9 for c in ranking.checkpoints)
     assert ranking.orders["vsdr"] == ranking.orders["action_error"]
     errors = {c.checkpoint: -c.scores["action_error"] for c in ranking.checkpoints}
