@@ -410,5 +410,7 @@ def test_neither_or_both_inputs_are_refused():
     for given in ((), ("pool=runs/x", "scores=t.csv")):
         with pytest.raises(RankingError, match="give pool="):
             rank_verb(settings("rank", *given))
+    with pytest.raises(RankingError, match="give a score a column"):
+        rank_verb(settings("rank", "scores=t.csv", "also=[fqe]"))
     with pytest.raises(RankingError, match="no score table at"):
         rank_verb(settings("rank", "scores=nowhere.csv"))

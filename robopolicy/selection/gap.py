@@ -49,7 +49,11 @@ def dynamics_gaps(
                         ours, its = (state_transitions(s, list(e), horizon, num_decisions, seed) for s, e in sides)
                         gap = dynamics_gap(ours, its, GapConfig(steps=STEPS, seed=seed))
                     known[key] = gap.estimate
-                    line = {"data": str(store.path), "execute_horizon": horizon, "gap": gap.estimate.to_dict()}
+                    line = {
+                        "data": f"{store.path.name} ({store.hash[:12]})",
+                        "execute_horizon": horizon,
+                        "gap": gap.estimate.to_dict(),
+                    }
                     lines.append({**line, "null": gap.null.to_dict(), "auroc": list(gap.auroc)})
                 except ValueError as error:
                     known[key] = Estimate.refuse(str(error))

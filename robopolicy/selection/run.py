@@ -40,10 +40,12 @@ logger = logging.getLogger(__name__)
 UNITS, FEATURES, TARGET, SUITE = "units", "features", "target", "suite.yaml"
 NUM_LISTED = 100  # checkpoints whose hash the provenance says
 NUM_OPEN = 1_000_000  # episodes of a table that are sliced and kept; of larger ones those of the finalists are
+DYNAMICS = "Gaps in dynamics"
 NOT_SHOWN = {
     "A claim about the robot": "the order is a prediction from simulation and from the target's observations; it is checked by "
     "trials on the robot (robopolicy rank next-real, ingest-real)",
-    "Gaps in dynamics": "a detector on observations is blind to friction, latency and contact that differ on the target",
+    DYNAMICS: "a detector on observations is blind to friction, latency and contact that differ on the target: "
+    "also=[dynamics_gap] where the target has states and actions",
 }
 _Result = tuple[Ranking, pa.Table | None, dict[str, Any], dict[str, dict[str, Any]]]
 
@@ -120,6 +122,8 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     context: dict[str, Any] = {"not_computed": dict(NOT_SHOWN)}
     if settings["target"]:
         raise RankingError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER or a column ood")
+    if settings["also"]:
+        raise RankingError(f"also={list(settings['also'])} needs checkpoints in pool=; in a table, give a score a column")
     large = path.suffix == ".parquet"  # read only when it holds scores
     if large and not path.is_file():
         raise no_episodes(path)
@@ -236,10 +240,10 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     finalists = [pool.arm(line.checkpoint) for line in ranking.checkpoints[: spending.finalists]]
     context = {
         "subtitle": f"{suite.name}; suite {suite.sha[:12]}",
-        "galleries": _galleries(settings, suite, ranking, detected, target, finalists, work, episodes) or [],
+        "galleries": _galleries(settings, suite, ranking, detected, target, finalists, work, episodes),
         "histograms": _histograms(ranking, detected),
         "rounds": played.log if spending.alloc == "halving" else [],
-        "not_computed": _not_computed(settings, suite) | {f"Score {name}": why for name, why in more.missing.items()},
+        "not_computed": _not_computed(settings, suite, more.missing),
     }
     return ranking, episodes, context, {arm.name: _about(arm) for arm in finalists}
 
@@ -264,15 +268,18 @@ def _galleries(
     return [g for g in found if g is not None]
 
 
-def _not_computed(settings: Mapping[str, Any], suite: FrozenSuite) -> dict[str, str]:
+def _not_computed(settings: Mapping[str, Any], suite: FrozenSuite, scores: Mapping[str, str]) -> dict[str, str]:
+    """{what: why}. scores: those that could not be computed, and why."""
     missing = dict(NOT_SHOWN)
+    if "dynamics_gap" in settings["also"] and "dynamics_gap" not in scores:
+        del missing[DYNAMICS]
     if not suite.size(CONFIRM):
         missing["Finalists on fresh conditions"] = "the suite has no split confirm: give confirm=50"
     if suite.size(SEALED) and not settings["open_sealed"]:
         missing["Sealed conditions"] = f"{suite.size(SEALED)} are kept for a release: open_sealed=true"
     if not settings["pictures"]:
         missing["Pictures"] = "pictures=false"
-    return missing
+    return missing | {f"Score {name}": why for name, why in scores.items()}
 
 
 def _about(arm: Arm) -> dict[str, Any]:
