@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from test_importers import example, record, tensor, tree
 
-from robopolicy import pipeline, spec
+from robopolicy import checkpoint, pipeline, spec
 from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.data.lerobot import export_dataset
@@ -137,7 +137,9 @@ def test_ray_nodes_give_the_same_bytes_though_one_dies(runs, whole, tmp_path):
     assert lost[0] < 8, "the node died too late to show anything"
 
 
-def test_halving_spends_less_and_drops_the_worse(runs, tmp_path):
+def test_halving_spends_less_drops_the_worse_and_reads_every_checkpoint_once(runs, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("robopolicy.selection.units.sha256", lambda folder: read.append(folder) or checkpoint.sha256(folder))
     done, _ = ranked(runs, tmp_path, "alloc=halving", "budget=32", "finalists=2", "episodes=12")
     ranking = Ranking.read(tmp_path)
     assert done.exit_code == 0
@@ -146,6 +148,7 @@ def test_halving_spends_less_and_drops_the_worse(runs, tmp_path):
     assert sorted(c.dropped for c in ranking.checkpoints[2:]) == [1] * 4 + [2] * 2
     assert [c.dropped for c in ranking.checkpoints[2:]] == [2, 2, 1, 1, 1, 1], "dropped later is placed before dropped early"
     assert "How the episodes were spent" in (tmp_path / "report.html").read_text()
+    assert len(read) == len(set(read)) == 8
 
 
 def test_halving_by_another_score_finds_its_best_with_fewer_episodes():

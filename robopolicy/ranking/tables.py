@@ -14,7 +14,7 @@ from robopolicy.spec import did_you_mean
 Array = np.ndarray
 
 COLUMNS = ("checkpoint", "run", "step", "suite", "split", "condition", "seed", "success", "return", "progress")
-IDENTITY_COLUMNS = ("checkpoint", "checkpoint_sha", "run", "step", "suite", "split", "condition", "seed")
+IDENTITY_COLUMNS = ("checkpoint", "checkpoint_sha", "run", "step", "config", "suite", "split", "condition", "seed")
 DEFINITION = ("discount", "horizon")  # optional columns: what a return is; the same in every row of a ranking
 CONFIG = "config"  # optional column: training configuration; runs that share it are seeds of it
 FEATURE_SETS = ("fit", "calibration", "target")
