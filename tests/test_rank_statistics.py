@@ -155,6 +155,14 @@ def test_weights_learned_on_domains_combine_in_a_ranking(tmp_path):
 def test_demonstrators_that_act_alike_give_no_ratio_of_1e23():
     rng = np.random.default_rng(4)
     features, actions = rng.normal(size=(20, 4)), rng.normal(size=(20, 3))
+    chunks = np.stack([actions, np.r_[[actions[0]], actions[:-1]]], axis=1)  # [N, H, A]
+    chunks[:, 1, 1] *= 1e-20  # an entry that later steps of no chunk use
+    chunks = np.concatenate([chunks, 1e-20 * rng.normal(size=(20, 2, 1))], axis=2)  # and one that none uses at all
+    episode = np.arange(20) // 5
+    found = ActionSupport().fit(features, chunks, episode).score(features, chunks + 0.01, episode)
+    assert 0.7 < found.score.value < 1.3
+    far = ActionSupport().fit(features, chunks, episode).score(features, chunks + np.array([0, 3, 0, 0]), episode)
+    assert 1.5 < far.score.value < 10
     twice = (np.tile(features, (2, 1)), np.tile(actions, (2, 1)) + 1e-12)
     with pytest.raises(ValueError, match="act alike"):
         ActionSupport().fit(*twice, np.repeat([0, 1], 20))

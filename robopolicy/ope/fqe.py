@@ -163,6 +163,8 @@ class _Problem:
             raise ValueError("no policies to evaluate: give {name: (next_actions, start_actions)}")
         _check_config(c)
         acts = [_actions(data, name, *given) for name, given in policies.items()]
+        if len({(x.shape[1], y.shape[1]) for x, y in acts}) > 1:
+            raise ValueError("the policies were sampled unequally often: give as many chunks a state of each")
         low, high = c.value_range or _value_range(data)
         horizon = 1 / max(1 - float(data.discount.mean()), 1e-3)
         centre = min(max(float(data.reward.mean()) * horizon, low), high)
