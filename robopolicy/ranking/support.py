@@ -35,7 +35,7 @@ class Support:
 class ActionSupport:
     """Distance of (observation, action) to its nearest in demonstrations, in units of the demonstrators' own.
 
-    d(z, a) = min over rows of other episodes of || beta (z - z') , (a - a') ||, both standardised (an entry of an action over all
+    d(z, a) = min over rows of other episodes of || beta (z - z') , (a - a') ||, both standardised (entries of actions over all
     steps of the chunks), on at most 16 principal components each (PRDC: Ran et al., arXiv 2306.06569). beta large:
     "the same action in the same place"; beta small: "an action that someone did somewhere". Entries that do not move, or by
     rounding only, are left out.
