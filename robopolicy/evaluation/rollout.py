@@ -24,6 +24,7 @@ from robopolicy.policies.wrappers import ChunkExecutor, Exploring
 from robopolicy.spec import TASK, Array, Policy
 
 BLOCK = 5  # episodes of one work unit
+NOISE_STREAM = 7  # apart from what the seed of an episode draws else
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Arm:
     checkpoint, critic: checkpoint folders. steer: keyword arguments of SteeredPolicy.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
     instruction: what a policy that can do several things is told; None = what the environment says.
+    noise: see PolicyActor.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arm:
     critic: str | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
     instruction: str | None = None
+    noise: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ class PolicyActor:
     """data.actors.Actor for a policy: history, chunk execution, one seed per episode.
 
     instruction: what a policy that can do several things is told; None = what the environment says (env_task).
+    noise: {key: standard deviation} of Gaussian noise on what the policy sees, fresh for every observation, before frames are
+        stacked; in the key's unit, for uint8 images as a fraction of their range.
     """
 
-    def __init__(self, policy: Policy, instruction: str | None = None) -> None:
-        self.executor, self.instruction = ChunkExecutor(policy), instruction
+    def __init__(self, policy: Policy, instruction: str | None = None, noise: Mapping[str, float] | None = None) -> None:
+        self.executor, self.instruction, self.noise = ChunkExecutor(policy), instruction, dict(noise or {})
         self.facts: Mapping[str, Any] = {}
 
     @property
@@ -81,13 +86,25 @@ class PolicyActor:
     def reset(self, seed: int) -> None:
         """See Actor.reset."""
         self.executor.reset(seed)
+        self._random = np.random.default_rng([seed, NOISE_STREAM])
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
         if observation is not None and TASK in self.executor.policy.spec.observation:
             told = env_task(env) if self.instruction is None else self.instruction
             observation = {**observation, TASK: np.asarray(told)}
+        if observation is not None and self.noise and self.wants_observation:
+            shaken = {key: _noisy(observation[key], sd, self._random) for key, sd in self.noise.items() if key in observation}
+            observation = {**observation, **shaken}
         return self.executor.act(observation)
+
+
+def _noisy(value: Array, sd: float, random: np.random.Generator) -> Array:
+    """A value with Gaussian noise; images stay uint8, clipped to their range."""
+    noise = sd * random.standard_normal(value.shape)
+    if value.dtype == np.uint8:
+        return np.clip(np.rint(value + 255 * noise), 0, 255).astype(np.uint8)
+    return (value + noise).astype(value.dtype)
 
 
 def env_task(env: gymnasium.Env) -> str:
@@ -133,7 +150,7 @@ def play_block(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
 
     torch.set_num_threads(1)
     arm, suite = unit
-    actor = PolicyActor(arm_policy(arm), arm.instruction)
+    actor = PolicyActor(arm_policy(arm), arm.instruction, arm.noise)
     env = environment(suite.env_id, observing(suite.env_kwargs, actor.executor.policy))
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 
