@@ -321,7 +321,7 @@ class _RayCrew:
         if not ray.is_initialized():
             path = {"PYTHONPATH": os.environ["PYTHONPATH"]} if os.environ.get("PYTHONPATH") else {}
             options: dict[str, Any] = {"address": address} if address else {"num_cpus": num_workers, "include_dashboard": False}
-            ray.init(**options, runtime_env={"env_vars": {**_ONE_THREAD, **path}}, logging_level="warning")
+            ray.init(**options, runtime_env={"env_vars": {**_ONE_THREAD, **path}}, logging_level=logging.WARNING)
         self._ray = ray
         self.size = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._attempt = ray.remote(num_cpus=1, max_retries=0)(_attempt)
