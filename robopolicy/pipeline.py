@@ -84,6 +84,8 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
     """
     from robopolicy.sim.env import check_settings
 
+    if twin and not task.get("twin_id"):
+        raise ValueError(f"twin=true: {task['env_id']} has no twin in the held-out simulator")
     env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
     check_settings(env_id, env_kwargs)
     return env_id, env_kwargs

@@ -1,0 +1,412 @@
+"""The dressing environment: a gripper pulls a sleeve of cloth along a static human arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from robopolicy import spec
+from robopolicy.geometry import rotation_6d
+from robopolicy.sim import clouds, dress_world, world
+from robopolicy.sim.arm import FINGER, crossing
+from robopolicy.sim.camera import noisy_depth
+from robopolicy.sim.cloth import ClothWorld
+from robopolicy.sim.dress_experts import DressExpert
+from robopolicy.sim.dress_view import ARM, GARMENT, DressView
+from robopolicy.sim.dress_world import ALL, DressTask
+from robopolicy.sim.env import PUSH_DECAY, PUSH_PROBABILITY
+from robopolicy.sim.garments import GARMENTS
+from robopolicy.sim.photometry import noisy_image
+from robopolicy.sim.randomize import draw, nominal, parse, stream
+from robopolicy.sim.scene import Camera, Frame
+from robopolicy.sim.tasks import parameter_names
+
+MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
+CLEARANCE = 0.012  # m: the gripper slides along a skin this far away instead of coming closer
+SUCCESS = 0.7  # of the upper arm
+VOXEL = 0.035  # m
+CROP = 0.35  # m around the arm's box that clouds show
+TRANSLATION, YAW, TURNS = ("dx", "dy", "dz"), ("yaw",), ("rx", "ry", "rz")
+STATE_NAMES = ("ee_x", "ee_y", "ee_z", *(f"ee_r{i}" for i in range(6)))
+PRIVILEGED = (
+    *(f"{part}_{axis}" for part in ("finger", "elbow", "shoulder", "rim") for axis in "xyz"),
+    *("upper_ratio", "whole_ratio"),
+)
+EXPLODED, EMPTY_CLOUD, BAD_DEPTH = "exploded", "empty_cloud", "bad_depth"
+_DOWN = Rotation.from_rotvec([np.pi, 0.0, 0.0])  # the gripper's own z axis points away from its palm
+
+
+@dataclass(frozen=True)
+class _Token:
+    seed: int
+    region: str
+    moves: tuple[tuple[np.ndarray, np.ndarray], ...]
+    fault: str
+    disturbance: np.ndarray
+    peak_force: float
+    generators: Mapping[str, Any]
+
+
+class _Pictures:
+    """What looks at the environment from outside (view, film) draws through this, as through an Engine."""
+
+    def __init__(self, env: DressEnv) -> None:
+        self._env = env
+
+    def render(self, camera: Camera, rgb: bool = True) -> Frame:
+        """What a camera sees now, without noise."""
+        return self._env.look(camera, rgb, antialiasing=True)
+
+
+class DressEnv(gymnasium.Env):
+    """A gripper holds a sleeve by the top of its rim and pulls it over hand, forearm and upper arm of a person who sits still.
+
+    Action float32 [4], or [6] with rotation="full", clipped to its bounds:
+        | 0-2 | dx dy dz | translation of the gripper, m, base frame; cut to a length of 0.02 | -0.02 .. 0.02 |
+        | 3 | yaw | turn about the vertical, rad | -0.1 .. 0.1 |
+        | or 3-5 | rx ry rz | rotation vector, rad, base frame | -0.1 .. 0.1 |
+
+    Observation: a dict with the chosen keys (spec.py):
+        observation.state float32 [9]: gripper position (m) and 6-D rotation.
+        observation.points float32 [num_points, 5]: x y z (m, base frame), one-hot arm and garment; voxels of the pixels of
+            the front camera. The arm is as it was seen before the garment came; the garment is what is visible now. Rows
+            of zeros are padding.
+        observation.images.<camera>, observation.depth.<camera>, observation.segmentation.<camera> (3 arm, 4 torso,
+            5 garment, 2 gripper), observation.environment_state: as in RobotEnv.
+
+    Reward: dress_world.reward(), absolute progress at every step. An episode ends at its time limit. It also ends, truncated
+    and with info["fault"], when the cloth explodes ("exploded"), when no garment or no arm is seen ("empty_cloud") and when
+    a depth image is not finite ("bad_depth"); such a step teaches nothing and should not be learned from.
+
+    info: upper_ratio, whole_ratio (dressed shares), success (upper_ratio > 0.7), progress (whole_ratio), force_n and
+    peak_force_n (at the gripper; of this simulator, not to be taken for a real garment's), clearance_m (gripper to skin),
+    fault, task. reset(options={"region": name}) overrides the region for one episode.
+
+    Args:
+        region: of arm poses: "all", or of dress_world ("straight", "bent-level"). garments: of garments.GARMENTS; None = all.
+        rotation: "yaw" or "full".
+        randomization: of camera, light, colours and sensors (preset name or mapping). Pose, garment, its physics and the
+            start are drawn in every episode. nominal: {parameter: value} overrides; what every episode draws is drawn still.
+        initial: {parameter: distribution} in place of what every episode draws otherwise.
+        engine, reward, task: as RobotEnv has them; there is one choice of each.
+        observation, image_size, num_points, control_hz, antialiasing, render_mode: see RobotEnv.
+
+    Raises:
+        ValueError: an unknown region, garment, observation, preset or parameter; the message names what exists.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
+
+    def __init__(
+        self,
+        observation: Sequence[str] | None = None,
+        image_size: int = 96,
+        num_points: int = 128,
+        region: str = ALL,
+        garments: Sequence[str] | None = None,
+        rotation: str = "yaw",
+        randomization: str | Mapping[str, Any] = "none",
+        nominal: Mapping[str, Any] | None = None,
+        initial: Mapping[str, Any] | None = None,
+        control_hz: float = 20.0,
+        antialiasing: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        self.task, self.render_mode, self.antialiasing = DressTask(), render_mode, antialiasing
+        self.region, self._garments = region, tuple(garments if garments is not None else GARMENTS)
+        self._nominal, self._drawn = settings(region, self._garments, randomization, nominal or {}, initial or {})
+        self._initial = dict(initial or {})
+        self.control_hz, self.period = float(control_hz), 1.0 / control_hz
+        if rotation not in ("yaw", "full"):
+            raise ValueError(f"rotation={rotation!r}; {spec.did_you_mean(rotation, ('yaw', 'full'))}")
+        self.rotation_kind = rotation
+        self.selected = tuple(observation or ("state", "points"))
+        self.image_size, self.num_points = int(image_size), int(num_points)
+        self.features = features(self.selected, self.image_size, self.num_points)
+        names = (*TRANSLATION, *(YAW if rotation == "yaw" else TURNS))
+        high = np.array([MAX_TRANSLATION] * 3 + [MAX_ROTATION] * (len(names) - 3), np.float32)
+        self.action_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
+        self.action_spec = spec.FeatureSpec(high.shape, "float32", "m, rad", "base", names)
+        self.observation_space = gymnasium.spaces.Dict({key: _space(feature) for key, feature in self.features.items()})
+        self.cloth, self.engine = ClothWorld(), _Pictures(self)
+
+    # the state of the world
+
+    @property
+    def T_base_ee(self) -> np.ndarray:
+        """Pose of the gripper [4, 4], its z axis pointing down."""
+        T = np.eye(4)
+        T[:3, :3] = (self.cloth.rotation * _DOWN).as_matrix()
+        T[:3, 3] = self.cloth.position
+        return T
+
+    @property
+    def rim_centre(self) -> np.ndarray:
+        """Where the middle [3] (m) of the undeformed rim would be."""
+        held = self.cloth.mesh.vertices[list(self.cloth.mesh.held)].mean(0)
+        return self.cloth.position - self.cloth.rotation.apply(held)
+
+    @property
+    def yaw(self) -> float:
+        """Turn (rad) of the gripper about the vertical since the start."""
+        x = self.cloth.rotation.apply([1.0, 0.0, 0.0])
+        return float(np.arctan2(x[1], x[0]))
+
+    @property
+    def threaded(self) -> bool:
+        """Whether the arm passes through the opening."""
+        return self._at >= 0
+
+    def action_towards(self, translation: np.ndarray, yaw: float) -> np.ndarray:
+        """The action that moves by `translation` [3] (m) and turns to `yaw` (rad) as far as one step goes."""
+        length = float(np.linalg.norm(translation))
+        turn = np.clip((yaw - self.yaw + np.pi) % (2 * np.pi) - np.pi, -MAX_ROTATION, MAX_ROTATION)
+        turns = [turn] if self.rotation_kind == "yaw" else [0.0, 0.0, turn]
+        return np.array([*(translation * min(1.0, MAX_TRANSLATION / max(length, 1e-9))), *turns], np.float32)
+
+    def expert(self, rng: np.random.Generator | None = None) -> DressExpert:
+        """The scripted expert; with a generator, one that misjudges where the arm is."""
+        return DressExpert() if rng is None else DressExpert.imperfect(rng)
+
+    # episodes
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Draw a world from the seed (or the next one) and start an episode in it."""
+        super().reset(seed=seed)
+        unknown = set(options or {}) - {"region"}
+        if unknown:
+            raise ValueError(f"reset options {sorted(unknown)}; use region")
+        self._start(
+            int(seed if seed is not None else self.np_random.integers(2**31)), (options or {}).get("region", self.region)
+        )
+        observation = self.observe()
+        return observation, {
+            **self._info(),
+            "seed": self.episode_seed,
+            "region": self._region,
+            "randomization": dict(self.world),
+        }
+
+    def _start(self, seed: int, region: str) -> None:
+        self.episode_seed, self._region = seed, region
+        distributions = self._drawn
+        if region != self.region:
+            bend, elevation = dress_world.region_ranges(region)
+            pose = {"arm": {"bend": {"uniform": list(bend)}, "elevation": {"uniform": list(elevation)}}}
+            distributions = {**distributions, **parse(pose, dress_world.PARAMETERS)}
+        self.world = draw(distributions, self._nominal, seed)
+        self.arm = dress_world.arm_of(self.world)
+        rim = FINGER + self.world.vector("start.offset")
+        self.cloth.build(dress_world.garment_of(self.world), self.arm, rim, self.period)
+        self._view = DressView(
+            self.arm,
+            self.cloth.mesh,
+            dress_world.scene_of(self.world),
+            self.world.colour("arm.rgb"),
+            self.world.colour("garment.rgb"),
+            int(self.world.scalar("garment.texture")),
+        )
+        self._camera = world.camera("front", self.world, self.T_base_ee, self.image_size)
+        self._rngs = {name: stream(seed, f"sensor.{name}") for name in ("depth", "images", "disturbance")}
+        self._moves: list[tuple[np.ndarray, np.ndarray]] = []
+        self._disturbance, self._peak_force, self.fault = np.zeros(3), 0.0, ""
+        self._vertices = self.cloth.vertices()
+        self._at = self._crossing()
+        self._arm_cloud = self._cloud(self._view.render(self._camera, None, FINGER, self.cloth.rotation, rgb=False), ARM)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """advance(), then observe()."""
+        reward, _, _, info = self.advance(action)
+        observation = self.observe()
+        return observation, reward, False, bool(self.fault), {**info, "fault": self.fault}
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
+        """step() without the observation, for steps at which nobody looks."""
+        action = np.asarray(action, np.float64)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            names = self.action_spec.names
+            raise ValueError(f"action {action.tolist()}: expected {len(names)} finite numbers {names}")
+        action = np.clip(action, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+        translation = action[:3] * min(1.0, MAX_TRANSLATION / max(float(np.linalg.norm(action[:3])), 1e-9))
+        turn = np.array([0.0, 0.0, action[3]]) if self.rotation_kind == "yaw" else action[3:]
+        target = self.arm.kept_out(self.cloth.position + translation + self._push(), CLEARANCE)
+        self._move(target - self.cloth.position, turn)
+        info = self._info()
+        ring = self.cloth.rim(self._vertices)
+        value = 0.0 if self.fault else dress_world.reward(self.arm, ring, self._at, info["force_n"], info["clearance_m"])
+        return value, False, bool(self.fault), info
+
+    def _move(self, translation: np.ndarray, turn: np.ndarray) -> None:
+        self._moves.append((translation, turn))
+        self.cloth.move(translation, turn)
+        self._vertices = self.cloth.vertices()
+        if self.cloth.exploded(self._vertices):
+            self.fault = EXPLODED
+        self._at = -1.0 if self.fault == EXPLODED else self._crossing()
+        self._peak_force = max(self._peak_force, self._force())
+
+    def _push(self) -> np.ndarray:
+        std, rng = self.world.scalar("robot.disturbance"), self._rngs["disturbance"]
+        if std == 0:
+            return np.zeros(3)
+        started, push = rng.random() < PUSH_PROBABILITY, rng.normal(0.0, std, 3)
+        self._disturbance = PUSH_DECAY * self._disturbance + started * push
+        return self._disturbance
+
+    def _crossing(self) -> float:
+        return crossing(self.cloth.rim(self._vertices), self.arm.reach)
+
+    def _force(self) -> float:
+        force = float(np.linalg.norm(self.cloth.force))
+        return force if np.isfinite(force) else 0.0
+
+    def _info(self) -> dict[str, Any]:
+        upper, whole = self.arm.dressed(self._at)
+        return {
+            "success": upper > SUCCESS and not self.fault,
+            "progress": whole,
+            "task": self.task.name,
+            "upper_ratio": upper,
+            "whole_ratio": whole,
+            "force_n": self._force(),
+            "peak_force_n": self._peak_force,
+            "clearance_m": float(self.arm.nearest(self.cloth.position[None])[0][0]),
+            "fault": self.fault,
+        }
+
+    # what is seen
+
+    def look(self, camera: Camera, rgb: bool = True, antialiasing: bool = False) -> Frame:
+        """What a camera sees now, without noise. Where the cloth has exploded it is left out."""
+        there = None if self.fault == EXPLODED else self._vertices
+        return self._view.render(camera, there, self.cloth.position, self.cloth.rotation, rgb, antialiasing)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation of the present state; draws fresh sensor noise. Sets `fault` where nothing can be made of it."""
+        out: dict[str, np.ndarray] = {}
+        frames: dict[str, Frame] = {}
+        for short, key in zip(self.selected, self.features, strict=True):
+            kind, _, name = short.partition(".")
+            if kind == "state":
+                state = [self.cloth.position, rotation_6d(self.T_base_ee[:3, :3])]
+                out[key] = np.concatenate(state).astype(np.float32)
+            elif kind == "environment_state":
+                out[key] = self._privileged()
+            else:
+                name = name or "front"
+                if name not in frames:
+                    frames[name] = self._frame(name)
+                frame = frames[name]
+                if kind == "points":
+                    out[key] = self._points(frame)
+                else:
+                    out[key] = {"images": frame.rgb, "depth": frame.depth, "segmentation": frame.segmentation}[kind]
+        return out
+
+    def _privileged(self) -> np.ndarray:
+        rim = self.cloth.rim(self._vertices).mean(0)
+        state = np.concatenate([self.arm.line.ravel(), rim, self.arm.dressed(self._at)]).astype(np.float32)
+        return np.nan_to_num(state, posinf=0.0, neginf=0.0)
+
+    def _frame(self, name: str) -> Frame:
+        """A camera's frame with the sensor's noise."""
+        camera = self._camera if name == "front" else world.camera(name, self.world, self.T_base_ee, self.image_size)
+        coloured = f"images.{name}" in self.selected
+        frame = self.look(camera, coloured, self.antialiasing)
+        rgb = noisy_image(frame.rgb, self.world, self._rngs["images"]) if coloured else frame.rgb
+        depth = noisy_depth(frame.depth, self.world, self._rngs["depth"])
+        if not np.isfinite(depth).all():
+            self.fault, depth = BAD_DEPTH, np.zeros_like(depth)
+        return Frame(rgb, depth, frame.segmentation)
+
+    def _cloud(self, frame: Frame, label: int) -> np.ndarray:
+        points = clouds.segment_points(frame.depth, frame.segmentation, self._camera, label)
+        low, high = self.arm.line.min(0) - CROP, self.arm.line.max(0) + CROP
+        return clouds.voxels(clouds.cropped(points, low, high), VOXEL)
+
+    def _points(self, frame: Frame) -> np.ndarray:
+        garment = self._cloud(frame, GARMENT)
+        if not (len(garment) and len(self._arm_cloud)):
+            self.fault = self.fault or EMPTY_CLOUD
+        return clouds.classed(self._arm_cloud, garment, self.num_points)
+
+    def render(self) -> np.ndarray | None:
+        """uint8 [256, 256, 3] of the front camera, without sensor noise, when render_mode is "rgb_array"."""
+        return self.picture(256) if self.render_mode == "rgb_array" else None
+
+    def picture(self, size: int, camera: str = "front") -> np.ndarray:
+        """uint8 [size, size, 3] of `camera` now, without sensor noise."""
+        return self.engine.render(world.camera(camera, self.world, self.T_base_ee, size)).rgb
+
+    # branching
+
+    def save_state(self) -> _Token:
+        """A token for restore_state()."""
+        generators = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
+        rest = (self.fault, self._disturbance.copy(), self._peak_force, generators)
+        return _Token(self.episode_seed, self._region, tuple(self._moves), *rest)
+
+    def restore_state(self, token: _Token) -> None:
+        """Return to a saved state by replaying the episode, at about a hundred steps per second: then all is as it was."""
+        self._start(token.seed, token.region)
+        for move in token.moves:
+            self._move(*move)
+        self.fault, self._disturbance, self._peak_force = token.fault, token.disturbance.copy(), token.peak_force
+        for name, state in token.generators.items():
+            self._rngs[name].bit_generator.state = state
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self.cloth.close()
+
+    @staticmethod
+    def check_settings(given: Mapping[str, Any]) -> None:
+        """Whether DressEnv(**given) will work, without starting a simulator. Raises ValueError as it does."""
+        garments = tuple(given.get("garments") or GARMENTS)
+        options = (given.get("randomization", "none"), given.get("nominal") or {}, given.get("initial") or {})
+        settings(given.get("region", ALL), garments, *options)
+        features(tuple(given.get("observation") or ("state",)), 8, 8)
+
+
+def settings(
+    region: str, garments: Sequence[str], randomization: Any, overrides: Mapping[str, Any], initial: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The nominal world, and what is drawn around it. Raises ValueError for what does not exist."""
+    parameters = dress_world.PARAMETERS
+    around = nominal(parameters, overrides)
+    others = {*parameter_names(), *world.PARAMETERS} - set(parameters)
+    drawn = {**parse(dress_world.initial(region, garments), parameters, around), **parse(initial, parameters, around)}
+    return around, {**drawn, **parse(randomization, parameters, around, others)}
+
+
+def features(selected: Sequence[str], size: int, num_points: int) -> spec.Features:
+    """The features of the chosen short names. Raises ValueError for one that does not exist."""
+    columns = ("x", "y", "z", *clouds.CLASSES)
+    known = {
+        "state": (spec.STATE, spec.FeatureSpec((len(STATE_NAMES),), "float32", "m", "base", STATE_NAMES)),
+        "points": (spec.POINTS, spec.FeatureSpec((num_points, len(columns)), "float32", "m", "base", columns)),
+        "environment_state": (
+            spec.ENVIRONMENT_STATE,
+            spec.FeatureSpec((len(PRIVILEGED),), "float32", "m", "base", PRIVILEGED),
+        ),
+    }
+    for name in world.CAMERAS:
+        known[f"images.{name}"] = (spec.image_key(name), spec.FeatureSpec((size, size, 3), "uint8", "", name))
+        known[f"depth.{name}"] = (spec.depth_key(name), spec.FeatureSpec((size, size), "float32", "m", name))
+        known[f"segmentation.{name}"] = (spec.segmentation_key(name), spec.FeatureSpec((size, size), "uint8", "", name))
+    for short in selected:
+        if short not in known:
+            raise ValueError(f"observation has {short!r}; {spec.did_you_mean(short, known)}")
+    return dict(known[short] for short in selected)
+
+
+def _space(feature: spec.FeatureSpec) -> gymnasium.spaces.Box:
+    low, high = (0, 255) if feature.dtype == "uint8" else (-np.inf, np.inf)
+    return gymnasium.spaces.Box(low, high, feature.shape, np.dtype(feature.dtype).type)
