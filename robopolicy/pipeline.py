@@ -92,7 +92,11 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
 
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
-    """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
+    """Train the policy (where `critic` is set the critic, where `rl` is both) of a resolved config; its checkpoints."""
+    if settings.get("rl"):
+        from robopolicy.reinforce import reinforce_run
+
+        return reinforce_run(settings, *task_env(settings["task"], settings.get("randomization", "none")), run_dir)
     from robopolicy.data.windows import MEMORY_GB, Windows, task_feature
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded

@@ -225,9 +225,9 @@ def test_points_lie_on_what_they_are_labelled_as(env):
         observation = env.step(DressExpert()(env))[0]
     cloud = observation[POINTS]
     arm, garment = cloud[cloud[:, 3] == 1, :3], cloud[cloud[:, 4] == 1, :3]
-    assert len(arm) > 15
-    assert len(garment) > 20
-    assert np.abs(env.arm.nearest(arm)[0]).max() < 0.02  # the mean of a voxel lies a little inside
+    assert len(arm) > 12
+    assert len(garment) > 15
+    assert np.abs(env.arm.nearest(arm)[0]).max() < 0.03  # the mean of a voxel lies a little inside
     gaps = np.linalg.norm(garment[:, None] - env.cloth.vertices()[None], axis=2).min(1)
     assert gaps.max() < 0.04
     assert not cloud[(cloud[:, 3:] == 0).all(1)].any()

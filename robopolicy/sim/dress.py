@@ -29,7 +29,6 @@ from robopolicy.sim.tasks import parameter_names
 MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
 CLEARANCE = 0.012  # m: the gripper slides along a skin this far away instead of coming closer
 SUCCESS = 0.7  # of the upper arm
-VOXEL = 0.035  # m
 CROP = 0.35  # m around the arm's box that clouds show
 TRANSLATION, YAW, TURNS = ("dx", "dy", "dz"), ("yaw",), ("rx", "ry", "rz")
 STATE_NAMES = ("ee_x", "ee_y", "ee_z", *(f"ee_r{i}" for i in range(6)))
@@ -89,7 +88,7 @@ class DressEnv(gymnasium.Env):
 
     Args:
         region: of arm poses: "all", or of dress_world ("straight", "bent-level"). garments: of garments.GARMENTS; None = all.
-        rotation: "yaw" or "full".
+        rotation: "yaw" or "full". voxel: side (m) of the cubes that keep one point each; the paper's is 0.0625.
         randomization: of camera, light, colours and sensors (preset name or mapping). Pose, garment, its physics and the
             start are drawn in every episode. nominal: {parameter: value} overrides; what every episode draws is drawn still.
         initial: {parameter: distribution} in place of what every episode draws otherwise.
@@ -106,7 +105,8 @@ class DressEnv(gymnasium.Env):
         self,
         observation: Sequence[str] | None = None,
         image_size: int = 96,
-        num_points: int = 128,
+        num_points: int = 96,
+        voxel: float = 0.05,
         region: str = ALL,
         garments: Sequence[str] | None = None,
         rotation: str = "yaw",
@@ -126,7 +126,7 @@ class DressEnv(gymnasium.Env):
             raise ValueError(f"rotation={rotation!r}; {spec.did_you_mean(rotation, ('yaw', 'full'))}")
         self.rotation_kind = rotation
         self.selected = tuple(observation or ("state", "points"))
-        self.image_size, self.num_points = int(image_size), int(num_points)
+        self.image_size, self.num_points, self.voxel = int(image_size), int(num_points), float(voxel)
         self.features = features(self.selected, self.image_size, self.num_points)
         names = (*TRANSLATION, *(YAW if rotation == "yaw" else TURNS))
         high = np.array([MAX_TRANSLATION] * 3 + [MAX_ROTATION] * (len(names) - 3), np.float32)
@@ -329,7 +329,7 @@ class DressEnv(gymnasium.Env):
     def _cloud(self, frame: Frame, label: int) -> np.ndarray:
         points = clouds.segment_points(frame.depth, frame.segmentation, self._camera, label)
         low, high = self.arm.line.min(0) - CROP, self.arm.line.max(0) + CROP
-        return clouds.voxels(clouds.cropped(points, low, high), VOXEL)
+        return clouds.voxels(clouds.cropped(points, low, high), self.voxel)
 
     def _points(self, frame: Frame) -> np.ndarray:
         garment = self._cloud(frame, GARMENT)
