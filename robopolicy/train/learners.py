@@ -82,7 +82,9 @@ class Learner(ABC):
         self._descend("critic", loss)
         metrics = {"critic_loss": loss.detach(), **metrics}
         if step % self.actor_every == 0:
+            self.critic.requires_grad_(False)
             loss, more = self.actor_loss(transitions, generator)
+            self.critic.requires_grad_(True)
             if self.distillation is not None:
                 extra, told = self.distillation.loss(self.actor, transitions.now, group, generator)
                 loss, more = loss * self.distillation.rl_weight + extra, {**more, **told}
