@@ -264,7 +264,7 @@ def test_every_learner_finds_the_better_action(kind):
         return float(np.abs(mean - wanted).mean())
 
     before = error()
-    for step in range(200):
+    for step in range(320):
         action = rng.uniform(-1, 1, (64, 2)).astype(np.float32)
         transitions, _ = toy_transitions(64, rng, action)
         metrics = learner.update(transitions, 0, step, torch.Generator().manual_seed(step))

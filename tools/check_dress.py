@@ -30,16 +30,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="30 resets and 2 episodes of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--actors", default="expert,imperfect,naive,random")
+    parser.add_argument("--episodes", type=int, default=50, help="of each actor in each range of the elbow, and in all")
+    parser.add_argument("--resets", type=int, default=1000)
     args = parser.parse_args()
-    resets, episodes = (30, 2) if args.quick else (1000, 50)
+    resets, episodes = (30, 2) if args.quick else (args.resets, args.episodes)
     env = gymnasium.make("robopolicy/Dress-v0", disable_env_checker=True).unwrapped
     memory = check_memory(env, resets)
     print(f"resident memory (MiB) over {resets} resets: {memory}")
-    rows = [
-        play(env, actor, region, episodes, args.seed)
-        for actor in ("expert", "imperfect", "naive", "random")
-        for region in (*BENDS, "all")
-    ]
+    rows = [play(env, actor, region, episodes, args.seed) for actor in args.actors.split(",") for region in (*BENDS, "all")]
     print(f"{'actor':10} {'region':9} {'upper':>15} {'whole':>6} {'success':>8} {'force N':>8} {'depth mm':>9} {'faults':>7}")
     for row in rows:
         low, high = row["upper_ci"]

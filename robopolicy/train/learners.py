@@ -257,7 +257,7 @@ class ImplicitQ(Learner):
         critic: PointCritic,
         *,
         expectile: float = 0.7,
-        inverse_temperature: float = 1.0,
+        inverse_temperature: float = 3.0,
         most: float = 100.0,
         **options: float,
     ) -> None:
