@@ -78,6 +78,7 @@ class Bench:
             "updates": a.bc_updates,
             "teachers": a.teacher_rounds,
         }
+        settings |= {"set": a.set}
         name = f"{arm}_{seed}_{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
         file = self.cells / f"{name}.json"
         if file.is_file():
@@ -115,10 +116,12 @@ class Bench:
             f"task.env.garments=[{','.join(a.garments)}]",
             f"rl.train.steps={rounds}",
             f"rl.train.seed={seed}",
-            f"rl.train.evaluate_every={max(rounds // 6, 1)}",
+            f"rl.train.evaluate_every={max(rounds // 4, 1)}",
             f"rl.train.warmup={min(150, rounds // 4)}",
             f"rl.train.evaluate_episodes={min(6, a.episodes)}",
             "rl.train.resume=true",
+            "rl.train.progress=false",
+            *a.set,
         ]
         train_run(to_plain(compose("train", given)), run)
         return best_checkpoint(run)
@@ -308,6 +311,7 @@ def main() -> None:
     parser.add_argument("--teacher-rounds", type=int, default=2500)
     parser.add_argument("--episodes", type=int, default=50, help="that every cell is scored on")
     parser.add_argument("--demonstrations", type=int, default=40)
+    parser.add_argument("--set", nargs="*", default=[], help="further settings of the learned arms: rl.train.batch_size=32")
     parser.add_argument("--bc-updates", type=int, default=1500)
     args = parser.parse_args()
     if args.quick:
