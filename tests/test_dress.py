@@ -11,12 +11,13 @@ from robopolicy.data.collect import collect
 from robopolicy.pipeline import task_env
 from robopolicy.sim import clouds
 from robopolicy.sim.arm import Arm, crossing
-from robopolicy.sim.cloth import GRAVITY, MARGIN, ClothWorld
+from robopolicy.sim.cloth import MARGIN, ClothWorld
 from robopolicy.sim.dress import BAD_DEPTH, CLEARANCE, EMPTY_CLOUD, EXPLODED, STATE_NAMES, DressEnv
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_view import GARMENT
 from robopolicy.sim.dress_world import regions
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
+from robopolicy.sim.holders import GRAVITY, HOLDERS
 from robopolicy.spec import POINTS, STATE
 
 ID = "robopolicy/Dress-v0"
@@ -113,10 +114,11 @@ def test_a_point_is_moved_out_of_the_skin_and_no_further():
             assert np.array_equal(out, point)
 
 
-def test_the_gripper_feels_the_weight_of_a_hanging_sleeve():
-    world = ClothWorld()
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_whatever_holds_a_hanging_sleeve_feels_its_weight(holder):
+    world = ClothWorld(holder)
     for name in ("tshirt", "jacket"):
-        world.build(GARMENTS[name], Arm.posed(0.3, 0.0), np.array([-0.8, 0.0, 1.0]), 0.05)
+        world.build(GARMENTS[name], Arm.posed(0.3, 0.0), np.array([-0.2, 0.0, 1.05]), 0.05)
         forces = []
         for _ in range(30):
             world.move(np.zeros(3), np.zeros(3))
@@ -245,6 +247,23 @@ def test_the_arm_is_seen_as_it_was_before_the_garment_came(env):
     assert (visible == GARMENT).sum() > 300  # which now hides much of it
 
 
+def test_a_panda_dresses_too_and_lags_a_little(closing):
+    env = closing(holder="panda", observation=("state", "points", "images.front"), image_size=64)
+    observation, _ = env.reset(seed=0, options={"region": "bent"})
+    expert, lag = DressExpert(), []
+    for step in range(58):
+        if step in (5, 30):
+            cloud = env.step(expert(env))[0][POINTS]
+            assert (cloud[:, 4] == 1).sum() > 15  # the robot hides nothing of it
+        _, _, truncated, info = env.advance(expert(env))
+        lag.append(np.linalg.norm(env.cloth.position - env.cloth.goal))
+        assert not truncated
+    assert info["upper_ratio"] > 0.9
+    assert 1e-4 < max(lag) < 0.02
+    assert info["peak_force_n"] < 15
+    assert (env.look(env._camera).rgb != observation["observation.images.front"]).any()
+
+
 # what goes wrong
 
 
@@ -295,6 +314,7 @@ def test_mistakes_are_named_with_what_would_work(closing):
         ({"garments": []}, "give at least one of tshirt"),
         ({"observation": ["point"]}, "did you mean 'points'"),
         ({"rotation": "pitch"}, "rotation='pitch'"),
+        ({"holder": "pandas"}, "did you mean 'panda'"),
         ({"nominal": {"arm.bent": 1.0}}, "did you mean 'arm.bend'"),
         ({"randomization": {"garment": {"mas": {"uniform": [1, 2]}}}}, "did you mean 'garment.mass'"),
     ):

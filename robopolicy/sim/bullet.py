@@ -8,16 +8,15 @@ tools/bench_sim.py --stability), and a position gain that follows the time step 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robopolicy.sim.bullet_client import BulletClient, p, quiet
-from robopolicy.sim.collision import collision_urdf, merged
+from robopolicy.sim.collision import collision_urdf, merged_visuals
 from robopolicy.sim.engine import check_renderer, whole_steps
 from robopolicy.sim.inertia import mass_properties
-from robopolicy.sim.meshes import Mesh, panda_visuals, shape_mesh
+from robopolicy.sim.meshes import shape_mesh
 from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
@@ -30,13 +29,6 @@ _BASE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # pose of the robot's base: positio
 _ARM = list(range(NUM_JOINTS))
 _FINGERS = [NUM_JOINTS, NUM_JOINTS + 1]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
-
-
-@cache
-def _visuals() -> list[tuple[int, Mesh, tuple[float, float, float]]]:
-    """Link of collision_urdf(), mesh in its frame, and colour of everything that shows of the robot."""
-    _, moved = merged()
-    return [(moved[v.link][0], v.mesh.moved(moved[v.link][1]), v.rgb) for v in panda_visuals()]
 
 
 class _Handle(NamedTuple):
@@ -200,7 +192,7 @@ class BulletEngine:
                 self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
 
     def _prepare_drawing(self, scene: Scene) -> None:
-        visuals = _visuals()
+        visuals = merged_visuals()
         self._links = sorted({link for link, _, _ in visuals} - {-1})
         frame = {link: i for i, link in enumerate([-1, *self._links])}
         arm = [Part(mesh, frame[link], ROBOT, np.multiply(rgb, scene.robot_rgb).tolist()) for link, mesh, rgb in visuals]

@@ -1,4 +1,4 @@
-"""PyBullet's deformable world with one sleeve, a static arm and a gripper that holds the sleeve by the top of its rim.
+"""PyBullet's deformable world with one sleeve, a static arm, and what holds the sleeve by the top of its rim.
 
 PyBullet 3.2.7 has traps: a removed body with anchors corrupts the heap, saved states leave the cloth out, and a mesh file is
 cached by its name. So a world is rebuilt for every episode, branches by replaying, and caching is off.
@@ -15,19 +15,25 @@ from scipy.spatial.transform import Rotation
 from robopolicy.sim.arm import Arm, Capsule
 from robopolicy.sim.bullet_client import BulletClient, p, quiet
 from robopolicy.sim.garments import AROUND, Garment, sleeve, stretch
+from robopolicy.sim.holders import GRAVITY, HOLDERS, Holder
+from robopolicy.spec import did_you_mean
 
-GRAVITY = np.array([0.0, 0.0, -9.81])
 MARGIN = 0.006  # m between cloth and skin in contact
-GRIPPER_MASS = 50.0  # kg of the free body that stands for the gripper: its lost velocity measures the force on it
 SETTLE_S = 0.18  # s that the cloth hangs before an episode begins
-_NO_SPIN = np.zeros(3)
+LEASH = 0.03  # m that where the gripper is to be may run ahead of where it is
 MAX_STRETCH = 6.0  # of an edge over its rest length, above which the cloth has exploded
 
 
 class ClothWorld:
-    """One deformable world, rebuilt by every build(). The same calls give the same motion, bit for bit."""
+    """One deformable world, rebuilt by every build(). The same calls give the same motion, bit for bit.
 
-    def __init__(self) -> None:
+    holder: of the sleeve, "gripper" or "panda" (holders.py).
+    """
+
+    def __init__(self, holder: str = "gripper") -> None:
+        if holder not in HOLDERS:
+            raise ValueError(f"holder={holder!r}; {did_you_mean(holder, HOLDERS)}")
+        self.holder: Holder = HOLDERS[holder]()
         with quiet():
             self._client: BulletClient | None = BulletClient()
         self._folder = tempfile.TemporaryDirectory(prefix="robopolicy_cloth_")
@@ -55,18 +61,23 @@ class ClothWorld:
         bodies = [self._capsule(capsule) for capsule in arm.capsules]
         self._cloth = self._load(garment, rim)
         held = list(self.mesh.held)
-        self.rotation = Rotation.identity()
-        self.position = self.mesh.vertices[held].mean(0) + rim
-        shape = c.createCollisionShape(p.GEOM_SPHERE, radius=0.01)
-        self._gripper = c.createMultiBody(GRIPPER_MASS, shape, -1, self.position.tolist())
-        for other in [self._cloth, *bodies]:
-            c.setCollisionFilterPair(self._gripper, other, -1, -1, 0)
-        for vertex in held:
-            offset = self.mesh.vertices[vertex] + rim - self.position
-            c.createSoftBodyAnchor(self._cloth, vertex, self._gripper, -1, offset.tolist())
+        places = self.mesh.vertices[held] + rim
+        self.holder.start(c, places.mean(0), self.time_step)
+        self.holder.hold(self._cloth, bodies, dict(zip(held, places, strict=True)))
+        self.goal, self._turned = self.holder.position, self.holder.rotation
         for _ in range(round(SETTLE_S / self.time_step)):
-            self._step(self.position, self.rotation, _NO_SPIN)
+            self.holder.step(self.goal, self._turned, np.zeros(3), np.zeros(3))
         self.force = np.zeros(3)
+
+    @property
+    def position(self) -> np.ndarray:
+        """Where the gripper is [3] (m)."""
+        return self.holder.position
+
+    @property
+    def rotation(self) -> Rotation:
+        """How the gripper is turned since the start."""
+        return self.holder.rotation
 
     def _capsule(self, capsule: Capsule) -> int:
         c, axis = self._p, capsule.end - capsule.start
@@ -110,30 +121,20 @@ class ClothWorld:
         return stretch(vertices, self._edges, self._rest) > MAX_STRETCH
 
     def move(self, translation: np.ndarray, turn: np.ndarray) -> None:
-        """Move the gripper by `translation` [3] (m) and the rotation vector `turn` [3] (rad), evenly over one period.
+        """Move where the gripper is to be by `translation` [3] (m) and the rotation vector `turn` [3] (rad), over one period.
 
         Afterwards `force` [3] (N) is the mean force that the cloth put on the gripper.
         """
-        start, before, num = self.position, self.rotation, self.steps_per_move
-        spin, total = turn / (num * self.time_step), np.zeros(3)
+        start, before, num = self.goal, self._turned, self.steps_per_move
+        seconds, total = num * self.time_step, np.zeros(3)
         for i in range(1, num + 1):
             rotation = Rotation.from_rotvec(turn * (i / num)) * before if turn.any() else before
-            total += self._step(start + translation * (i / num), rotation, spin)
+            total += self.holder.step(start + translation * (i / num), rotation, translation / seconds, turn / seconds)
+        ahead = start + translation - self.position
+        distance = float(np.linalg.norm(ahead))
+        self.goal = start + translation if distance <= LEASH else self.position + ahead * (LEASH / distance)
+        self._turned = rotation
         self.force = total / num
-
-    def _step(self, position: np.ndarray, rotation: Rotation, spin: np.ndarray) -> np.ndarray:
-        """One physics step that takes the gripper to a pose, turning at `spin` [3] (rad/s); the cloth's force [3] (N) on it.
-
-        The gripper gets the velocity that leads there and is then put there: what it lost on the way is the cloth's doing.
-        """
-        c, dt = self._p, self.time_step
-        velocity = (position - self.position) / dt
-        c.resetBaseVelocity(self._gripper, velocity.tolist(), spin.tolist())
-        c.stepSimulation()
-        after = np.array(c.getBaseVelocity(self._gripper)[0])
-        self.position, self.rotation = position, rotation
-        c.resetBasePositionAndOrientation(self._gripper, position.tolist(), rotation.as_quat().tolist())
-        return GRIPPER_MASS * ((after - velocity) / dt - GRAVITY)
 
     def close(self) -> None:
         """Free the world. Safe to call twice."""

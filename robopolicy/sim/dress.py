@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from robopolicy import spec
 from robopolicy.geometry import rotation_6d
@@ -21,6 +20,7 @@ from robopolicy.sim.dress_view import ARM, GARMENT, DressView
 from robopolicy.sim.dress_world import ALL, DressTask
 from robopolicy.sim.env import PUSH_DECAY, PUSH_PROBABILITY
 from robopolicy.sim.garments import GARMENTS
+from robopolicy.sim.holders import DOWN, HOLDERS
 from robopolicy.sim.photometry import noisy_image
 from robopolicy.sim.randomize import draw, nominal, parse, stream
 from robopolicy.sim.scene import Camera, Frame
@@ -36,8 +36,8 @@ PRIVILEGED = (
     *(f"{part}_{axis}" for part in ("finger", "elbow", "shoulder", "rim") for axis in "xyz"),
     *("upper_ratio", "whole_ratio"),
 )
+ROTATIONS = ("yaw", "full")
 EXPLODED, EMPTY_CLOUD, BAD_DEPTH = "exploded", "empty_cloud", "bad_depth"
-_DOWN = Rotation.from_rotvec([np.pi, 0.0, 0.0])  # the gripper's own z axis points away from its palm
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class DressEnv(gymnasium.Env):
 
     Args:
         region: of arm poses: "all", or of dress_world ("straight", "bent-level"). garments: of garments.GARMENTS; None = all.
+        holder: what holds the sleeve: "gripper", which is where it is told to be, or "panda", a robot that follows with a
+            lag. Clouds and depth leave the robot out (a real one is masked by its description); pictures show it.
         rotation: "yaw" or "full". voxel: side (m) of the cubes that keep one point each; the paper's is 0.0625.
         randomization: of camera, light, colours and sensors (preset name or mapping). Pose, garment, its physics and the
             start are drawn in every episode. nominal: {parameter: value} overrides; what every episode draws is drawn still.
@@ -110,6 +112,7 @@ class DressEnv(gymnasium.Env):
         region: str = ALL,
         garments: Sequence[str] | None = None,
         rotation: str = "yaw",
+        holder: str = "gripper",
         randomization: str | Mapping[str, Any] = "none",
         nominal: Mapping[str, Any] | None = None,
         initial: Mapping[str, Any] | None = None,
@@ -122,8 +125,8 @@ class DressEnv(gymnasium.Env):
         self._nominal, self._drawn = settings(region, self._garments, randomization, nominal or {}, initial or {})
         self._initial = dict(initial or {})
         self.control_hz, self.period = float(control_hz), 1.0 / control_hz
-        if rotation not in ("yaw", "full"):
-            raise ValueError(f"rotation={rotation!r}; {spec.did_you_mean(rotation, ('yaw', 'full'))}")
+        if rotation not in ROTATIONS:
+            raise ValueError(f"rotation={rotation!r}; {spec.did_you_mean(rotation, ROTATIONS)}")
         self.rotation_kind = rotation
         self.selected = tuple(observation or ("state", "points"))
         self.image_size, self.num_points, self.voxel = int(image_size), int(num_points), float(voxel)
@@ -133,7 +136,7 @@ class DressEnv(gymnasium.Env):
         self.action_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
         self.action_spec = spec.FeatureSpec(high.shape, "float32", "m, rad", "base", names)
         self.observation_space = gymnasium.spaces.Dict({key: _space(feature) for key, feature in self.features.items()})
-        self.cloth, self.engine = ClothWorld(), _Pictures(self)
+        self.cloth, self.engine = ClothWorld(holder), _Pictures(self)
 
     # the state of the world
 
@@ -141,7 +144,7 @@ class DressEnv(gymnasium.Env):
     def T_base_ee(self) -> np.ndarray:
         """Pose of the gripper [4, 4], its z axis pointing down."""
         T = np.eye(4)
-        T[:3, :3] = (self.cloth.rotation * _DOWN).as_matrix()
+        T[:3, :3] = (self.cloth.rotation * DOWN).as_matrix()
         T[:3, 3] = self.cloth.position
         return T
 
@@ -208,6 +211,7 @@ class DressEnv(gymnasium.Env):
         self._view = DressView(
             self.arm,
             self.cloth.mesh,
+            self.cloth.holder,
             dress_world.scene_of(self.world),
             self.world.colour("arm.rgb"),
             self.world.colour("garment.rgb"),
@@ -219,7 +223,7 @@ class DressEnv(gymnasium.Env):
         self._disturbance, self._peak_force, self.fault = np.zeros(3), 0.0, ""
         self._vertices = self.cloth.vertices()
         self._at = self._crossing()
-        self._arm_cloud = self._cloud(self._view.render(self._camera, None, FINGER, self.cloth.rotation, rgb=False), ARM)
+        self._arm_cloud = self._cloud(self._view.render(self._camera, None, rgb=False), ARM)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """advance(), then observe()."""
@@ -236,8 +240,8 @@ class DressEnv(gymnasium.Env):
         action = np.clip(action, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         translation = action[:3] * min(1.0, MAX_TRANSLATION / max(float(np.linalg.norm(action[:3])), 1e-9))
         turn = np.array([0.0, 0.0, action[3]]) if self.rotation_kind == "yaw" else action[3:]
-        target = self.arm.kept_out(self.cloth.position + translation + self._push(), CLEARANCE)
-        self._move(target - self.cloth.position, turn)
+        target = self.arm.kept_out(self.cloth.goal + translation + self._push(), CLEARANCE)
+        self._move(target - self.cloth.goal, turn)
         info = self._info()
         ring = self.cloth.rim(self._vertices)
         value = 0.0 if self.fault else dress_world.reward(self.arm, ring, self._at, info["force_n"], info["clearance_m"])
@@ -286,7 +290,7 @@ class DressEnv(gymnasium.Env):
     def look(self, camera: Camera, rgb: bool = True, antialiasing: bool = False) -> Frame:
         """What a camera sees now, without noise. Where the cloth has exploded it is left out."""
         there = None if self.fault == EXPLODED else self._vertices
-        return self._view.render(camera, there, self.cloth.position, self.cloth.rotation, rgb, antialiasing)
+        return self._view.render(camera, there, rgb, antialiasing)
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of the present state; draws fresh sensor noise. Sets `fault` where nothing can be made of it."""
@@ -373,6 +377,9 @@ class DressEnv(gymnasium.Env):
         options = (given.get("randomization", "none"), given.get("nominal") or {}, given.get("initial") or {})
         settings(given.get("region", ALL), garments, *options)
         features(tuple(given.get("observation") or ("state",)), 8, 8)
+        for name, known in (("rotation", ROTATIONS), ("holder", HOLDERS)):
+            if given.get(name, next(iter(known))) not in known:
+                raise ValueError(f"{name}={given[name]!r}; {spec.did_you_mean(given[name], known)}")
 
 
 def settings(

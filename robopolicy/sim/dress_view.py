@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from robopolicy.sim.arm import Arm
 from robopolicy.sim.cloth import z_towards
 from robopolicy.sim.garments import Sleeve
+from robopolicy.sim.holders import Holder
 from robopolicy.sim.meshes import Mesh, shape_mesh
 from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Camera, Frame, Scene, Shape
@@ -15,19 +15,18 @@ from robopolicy.sim.scene import FIRST_BODY, ROBOT, Camera, Frame, Scene, Shape
 ARM, TORSO, GARMENT = FIRST_BODY, FIRST_BODY + 1, FIRST_BODY + 2  # segmentation ids; the gripper is ROBOT
 Rgb = tuple[float, float, float]
 _STILL = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
-_PALM = Shape("box", (0.025, 0.045, 0.03), position=(0.0, 0.0, 0.045))
-_FINGERS = [Shape("box", (0.008, 0.012, 0.03), position=(side * 0.01, 0.0, 0.0)) for side in (-1.0, 1.0)]
 
 
 class DressView:
     """Draws one episode's scene.
 
     Args:
-        arm, mesh: what there is. scene: floor, background and light. skin, cloth: colours. texture: of the cloth, -1 = plain.
+        arm, mesh, holder: what there is. scene: floor, background and light. skin, cloth: colours. texture: of the cloth,
+            -1 = plain.
     """
 
-    def __init__(self, arm: Arm, mesh: Sleeve, scene: Scene, skin: Rgb, cloth: Rgb, texture: int = -1) -> None:
-        self._scene, self._cloth, self._texture = scene, cloth, texture
+    def __init__(self, arm: Arm, mesh: Sleeve, holder: Holder, scene: Scene, skin: Rgb, cloth: Rgb, texture: int = -1) -> None:
+        self._holder, self._scene, self._cloth, self._texture = holder, scene, cloth, texture
         self._faces = np.concatenate([mesh.faces, mesh.faces[:, ::-1] + len(mesh.vertices)]).astype(np.int32)
         angle = np.arctan2(mesh.vertices[:, 2], mesh.vertices[:, 1]) / (2 * np.pi)
         self._uv = np.tile(np.column_stack([4 * angle, -mesh.vertices[:, 0] / 0.2]), (2, 1)).astype(np.float32)
@@ -36,25 +35,34 @@ class DressView:
             for capsule in arm.capsules
             for mesh in _capsule_meshes(capsule.start, capsule.end, capsule.radius)
         ]
-        self._gripper = [Part(shape_mesh(shape), 1, ROBOT, (0.2, 0.2, 0.22)) for shape in (_PALM, *_FINGERS)]
+        self._gripper = [Part(mesh, 1 + frame, ROBOT, rgb) for frame, mesh, rgb in holder.visuals()]
 
     def render(
         self,
         camera: Camera,
         vertices: np.ndarray | None,
-        position: np.ndarray,
-        rotation: Rotation,
         rgb: bool = True,
         antialiasing: bool = False,
     ) -> Frame:
-        """What `camera` sees with the cloth at `vertices` [V, 3] (m) in a gripper of this pose; None = neither is there."""
+        """What `camera` sees with the cloth at `vertices` [V, 3] (m) and its holder where it is now; None = neither is there.
+
+        A holder that is not solid shows in a colour picture alone.
+        """
         parts = self._body
         if vertices is not None:
             mesh = Mesh(*_both_sides(vertices, self._faces[: len(self._faces) // 2]), self._uv, self._faces)
-            parts = [*parts, *self._gripper, Part(mesh, 0, GARMENT, self._cloth, self._texture)]
+            parts = [
+                *parts,
+                *(self._gripper if rgb or self._holder.solid else []),
+                Part(mesh, 0, GARMENT, self._cloth, self._texture),
+            ]
         raster = Rasterizer(parts, self._scene, supersample=2 if rgb and antialiasing else 1, shadow_size=512 if rgb else 0)
-        poses = [_STILL, [*position.tolist(), *rotation.as_quat().tolist()]]
-        return raster.render(np.array(poses[: raster.num_frames]), camera, rgb)
+        poses = [_STILL, *(self._holder.frames().tolist() if raster.num_frames > 1 else [])]
+        frame = raster.render(np.array(poses), camera, rgb)
+        if not rgb or self._holder.solid or vertices is None:
+            return frame
+        seen = self.render(camera, vertices, rgb=False)
+        return Frame(frame.rgb, seen.depth, seen.segmentation)
 
 
 def _capsule_meshes(start: np.ndarray, end: np.ndarray, radius: float) -> list[Mesh]:
