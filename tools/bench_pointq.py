@@ -97,7 +97,7 @@ class Bench:
         if arm in LEARNED:
             return self.scored(self.reinforce(run, seed, self.args.region, self.args.rounds, LEARNED[arm]), self.args.region)
         if arm in ("bc", "carp"):
-            return self.scored(self.imitate(run, seed, arm), self.args.region)
+            return self.scored(self.imitate(run, seed, arm, self.args.region), self.args.region)
         if arm == "iql":
             return self.scored(self.offline(run, seed), self.args.region)
         if arm.startswith("lift_"):
@@ -136,11 +136,11 @@ class Bench:
         collect(path, env_id, kwargs, {"expert": self.args.demonstrations}, seed=0, num_workers=0)
         return path
 
-    def imitate(self, run: Path, seed: int, policy: str) -> Path:
+    def imitate(self, run: Path, seed: int, policy: str, region: str) -> Path:
         """Behaviour cloning of the expert, by the point-cloud actor or by CARP."""
         which = {"bc": ["policy=point_actor", "policy.encoder.noise=null"], "carp": ["policy=carp", "inputs=points"]}[policy]
         if not (run / "checkpoints").is_dir():
-            data = self.demonstrated("dress", self.args.region)
+            data = self.demonstrated("dress", region)
             train_run(self.supervised(data, seed, which), run)
         return best_checkpoint(run)
 
@@ -164,7 +164,12 @@ class Bench:
             teachers = {}
             for name in BENDS:
                 folder = run.parent / f"teacher_{name}_{seed}_{a.teacher_rounds}"
-                teachers[name] = self.reinforce(folder, seed, name, a.teacher_rounds, [])
+                cloned = not a.teacher_rounds
+                teachers[name] = (
+                    self.imitate(folder, seed, "bc", name)
+                    if cloned
+                    else self.reinforce(folder, seed, name, a.teacher_rounds, [])
+                )
             kind = {"student": "wasserstein", "student_kl": "kl", "student_imitation": "imitation"}[arm]
             named = ", ".join(f"{name}: '{path}'" for name, path in teachers.items())
             weight = 0.0 if arm == "student_imitation" else 1.0
@@ -308,7 +313,7 @@ def main() -> None:
     parser.add_argument("--region", default="straight")
     parser.add_argument("--garments", default="shirt")
     parser.add_argument("--rounds", type=int, default=2500, help="of two decisions and two updates")
-    parser.add_argument("--teacher-rounds", type=int, default=2500)
+    parser.add_argument("--teacher-rounds", type=int, default=2500, help="of reinforcement; 0 = teachers clone the expert")
     parser.add_argument("--episodes", type=int, default=50, help="that every cell is scored on")
     parser.add_argument("--demonstrations", type=int, default=40)
     parser.add_argument("--set", nargs="*", default=[], help="further settings of the learned arms: rl.train.batch_size=32")
