@@ -1,5 +1,7 @@
 """Properties of the dressing task: cloth, arm, clouds, episodes."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from robopolicy.config import compose, to_plain
 from robopolicy.data.collect import collect
 from robopolicy.pipeline import task_env
 from robopolicy.sim import clouds
-from robopolicy.sim.arm import Arm, crossing
+from robopolicy.sim.arm import Arm, Capsule, crossing
 from robopolicy.sim.cloth import MARGIN, ClothWorld
 from robopolicy.sim.dress import BAD_DEPTH, CLEARANCE, EMPTY_CLOUD, EXPLODED, STATE_NAMES, DressEnv
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
@@ -104,6 +106,7 @@ def test_ratios_are_shares_of_the_arm():
 def test_a_point_is_moved_out_of_the_skin_and_no_further():
     arm = Arm.posed(0.9, -0.2)
     rng = np.random.default_rng(0)
+    arm = replace(arm, capsules=(*arm.capsules[:3], Capsule("torso", np.full(3, 9.0), np.full(3, 10.0), 0.1)))
     starts = [arm.kept_out(point, 0.012) for point in arm.line[rng.integers(3, size=200)] + rng.normal(0, 0.1, (200, 3))]
     starts = [point for point in starts if arm.nearest(point[None])[0][0] >= 0.0119]
     assert len(starts) > 150
@@ -205,9 +208,11 @@ def test_pulling_on_past_the_shoulder_earns_no_more_than_being_there(env):
         return inner.action_towards(inner.arm.upper_direction, 0.0)
 
     for _ in range(25):
-        _, reward, _, truncated, info = env.step(onwards(env))
+        _, reward, truncated, info = env.advance(onwards(env))
         assert reward <= there + 0.05
         assert info["clearance_m"] >= CLEARANCE - 1e-4
+    assert info["upper_ratio"] > 0.9
+    assert info["force_n"] < 10
     assert not truncated
 
 

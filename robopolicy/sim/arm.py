@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,7 @@ HAND_RADIUS, FOREARM_RADIUS, UPPER_RADIUS = 0.030, 0.035, 0.045  # m
 TORSO_RADIUS = 0.14
 TORSO_GAP = 0.02  # m between the shoulder joint and the torso's surface
 TORSO_BELOW, TORSO_ABOVE = 0.45, 0.15  # m of its axis below and above the shoulder; with the head, so that nothing passes over
+SHARES = (1.0, 0.5, 0.25, 0.125)  # of a step that are tried where the torso is in the way
 BEYOND = 0.04  # m past the shoulder, in the torso, where a crossing still counts as the shoulder
 
 
@@ -72,11 +73,23 @@ class Arm:
             normal[closer] = away[closer] / np.maximum(norm[closer], 1e-9)[:, None]
         return distance, normal
 
+    def within_reach(self, start: np.ndarray, goal: np.ndarray, clearance: float) -> np.ndarray:
+        """Where a gripper [3] gets from `start` towards `goal`, both [3]: it slides along the arm, but the torso stops it.
+
+        It keeps `clearance` (m) from both. To slide along the torso too would let it pull the sleeve around the person.
+        """
+        torso = replace(self, capsules=self.capsules[-1:])
+        for share in SHARES:
+            out = self.kept_out(start + share * (goal - start), clearance)
+            if torso.nearest(out[None])[0][0] >= clearance:
+                return out
+        return start
+
     def kept_out(self, point: np.ndarray, clearance: float) -> np.ndarray:
-        """`point` [3], moved out along the surface normal to where it is `clearance` (m) away from arm and torso."""
-        out = np.array(point, float)
+        """`point` [3], moved out along the surface normal to where it is `clearance` (m) away from the arm."""
+        limbs, out = replace(self, capsules=self.capsules[:-1]), np.array(point, float)
         for _ in range(8):  # out of one capsule may be into the next
-            distance, normal = self.nearest(out[None])
+            distance, normal = limbs.nearest(out[None])
             if distance[0] >= clearance:
                 break
             out += (clearance - distance[0]) * normal[0]

@@ -27,7 +27,7 @@ from robopolicy.sim.scene import Camera, Frame
 from robopolicy.sim.tasks import parameter_names
 
 MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
-CLEARANCE = 0.012  # m: the gripper slides along a skin this far away instead of coming closer
+CLEARANCE = 0.012  # m: the gripper slides along the arm this far away instead of coming closer; the torso stops it there
 SUCCESS = 0.7  # of the upper arm
 CROP = 0.35  # m around the arm's box that clouds show
 TRANSLATION, YAW, TURNS = ("dx", "dy", "dz"), ("yaw",), ("rx", "ry", "rz")
@@ -240,8 +240,9 @@ class DressEnv(gymnasium.Env):
         action = np.clip(action, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         translation = action[:3] * min(1.0, MAX_TRANSLATION / max(float(np.linalg.norm(action[:3])), 1e-9))
         turn = np.array([0.0, 0.0, action[3]]) if self.rotation_kind == "yaw" else action[3:]
-        target = self.arm.kept_out(self.cloth.goal + translation + self._push(), CLEARANCE)
-        self._move(target - self.cloth.goal, turn)
+        start = self.cloth.goal
+        target = self.arm.within_reach(start, start + translation + self._push(), CLEARANCE)
+        self._move(target - start, turn)
         info = self._info()
         ring = self.cloth.rim(self._vertices)
         value = 0.0 if self.fault else dress_world.reward(self.arm, ring, self._at, info["force_n"], info["clearance_m"])
