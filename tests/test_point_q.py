@@ -484,7 +484,7 @@ def test_mistakes_in_settings_are_named(tmp_path):
         (["rl=iql"], "give rl.train.demonstrations"),
         (["rl.train.updates=0"], "rl.train.updates=0"),
         (["critic.attach=point"], "did you mean 'points'"),
-        (["+policy.action_horizon=4"], "give policy.action_horizon=1"),
+        (["policy.action_horizon=4"], "give policy.action_horizon=1"),
         (["rl.distil={teachers: {al: x}}"], "did you mean 'all'"),
         (["rl.distil={teachers: {}}"], "lacks 'all'"),
         (["rl.groups={a: {}, b: {}}", "rl.train.demonstrations=x"], "give one group"),
