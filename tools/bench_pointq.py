@@ -182,12 +182,10 @@ class Bench:
         """Lift from point clouds with the same nets, from demonstrations."""
         data, extras = self.demonstrated("lift"), "[gripper_opening]"
         if how == "bc":
-            train_run(
-                self.supervised(
-                    data, seed, ["policy=point_actor", f"policy.encoder.extras={extras}", "policy.encoder.unit=0.1"]
-                ),
-                run,
-            )
+            net = ["policy=point_actor", f"policy.encoder.extras={extras}", "policy.encoder.unit=0.1"]
+            chunks = ["policy.action_horizon=8", "policy.execute_horizon=4"]
+            if not (run / "checkpoints").is_dir():
+                train_run(self.supervised(data, seed, [*net, *chunks]), run)
         else:
             given = ["experiment=dress", "rl=iql", "task=lift", f"policy.encoder.extras={extras}", f"critic.extras={extras}"]
             given += ["policy.encoder.unit=0.1", "critic.unit=0.1", f"rl.train.demonstrations={data}", f"rl.train.seed={seed}"]
