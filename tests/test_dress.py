@@ -14,8 +14,9 @@ from robopolicy.pipeline import task_env
 from robopolicy.sim import clouds
 from robopolicy.sim.arm import Arm, Capsule, crossing
 from robopolicy.sim.cloth import MARGIN, ClothWorld
-from robopolicy.sim.dress import BAD_DEPTH, CLEARANCE, EMPTY_CLOUD, EXPLODED, STATE_NAMES, DressEnv
+from robopolicy.sim.dress import CLEARANCE, EXPLODED, DressEnv
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
+from robopolicy.sim.dress_sensors import BAD_DEPTH, EMPTY_CLOUD, STATE_NAMES
 from robopolicy.sim.dress_view import GARMENT
 from robopolicy.sim.dress_world import regions
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
@@ -248,7 +249,7 @@ def test_the_arm_is_seen_as_it_was_before_the_garment_came(env):
         last = env.step(DressExpert()(env))[0]
     arms = [cloud[POINTS][cloud[POINTS][:, 3] == 1] for cloud in (first, last)]
     assert np.array_equal(*arms)
-    visible = env.look(env._camera, rgb=False).segmentation
+    visible = env.look(env.sensors._front, rgb=False).segmentation
     assert (visible == GARMENT).sum() > 300  # which now hides much of it
 
 
@@ -266,7 +267,7 @@ def test_a_panda_dresses_too_and_lags_a_little(closing):
     assert info["upper_ratio"] > 0.9
     assert 1e-4 < max(lag) < 0.02
     assert info["peak_force_n"] < 15
-    assert (env.look(env._camera).rgb != observation["observation.images.front"]).any()
+    assert (env.look(env.sensors._front).rgb != observation["observation.images.front"]).any()
 
 
 # what goes wrong
@@ -304,7 +305,7 @@ def test_an_empty_cloud_ends_the_episode_flagged(closing):
 def test_depth_that_is_not_finite_ends_the_episode_flagged(closing, monkeypatch):
     env = closing()
     env.reset(seed=0)
-    monkeypatch.setattr("robopolicy.sim.dress.noisy_depth", lambda depth, world, rng: np.full_like(depth, np.nan))
+    monkeypatch.setattr("robopolicy.sim.dress_sensors.noisy_depth", lambda depth, world, rng: np.full_like(depth, np.nan))
     observation, _, _, truncated, info = env.step(np.zeros(4))
     assert truncated
     assert info["fault"] == BAD_DEPTH

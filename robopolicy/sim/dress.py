@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from robopolicy import spec
-from robopolicy.geometry import rotation_6d
-from robopolicy.sim import clouds, dress_world, world
+from robopolicy.sim import dress_world, world
 from robopolicy.sim.arm import FINGER, crossing
-from robopolicy.sim.camera import noisy_depth
 from robopolicy.sim.cloth import ClothWorld
 from robopolicy.sim.dress_experts import DressExpert
-from robopolicy.sim.dress_view import ARM, GARMENT, DressView
+from robopolicy.sim.dress_sensors import DressSensors, Moment, features
+from robopolicy.sim.dress_view import DressView
 from robopolicy.sim.dress_world import ALL, DressTask
 from robopolicy.sim.env import PUSH_DECAY, PUSH_PROBABILITY
 from robopolicy.sim.garments import GARMENTS
 from robopolicy.sim.holders import DOWN, HOLDERS
-from robopolicy.sim.photometry import noisy_image
 from robopolicy.sim.randomize import draw, nominal, parse, stream
 from robopolicy.sim.scene import Camera, Frame
 from robopolicy.sim.tasks import parameter_names
@@ -29,15 +28,9 @@ from robopolicy.sim.tasks import parameter_names
 MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
 CLEARANCE = 0.012  # m: the gripper slides along the arm this far away instead of coming closer; the torso stops it there
 SUCCESS = 0.7  # of the upper arm
-CROP = 0.35  # m around the arm's box that clouds show
 TRANSLATION, YAW, TURNS = ("dx", "dy", "dz"), ("yaw",), ("rx", "ry", "rz")
-STATE_NAMES = ("ee_x", "ee_y", "ee_z", *(f"ee_r{i}" for i in range(6)))
-PRIVILEGED = (
-    *(f"{part}_{axis}" for part in ("finger", "elbow", "shoulder", "rim") for axis in "xyz"),
-    *("upper_ratio", "whole_ratio"),
-)
 ROTATIONS = ("yaw", "full")
-EXPLODED, EMPTY_CLOUD, BAD_DEPTH = "exploded", "empty_cloud", "bad_depth"
+EXPLODED = "exploded"
 
 
 @dataclass(frozen=True)
@@ -45,10 +38,10 @@ class _Token:
     seed: int
     region: str
     moves: tuple[tuple[np.ndarray, np.ndarray], ...]
-    fault: str
     disturbance: np.ndarray
     peak_force: float
-    generators: Mapping[str, Any]
+    pushes: Any
+    sensors: Any
 
 
 class _Pictures:
@@ -128,9 +121,9 @@ class DressEnv(gymnasium.Env):
         if rotation not in ROTATIONS:
             raise ValueError(f"rotation={rotation!r}; {spec.did_you_mean(rotation, ROTATIONS)}")
         self.rotation_kind = rotation
-        self.selected = tuple(observation or ("state", "points"))
-        self.image_size, self.num_points, self.voxel = int(image_size), int(num_points), float(voxel)
-        self.features = features(self.selected, self.image_size, self.num_points)
+        selected = tuple(observation or ("state", "points"))
+        self.sensors = DressSensors(selected, int(image_size), int(num_points), float(voxel))
+        self.features = self.sensors.features
         names = (*TRANSLATION, *(YAW if rotation == "yaw" else TURNS))
         high = np.array([MAX_TRANSLATION] * 3 + [MAX_ROTATION] * (len(names) - 3), np.float32)
         self.action_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
@@ -217,13 +210,17 @@ class DressEnv(gymnasium.Env):
             self.world.colour("garment.rgb"),
             int(self.world.scalar("garment.texture")),
         )
-        self._camera = world.camera("front", self.world, self.T_base_ee, self.image_size)
-        self._rngs = {name: stream(seed, f"sensor.{name}") for name in ("depth", "images", "disturbance")}
+        self._pushes = stream(seed, "disturbance")
         self._moves: list[tuple[np.ndarray, np.ndarray]] = []
-        self._disturbance, self._peak_force, self.fault = np.zeros(3), 0.0, ""
+        self._disturbance, self._peak_force, self._exploded = np.zeros(3), 0.0, False
         self._vertices = self.cloth.vertices()
         self._at = self._crossing()
-        self._arm_cloud = self._cloud(self._view.render(self._camera, None, rgb=False), ARM)
+        self.sensors.start(self.world, seed, self.arm, lambda camera, rgb: self._view.render(camera, None, rgb))
+
+    @property
+    def fault(self) -> str:
+        """Why this episode can teach nothing from here on, "" while all is well."""
+        return EXPLODED if self._exploded else self.sensors.fault
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """advance(), then observe()."""
@@ -253,12 +250,12 @@ class DressEnv(gymnasium.Env):
         self.cloth.move(translation, turn)
         self._vertices = self.cloth.vertices()
         if self.cloth.exploded(self._vertices):
-            self.fault = EXPLODED
-        self._at = -1.0 if self.fault == EXPLODED else self._crossing()
+            self._exploded = True
+        self._at = -1.0 if self._exploded else self._crossing()
         self._peak_force = max(self._peak_force, self._force())
 
     def _push(self) -> np.ndarray:
-        std, rng = self.world.scalar("robot.disturbance"), self._rngs["disturbance"]
+        std, rng = self.world.scalar("robot.disturbance"), self._pushes
         if std == 0:
             return np.zeros(3)
         started, push = rng.random() < PUSH_PROBABILITY, rng.normal(0.0, std, 3)
@@ -290,57 +287,13 @@ class DressEnv(gymnasium.Env):
 
     def look(self, camera: Camera, rgb: bool = True, antialiasing: bool = False) -> Frame:
         """What a camera sees now, without noise. Where the cloth has exploded it is left out."""
-        there = None if self.fault == EXPLODED else self._vertices
+        there = None if self._exploded else self._vertices
         return self._view.render(camera, there, rgb, antialiasing)
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of the present state; draws fresh sensor noise. Sets `fault` where nothing can be made of it."""
-        out: dict[str, np.ndarray] = {}
-        frames: dict[str, Frame] = {}
-        for short, key in zip(self.selected, self.features, strict=True):
-            kind, _, name = short.partition(".")
-            if kind == "state":
-                state = [self.cloth.position, rotation_6d(self.T_base_ee[:3, :3])]
-                out[key] = np.concatenate(state).astype(np.float32)
-            elif kind == "environment_state":
-                out[key] = self._privileged()
-            else:
-                name = name or "front"
-                if name not in frames:
-                    frames[name] = self._frame(name)
-                frame = frames[name]
-                if kind == "points":
-                    out[key] = self._points(frame)
-                else:
-                    out[key] = {"images": frame.rgb, "depth": frame.depth, "segmentation": frame.segmentation}[kind]
-        return out
-
-    def _privileged(self) -> np.ndarray:
-        rim = self.cloth.rim(self._vertices).mean(0)
-        state = np.concatenate([self.arm.line.ravel(), rim, self.arm.dressed(self._at)]).astype(np.float32)
-        return np.nan_to_num(state, posinf=0.0, neginf=0.0)
-
-    def _frame(self, name: str) -> Frame:
-        """A camera's frame with the sensor's noise."""
-        camera = self._camera if name == "front" else world.camera(name, self.world, self.T_base_ee, self.image_size)
-        coloured = f"images.{name}" in self.selected
-        frame = self.look(camera, coloured, self.antialiasing)
-        rgb = noisy_image(frame.rgb, self.world, self._rngs["images"]) if coloured else frame.rgb
-        depth = noisy_depth(frame.depth, self.world, self._rngs["depth"])
-        if not np.isfinite(depth).all():
-            self.fault, depth = BAD_DEPTH, np.zeros_like(depth)
-        return Frame(rgb, depth, frame.segmentation)
-
-    def _cloud(self, frame: Frame, label: int) -> np.ndarray:
-        points = clouds.segment_points(frame.depth, frame.segmentation, self._camera, label)
-        low, high = self.arm.line.min(0) - CROP, self.arm.line.max(0) + CROP
-        return clouds.voxels(clouds.cropped(points, low, high), self.voxel)
-
-    def _points(self, frame: Frame) -> np.ndarray:
-        garment = self._cloud(frame, GARMENT)
-        if not (len(garment) and len(self._arm_cloud)):
-            self.fault = self.fault or EMPTY_CLOUD
-        return clouds.classed(self._arm_cloud, garment, self.num_points)
+        rim, ratios = self.cloth.rim(self._vertices).mean(0), self.arm.dressed(self._at)
+        return self.sensors.observe(Moment(self.T_base_ee, rim, ratios, partial(self.look, antialiasing=self.antialiasing)))
 
     def render(self) -> np.ndarray | None:
         """uint8 [256, 256, 3] of the front camera, without sensor noise, when render_mode is "rgb_array"."""
@@ -354,8 +307,7 @@ class DressEnv(gymnasium.Env):
 
     def save_state(self) -> _Token:
         """A token for restore_state()."""
-        generators = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
-        rest = (self.fault, self._disturbance.copy(), self._peak_force, generators)
+        rest = (self._disturbance.copy(), self._peak_force, self._pushes.bit_generator.state, self.sensors.save())
         return _Token(self.episode_seed, self._region, tuple(self._moves), *rest)
 
     def restore_state(self, token: _Token) -> None:
@@ -363,9 +315,9 @@ class DressEnv(gymnasium.Env):
         self._start(token.seed, token.region)
         for move in token.moves:
             self._move(*move)
-        self.fault, self._disturbance, self._peak_force = token.fault, token.disturbance.copy(), token.peak_force
-        for name, state in token.generators.items():
-            self._rngs[name].bit_generator.state = state
+        self._disturbance, self._peak_force = token.disturbance.copy(), token.peak_force
+        self._pushes.bit_generator.state = token.pushes
+        self.sensors.restore(token.sensors)
 
     def close(self) -> None:
         """Free the simulator."""
@@ -392,27 +344,6 @@ def settings(
     others = {*parameter_names(), *world.PARAMETERS} - set(parameters)
     drawn = {**parse(dress_world.initial(region, garments), parameters, around), **parse(initial, parameters, around)}
     return around, {**drawn, **parse(randomization, parameters, around, others)}
-
-
-def features(selected: Sequence[str], size: int, num_points: int) -> spec.Features:
-    """The features of the chosen short names. Raises ValueError for one that does not exist."""
-    columns = ("x", "y", "z", *clouds.CLASSES)
-    known = {
-        "state": (spec.STATE, spec.FeatureSpec((len(STATE_NAMES),), "float32", "m", "base", STATE_NAMES)),
-        "points": (spec.POINTS, spec.FeatureSpec((num_points, len(columns)), "float32", "m", "base", columns)),
-        "environment_state": (
-            spec.ENVIRONMENT_STATE,
-            spec.FeatureSpec((len(PRIVILEGED),), "float32", "m", "base", PRIVILEGED),
-        ),
-    }
-    for name in world.CAMERAS:
-        known[f"images.{name}"] = (spec.image_key(name), spec.FeatureSpec((size, size, 3), "uint8", "", name))
-        known[f"depth.{name}"] = (spec.depth_key(name), spec.FeatureSpec((size, size), "float32", "m", name))
-        known[f"segmentation.{name}"] = (spec.segmentation_key(name), spec.FeatureSpec((size, size), "uint8", "", name))
-    for short in selected:
-        if short not in known:
-            raise ValueError(f"observation has {short!r}; {spec.did_you_mean(short, known)}")
-    return dict(known[short] for short in selected)
 
 
 def _space(feature: spec.FeatureSpec) -> gymnasium.spaces.Box:
