@@ -255,7 +255,7 @@ def toy_transitions(size, rng, action):
 
 @pytest.mark.parametrize("kind", [SoftActorCritic, TwinDelayed, ImplicitQ])
 def test_every_learner_finds_the_better_action(kind):
-    learner = kind(actor(), critic(), learning_rate=3e-3, tau=0.05, actor_every=1)
+    learner = kind(actor(), critic(), learning_rate=4e-3, tau=0.05, actor_every=1)
     rng = np.random.default_rng(0)
 
     def error():
@@ -264,9 +264,9 @@ def test_every_learner_finds_the_better_action(kind):
         return float(np.abs(mean - wanted).mean())
 
     before = error()
-    for step in range(320):
-        action = rng.uniform(-1, 1, (64, 2)).astype(np.float32)
-        transitions, _ = toy_transitions(64, rng, action)
+    for step in range(300):
+        action = rng.uniform(-1, 1, (32, 2)).astype(np.float32)
+        transitions, _ = toy_transitions(32, rng, action)
         metrics = learner.update(transitions, 0, step, torch.Generator().manual_seed(step))
     assert all(np.isfinite(float(value)) for value in metrics.values())
     assert error() < 0.6 * before
@@ -398,7 +398,7 @@ def rows(run_dir):
 
 def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
     whole, learner = loop(tmp_path / "whole")
-    for stop in (31, 55):
+    for stop in (55,):
         with pytest.raises(KilledError):
             loop(tmp_path / f"cut{stop}", stop=stop)
         pieces, other = loop(tmp_path / f"cut{stop}", resume=True)
