@@ -87,7 +87,7 @@ class Bench:
         found = self.work(arm, seed, self.cells / name)
         result = {**settings, **found, "cpu_s": time.process_time() - started, "commit": provenance()["commit"]}
         write_json(file, result)
-        print(f"{name}: upper {np.mean(found['upper_ratio']):.2f}, success {np.mean(found['success']):.2f}", flush=True)
+        print(f"{name}: upper {_floats(found['upper_ratio']).mean():.2f}, success {np.mean(found['success']):.2f}", flush=True)
         return result
 
     def work(self, arm: str, seed: int, run: Path) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Bench:
 
     def rigid(self, run: Path, seed: int, how: str) -> dict[str, Any]:
         """Lift from point clouds with the same nets, from demonstrations."""
-        data, extras = self.demonstrated("lift"), "[gripper_opening]"
+        data, extras = self.demonstrated("lift"), "[gripper_opening,ee_z,ee_r0,ee_r1,ee_r2,ee_r3,ee_r4,ee_r5]"
         if how == "bc":
             net = ["policy=point_actor", f"policy.encoder.extras={extras}", "policy.encoder.unit=0.1"]
             chunks = ["policy.action_horizon=8", "policy.execute_horizon=4"]
@@ -238,9 +238,14 @@ def _columns(infos: list[dict[str, Any]]) -> dict[str, list[float]]:
     return {metric: [float(info.get(metric, np.nan)) for info in infos] for metric in METRICS}
 
 
+def _floats(values: list[float | None]) -> np.ndarray:
+    """Numbers as a cell keeps them; null is NaN (lifting has no dressed ratio)."""
+    return np.array(values, float)
+
+
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the episodes of all seeds, with intervals."""
-    upper, whole, success = (np.concatenate([cell[metric] for cell in cells]) for metric in METRICS[:3])
+    upper, whole, success = (np.concatenate([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
     half = 1.96 * upper.std(ddof=1) / np.sqrt(len(upper)) if len(upper) > 1 else np.nan
     low, high = wilson(float(success.sum()), len(success))
     return {
@@ -249,7 +254,7 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
         **{
             "seeds": len(cells),
             "episodes": len(upper),
-            "upper_by_seed": [float(np.mean(cell["upper_ratio"])) for cell in cells],
+            "upper_by_seed": [float(_floats(cell["upper_ratio"]).mean()) for cell in cells],
         },
         **{"cpu_s": float(np.mean([cell["cpu_s"] for cell in cells]))},
     }

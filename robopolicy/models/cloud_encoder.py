@@ -47,7 +47,7 @@ class CloudEncoder(nn.Module):
 
     def forward(self, observation: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """[B, D]. generator: source of the clouds' randomisation in training, None at inference."""
-        return self.net(self.cloud(dict(observation), generator))
+        return self.net(self.cloud(dict(observation), generator, self.normalizer))
 
     def tensors(self, observation: Mapping[str, Any], device: torch.device | str) -> Batch:
         """What `forward` takes of a numpy observation, on `device`."""

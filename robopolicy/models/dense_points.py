@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robopolicy.data.transforms import Normalizer
 from robopolicy.models.cloud_noise import CloudNoise
 from robopolicy.models.pointnet2 import PointNet2
 from robopolicy.spec import POINTS, STATE, Features, SpecError
@@ -67,8 +68,13 @@ class GripperCloud(nn.Module):
         self.classes = observation[POINTS].shape[-1] - 3
         self.num_channels = 3 + self.classes + 1 + len(self.extras)
 
-    def forward(self, observation: dict[str, Tensor], generator: torch.Generator | None = None) -> Cloud:
-        """Clouds of the last frames of {key: [B, T, ...]}; rows of zeros are no points. generator: adds the noise."""
+    def forward(
+        self, observation: dict[str, Tensor], generator: torch.Generator | None = None, normalizer: Normalizer | None = None
+    ) -> Cloud:
+        """Clouds of the last frames of {key: [B, T, ...]}; rows of zeros are no points.
+
+        generator: adds the noise. normalizer: of the extras; None leaves them as they are.
+        """
         cloud, state = observation[POINTS][:, -1].float(), observation[STATE][:, -1].float()
         mask, center = (cloud != 0).any(-1), state[:, self.center]
         if generator is not None and self.noise is not None:
@@ -78,7 +84,8 @@ class GripperCloud(nn.Module):
         gripper = torch.zeros_like(rows[:, :1])
         gripper[:, 0, 3 + self.classes] = 1.0
         if self.extras:
-            gripper[:, 0, 4 + self.classes :] = state[:, self.extras]
+            known = state if normalizer is None else normalizer.normalize(STATE, state)
+            gripper[:, 0, 4 + self.classes :] = known[:, self.extras]
         return Cloud(torch.cat([rows, gripper], 1), functional.pad(mask, (0, 1), value=True))
 
 

@@ -113,7 +113,7 @@ class PointCritic(Trainable):
 
     def cloud(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Cloud:
         """The clouds of a batch of observations; a generator spoils them as in training."""
-        return self.encoder.cloud(dict(batch), generator)  # type: ignore[operator]
+        return self.encoder.cloud(dict(batch), generator, self.normalizer)  # type: ignore[operator]
 
     def values(self, cloud: Cloud, action_BHA: Tensor) -> Tensor:
         """Values [E, B] of normalised prefixes [B, h, A]."""
