@@ -238,7 +238,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
-        with _one_thread():
+        with one_thread():
             self.process.start()
         other.close()  # the worker's end is its own: when it dies, ours reads the end of file
 
@@ -298,7 +298,7 @@ class _LocalCrew:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Child processes started within inherit one thread each."""
     saved = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)

@@ -84,13 +84,19 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
     """
     from robopolicy.sim.env import check_settings
 
+    if twin and not task.get("twin_id"):
+        raise ValueError(f"twin=true: {task['env_id']} has no twin in the held-out simulator")
     env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
     check_settings(env_id, env_kwargs)
     return env_id, env_kwargs
 
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
-    """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
+    """Train the policy (where `critic` is set the critic, where `rl` is both) of a resolved config; its checkpoints."""
+    if settings.get("rl"):
+        from robopolicy.reinforce import reinforce_run
+
+        return reinforce_run(settings, *task_env(settings["task"], settings.get("randomization", "none")), run_dir)
     from robopolicy.data.windows import MEMORY_GB, Windows, task_feature
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
