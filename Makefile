@@ -1,9 +1,10 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up what it needs. `make test-ros` runs the
+# node on real ROS 1 and ROS 2, which it installs beside (ROS 1 as root on Debian 12), and skips what does not install.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(shell command -v python3.11 || command -v python3)
 
-.PHONY: setup demo test check
+.PHONY: setup demo test test-ros check
 
 setup: $(VENV)/installed
 
@@ -21,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-ros: setup
+	tests/ros/install.sh $(BIN)/python .venv-ros1 .venv-ros2
+	$(BIN)/python -m pytest -rs tests/ros/closed_loop.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def _register() -> None:
-    """One id for each task file in conf/task, and one for its twin."""
+    """One id for each task file in conf/task, and one for its twin where it has one."""
     try:
         from gymnasium import register
     except ImportError:  # ranking and deployment work without it
@@ -26,9 +26,13 @@ def _register() -> None:
 
     for file in sorted((conf_dir() / "task").glob("*.yaml")):
         task = yaml.safe_load(file.read_text())
+        limit = task["max_episode_steps"]
+        if "entry_point" in task:  # an environment of its own
+            register(task["env_id"], task["entry_point"], max_episode_steps=limit)
+            continue
         for key, engine in (("env_id", "bullet"), ("twin_id", "mujoco")):
             kwargs = {"task": file.stem, "engine": engine}
-            register(task[key], "robopolicy.sim.env:RobotEnv", max_episode_steps=task["max_episode_steps"], kwargs=kwargs)
+            register(task[key], "robopolicy.sim.env:RobotEnv", max_episode_steps=limit, kwargs=kwargs)
 
 
 _register()

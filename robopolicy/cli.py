@@ -190,10 +190,22 @@ def deploy(cfg: dict[str, Any]) -> None:
     robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 address=ipc:///tmp/robopolicy.sock
     robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 backend=onnx
     robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 steer.critic=runs/critic/checkpoints/step_002000
+    robopolicy deploy checkpoint=runs/wide/checkpoints/step_004000 monitor.data=runs/data/wide
     """
     from robopolicy.pipeline import deploy_policy
 
     deploy_policy(cfg)
+
+
+def replay(cfg: dict[str, Any]) -> None:
+    """Run a policy over a ROS bag, open loop: a page of what it would have done beside what was done.
+
+    robopolicy replay bag=bags/monday checkpoint=runs/wide/checkpoints/step_004000
+    robopolicy replay bag=teleop.bag checkpoint=runs/wide mapping=assets/ros/lift.yaml out=runs/replay episodes=2
+    """
+    from robopolicy.pipeline import replay_run
+
+    print("\n".join(replay_run(cfg)))
 
 
 def data_info(cfg: dict[str, Any]) -> None:
@@ -258,16 +270,17 @@ def data_export(cfg: dict[str, Any]) -> None:
 
 
 def data_import(cfg: dict[str, Any]) -> None:
-    """Make a dataset of one in another format: LeRobotDataset v3.0 or v2.1, robomimic HDF5, zarr replay buffer, RLDS.
+    """Make a dataset of one in another format: LeRobotDataset v3.0 or v2.1, robomimic HDF5, zarr replay buffer, RLDS, ROS bags.
 
     robopolicy data import path=runs/lerobot/wide out=runs/data/wide
     robopolicy data import path=lift/ph/image.hdf5 out=runs/data/lift format=robomimic episodes=50
     robopolicy data import path=pusht_cchi_v7_replay.zarr out=runs/data/pusht fps=10 instruction="push the T"
     robopolicy data import path=bridge/1.0.0 out=runs/data/bridge fps=5 keys='{observation.images.front: observation/image_0}'
+    robopolicy data import path=bags/ out=runs/data/real format=rosbag mapping=assets/ros/lift.yaml fps=20
     """
-    from robopolicy.data.importers import import_dataset
+    from robopolicy.pipeline import import_run
 
-    print("\n".join(import_dataset(**cfg)))
+    print("\n".join(import_run(**cfg)))
 
 
 def view(cfg: dict[str, Any]) -> None:
@@ -300,7 +313,7 @@ _RANK = (rank, rank_suite, rank_backtest, rank_next_real, rank_ingest_real, rank
 _VERBS: tuple[Callable[[dict[str, Any]], int | None], ...] = (
     *(collect, train, branch, evaluate),
     *_RANK,
-    *(deploy, *_DATA, view, demo),
+    *(deploy, replay, *_DATA, view, demo),
 )
 VERBS = {verb.__name__.replace("_", " ", 1).replace("_", "-"): verb for verb in _VERBS}
 ALIASES = {"rank run": "rank"}

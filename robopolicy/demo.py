@@ -26,7 +26,7 @@ from robopolicy.evaluation.pictures import gif
 from robopolicy.evaluation.rollout import Arm, Suite, success_by_arm, write_table
 from robopolicy.executor import map_units
 from robopolicy.ranking.looks import histogram
-from robopolicy.ranking.rank import compare, rank
+from robopolicy.ranking.rank import compare, detect_pool, rank
 from robopolicy.ranking.result import Ranking
 from robopolicy.selection.features import pool_features
 from robopolicy.selection.publish import publish
@@ -204,8 +204,12 @@ class Demo:
                 "a claim about VSDR": "checkpoints of a run are one cluster; few runs show the mechanics only",
             },
         }
-        ranking = rank(table, features, target_outcomes=outcomes, seed=int(self.settings["seed"]), **settings)
-        seen = [histogram(name, features[name], settings["detector"]) for name in ranking.orders["ood"][:: len(arms) - 1]]
+        settings["seed"] = int(self.settings["seed"])
+        detected = detect_pool(
+            features, list(features), **{key: settings[key] for key in ("detector", "seed", "num_bootstrap")}
+        )
+        ranking = rank(table, features, target_outcomes=outcomes, detected=detected, **settings)
+        seen = [histogram(name, detected[name]) for name in ranking.orders["ood"][:: len(arms) - 1]]
         context["histograms"] = [found for found in seen if found is not None]
         publish(self.out, ranking, episodes=table, context=context)
         return ranking

@@ -238,7 +238,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
-        with _one_thread():
+        with one_thread():
             self.process.start()
         other.close()  # the worker's end is its own: when it dies, ours reads the end of file
 
@@ -298,7 +298,7 @@ class _LocalCrew:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Child processes started within inherit one thread each."""
     saved = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)
@@ -321,7 +321,7 @@ class _RayCrew:
         if not ray.is_initialized():
             path = {"PYTHONPATH": os.environ["PYTHONPATH"]} if os.environ.get("PYTHONPATH") else {}
             options: dict[str, Any] = {"address": address} if address else {"num_cpus": num_workers, "include_dashboard": False}
-            ray.init(**options, runtime_env={"env_vars": {**_ONE_THREAD, **path}}, logging_level="warning")
+            ray.init(**options, runtime_env={"env_vars": {**_ONE_THREAD, **path}}, logging_level=logging.WARNING)
         self._ray = ray
         self.size = num_workers or int(ray.cluster_resources().get("CPU", 1))
         self._attempt = ray.remote(num_cpus=1, max_retries=0)(_attempt)

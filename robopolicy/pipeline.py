@@ -88,13 +88,19 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
     """
     from robopolicy.sim.env import check_settings
 
+    if twin and not task.get("twin_id"):
+        raise ValueError(f"twin=true: {task['env_id']} has no twin in the held-out simulator")
     env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
     check_settings(env_id, env_kwargs)
     return env_id, env_kwargs
 
 
 def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
-    """Train the policy (or, where `critic` is set, the critic) of a resolved train config; its checkpoints, ascending."""
+    """Train the policy (where `critic` is set the critic, where `rl` is both) of a resolved config; its checkpoints."""
+    if settings.get("rl"):
+        from robopolicy.reinforce import reinforce_run
+
+        return reinforce_run(settings, *task_env(settings["task"], settings.get("randomization", "none")), run_dir)
     from robopolicy.data.windows import MEMORY_GB
     from robopolicy.train import sources
     from robopolicy.train.loop import train
@@ -315,6 +321,16 @@ def _suite(settings: Mapping[str, Any]) -> Suite:
     return Suite.draw(env_id, env_id, env_kwargs, settings["episodes"], settings["seed"], "target" if twin else "select")
 
 
+def import_run(path: str | Path, out: str | Path, mapping: str | Path | None = None, **options: Any) -> list[str]:
+    """The verb data import (data.importers.import_dataset); mapping: of the topics of ROS bags."""
+    from robopolicy.data.importers.run import detect, import_dataset
+    from robopolicy.deploy.ros_bag import BagSource
+
+    if mapping is not None and detect(Path(path)) != "rosbag":
+        raise ValueError(f"mapping={mapping} says what the topics of a ROS bag are, and {path} is none")
+    return import_dataset(path, out, bags=partial(BagSource, mapping=mapping, fps=options.get("fps")), **options)
+
+
 def view_run(settings: Mapping[str, Any]) -> Path:
     """The verb view: a page that shows worlds of a task, or the episodes of a dataset; its file."""
     from robopolicy.evaluation.view import view_dataset, view_worlds
@@ -338,10 +354,38 @@ def deploy_policy(settings: Mapping[str, Any]) -> None:
     """The verb deploy: serve a checkpoint, steered where a critic is given, until interrupted."""
     from robopolicy.deploy.server import serve
 
+    policy, options = deployment(settings)
+    serve(policy, settings["address"], **options)
+
+
+def deployment(settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
+    """The policy that conf/deploy.yaml asks for, and the other arguments of deploy.server.serve.
+
+    Raises:
+        ValueError: no token for an address that needs one, no such checkpoint, backend or monitor, or they do not fit.
+    """
+    from robopolicy.deploy.server import check_access
+    from robopolicy.monitoring import encoder_of, make_monitor
+
+    check_access(settings["address"], settings["token"])
     arm = _one_checkpoint(settings["checkpoint"])
     arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
     policy = deployed(arm, settings["backend"])
-    serve(policy, settings["address"], name=f"{arm.name} {sha256(arm.checkpoint)[:12]}")
+    options = {key: settings[key] for key in ("token", "max_batch", "max_samples")}
+    if any(settings["monitor"][key] for key in ("file", "data")):
+        encoder, options["features"] = encoder_of(policy)
+        options["monitor"] = make_monitor(encoder, settings["monitor"])
+    return policy, {**options, "name": f"{arm.name} {sha256(arm.checkpoint)[:12]}"}
+
+
+def replay_run(settings: Mapping[str, Any]) -> list[str]:
+    """The verb replay: a checkpoint over recorded episodes, open loop."""
+    from robopolicy.deploy.ros_replay import replay
+
+    arm = _one_checkpoint(settings["checkpoint"])
+    options = {key: settings[key] for key in ("mapping", "episodes", "seed")}
+    name = f"{arm.name} {sha256(arm.checkpoint)[:12]}"
+    return replay(Path(settings["bag"]), arm_policy(arm), Path(settings["out"]), name=name, **options)
 
 
 def deployed(arm: Arm, backend: str) -> Policy:

@@ -25,8 +25,8 @@ def actions(num, rng):
     return np.stack([rng.normal(0.0, 0.02, num), np.full(num, 0.3), gripper], 1).astype(np.float32)
 
 
-def make(residual_tokens=2, **options):
-    small = {"width": 16, "depth": 1, "num_heads": 2, "residual_tokens": residual_tokens}
+def make(refine=True, **options):
+    small = {"width": 16, "depth": 1, "num_heads": 2, "refine": refine}
     policy = CarpPolicy(
         {STATE: FeatureSpec((3,))},
         FeatureSpec((3,), unit="m", names=NAMES),
@@ -47,9 +47,9 @@ def observation(batch=4):
     return {STATE: np.random.default_rng(1).normal(size=(batch, 1, 3)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("residual_tokens", [0, 2])
-def test_a_gripper_is_open_or_closed_and_a_constant_stays(residual_tokens):
-    chunks = make(residual_tokens).sample(observation(), 8, seed=0)
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_gripper_is_open_or_closed_and_a_constant_stays(refine):
+    chunks = make(refine).sample(observation(), 8, seed=0)
     gripper = chunks[..., 2]
     assert (np.isclose(gripper, OPEN, atol=1e-6) | np.isclose(gripper, CLOSED, atol=1e-6)).all()
     assert np.allclose(chunks[..., 1], 0.3, atol=1e-6)
@@ -109,7 +109,7 @@ def test_collapsed_codes_and_coarse_reconstructions_are_told_with_what_helps(cap
     caplog.clear()
     policy.review(TOKENIZER, metrics_of(policy, error=0.03))
     assert "action entry x only to 0.03 m" in caplog.text
-    assert "residual_tokens" in caplog.text
+    assert "transformer.refine=true" in caplog.text
 
 
 def test_drawn_candidates_differ_and_top_one_draws_do_not():

@@ -10,12 +10,12 @@ from robopolicy.models.sampling import Decoding, draw
 from robopolicy.models.tokenizer import MultiScaleTokenizer
 
 LEVELS = (4, 3, 5)
-PAPER = {"num_categorical": None, "residual_tokens": 0, "own_tokens": 0.0, "self_correction": 0.0}
+PAPER = {"num_categorical": None, "refine": False, "own_tokens": 0.0, "self_correction": 0.0}
 VARIANTS = {
     "default": ({}, {}),
-    "three scales": ({"scales": (1, 2, 3), "group_size": 2}, {"residual_tokens": 3}),
-    "digits only": ({}, {"num_categorical": 0, "residual_tokens": 0, "own_tokens": 0.0}),
-    "one scale": ({"scales": (1,)}, {"residual_tokens": 8}),
+    "three scales": ({"scales": (1, 2, 3), "group_size": 2}, {"refine_width": 16}),
+    "digits only": ({}, {"num_categorical": 0, "refine": False, "own_tokens": 0.0}),
+    "one scale": ({"scales": (1,)}, {"refine_depth": 1}),
     "paper": ({"quantiser": "vq", "codebook_size": 6, "code_width": 4, "group_size": 1, "scales": (1, 2, 3, 4)}, PAPER),
 }
 
@@ -96,7 +96,7 @@ def test_samples_of_a_context_share_its_pass_and_equal_those_of_repeated_context
 
 
 def test_probabilities_of_all_token_sequences_sum_to_one():
-    tokenizer, transformer = make({"levels": (2, 2), "scales": (1, 2)}, {"residual_tokens": 0}, 2, 4)
+    tokenizer, transformer = make({"levels": (2, 2), "scales": (1, 2)}, {"refine": False}, 2, 4)
     total = 0.0
     quantiser = tokenizer.quantiser
     for code in itertools.product(range(4), repeat=3):
@@ -109,7 +109,7 @@ def test_probabilities_of_all_token_sequences_sum_to_one():
 
 
 def test_the_density_of_what_tokens_leave_integrates_to_one():
-    tokenizer, transformer = make({"scales": (1,)}, {"residual_tokens": 1, "own_tokens": 0.0}, 1, 1)
+    tokenizer, transformer = make({"scales": (1,)}, {"own_tokens": 0.0}, 1, 1)
     residual = residual_of(tokenizer, torch.Generator().manual_seed(0), 1)
     tokenizer.quantise = lambda latent: type(residual)(
         [c.expand(len(latent), -1, -1) for c in residual.codes],
@@ -202,7 +202,6 @@ def test_ordinal_targets_peak_at_the_level_and_fall_with_distance():
 @pytest.mark.parametrize(
     ("tokenizer_options", "options", "message"),
     [
-        ({}, {"residual_tokens": 9}, "residual_tokens=9 must be in 0..action_horizon=8"),
         ({}, {"num_categorical": 3, "own_tokens": 0.0}, "num_categorical=3 must be in 0..2"),
         ({"scales": (2, 4)}, {}, "set own_tokens=0"),
         ({}, {"self_correction": 1.5}, "self_correction=1.5 must be in"),

@@ -48,7 +48,7 @@ def coarse_to_fine(**options):
 CARP = {"tokenizer": tokens(), "transformer": coarse_to_fine()}
 PAPER = {
     "tokenizer": tokens(quantiser="vq", codebook_size=16, code_width=4, group_size=1),
-    "transformer": coarse_to_fine(num_categorical=None, residual_tokens=0, own_tokens=0.0),
+    "transformer": coarse_to_fine(num_categorical=None, refine=False, own_tokens=0.0),
 }
 CHUNKS, TIMED = functools.partial(ChunkTransformer, **SMALL), functools.partial(TimedChunkTransformer, **SMALL)
 CASES = {

@@ -170,7 +170,7 @@ def test_fresh_splits_never_rank_and_give_the_number_to_quote(tmp_path):
     line = Ranking.read(tmp_path / "o").line("p1")
     assert line.success == pytest.approx(0.9)
     assert line.fresh["confirm"]["success"] == pytest.approx(0.5)
-    assert line.fresh["confirm"]["interval"] == pytest.approx([0.338, 0.662], abs=1e-3)  # Clopper and Pearson, 20 of 40
+    assert line.fresh["confirm"]["interval"] == pytest.approx([0.318, 0.682], abs=1e-3)  # exact, for two
     assert any("40 fresh conditions" in text and "50" in text for text in done.lines)
 
 
@@ -346,6 +346,9 @@ def test_real_trials_are_taken_in_once_and_move_the_posterior(ranked, tmp_path):
     mean = {line["policy"]: line["mean"] for line in posterior["policies"]}
     assert mean["p3"] > mean["p1"] + 0.2
     assert posterior["recommended"] == "p3"
+    low, high = next(line["interval"] for line in posterior["policies"] if line["policy"] == "p3")
+    assert 0.3 < low < 1 == high
+    assert "not_computed" in posterior["comparison"] or posterior["comparison"]["better"] == "p3"
     assert "Trials on the robot" in (ranked / "report.html").read_text()
     advice = verbs.next_real(settings("rank_next_real", f"out={ranked}"))
     assert ("Next on the robot" in advice.lines[0]) or ("Enough" in advice.lines[0])
@@ -390,9 +393,24 @@ def test_the_page_can_be_written_again_and_two_rankings_compared(ranked, tmp_pat
     assert any("p1: place" in line for line in other.lines)
 
 
+def test_the_table_arrives_at_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    path = write_csv(tmp_path / "t.csv", score_table(episodes=[60] * 9))
+    rank_verb(settings("rank", f"scores={path}", f"out={tmp_path / 'out'}", "wandb=true"))
+    [file] = (tmp_path / "out/wandb").glob("offline-run-*/files/media/table/ranking_*.table.json")
+    logged, table = json.loads(file.read_text()), Ranking.read(tmp_path / "out").table()
+    assert sorted(logged["columns"]) == sorted(table.column_names)
+    rows = [dict(zip(logged["columns"], row, strict=True)) for row in logged["data"]]
+    assert [row["checkpoint"] for row in rows] == table["checkpoint"].to_pylist()
+    assert [row["prob_best"] for row in rows] == pytest.approx(table["prob_best"].to_pylist())
+
+
 def test_neither_or_both_inputs_are_refused():
     for given in ((), ("pool=runs/x", "scores=t.csv")):
         with pytest.raises(RankingError, match="give pool="):
             rank_verb(settings("rank", *given))
+    with pytest.raises(RankingError, match="give a score a column"):
+        rank_verb(settings("rank", "scores=t.csv", "also=[fqe]"))
     with pytest.raises(RankingError, match="no score table at"):
         rank_verb(settings("rank", "scores=nowhere.csv"))

@@ -55,7 +55,7 @@ def page(tmp_path_factory):
         "slices": {"checkpoints": names[:3], "parameters": weakest(table, names[:3])},
         "galleries": [{"title": "G", "images": [("a: robopolicy rank replay out=x", np.zeros((4, 40, 40, 3), np.uint8))]}],
         "gate": {"verdict": "passed", "checkpoint": names[0], "splits": ["select"], "findings": [finding]},
-        "rounds": [{"round": 1, "checkpoints": 30, "conditions": 5, "dropped": names[:20]}],
+        "rounds": [{"round": 1, "policies": 30, "conditions": 5, "dropped": names[:20], "why": "halved"}],
     }
     return write_report(tmp_path_factory.mktemp("page") / "report.html", ranking, context)
 

@@ -88,7 +88,12 @@ def environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
 
 @lru_cache(maxsize=4)
 def _environment(env_id: str, env_kwargs: str) -> gymnasium.Env:
-    return gymnasium.make(env_id, disable_env_checker=True, **json.loads(env_kwargs))
+    return new_environment(env_id, json.loads(env_kwargs))
+
+
+def new_environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    """A fresh environment, for who wants several in a process."""
+    return gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
 
 
 def robot_env(env: gymnasium.Env) -> RobotEnv:

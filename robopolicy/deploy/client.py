@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import uuid
@@ -26,7 +27,7 @@ class PolicyTimeout(RuntimeError):  # noqa: N818
 
 
 class RemoteError(ValueError):
-    """The server refused the call. `code`: "observation", "policy", "protocol" or "replaced"."""
+    """The server refused the call. `code`: "observation", "policy", "protocol", "token" or "replaced"."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -96,35 +97,63 @@ class RemoteSpec:
         )
 
 
+TOKEN_VARIABLE = "ROBOPOLICY_TOKEN"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Candidate chunks float32 [B, N, H, A]; the monitor's scores float64 [B], None without one; seconds in the policy."""
+
+    actions: np.ndarray
+    scores: np.ndarray | None
+    seconds: float
+
+
 class RemotePolicy:
     """A Policy whose sample() runs in the server at `address`. Thread-safe; one call at a time.
 
     The optional capabilities of the served policy stay behind the socket: `spec.capabilities` is empty.
 
+    token: the server's, where it asks for one; None = the environment variable ROBOPOLICY_TOKEN.
+
     Attributes:
         spec: RemoteSpec of the served policy, fetched when this object is made.
         name: what the server calls its policy (a checkpoint's path, say).
+        band, patience: thresholds {level: score} of the server's monitor, and for how many decisions in a row (see Gate).
 
     Raises:
         PolicyTimeout: nobody answers at `address` within `timeout_ms`.
+        RemoteError: the token is wrong.
     """
 
-    def __init__(self, address: str = "tcp://127.0.0.1:5555", timeout_ms: int = 1000) -> None:
+    def __init__(self, address: str = "tcp://127.0.0.1:5555", timeout_ms: int = 1000, token: str | None = None) -> None:
         self.address, self.timeout_ms = address, timeout_ms
+        self._token = (os.environ.get(TOKEN_VARIABLE, "") if token is None else token).encode()
         self._client = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._request = 0
         self._socket: zmq.Socket | None = None
         hello = self._call(protocol.HELLO, {}, protocol.SPEC)
         self.name: str = hello["name"]
-        self.spec = RemoteSpec.from_dict(hello["spec"])
+        try:
+            self.spec = RemoteSpec.from_dict(hello["spec"])
+            self.band: dict[str, float] = {str(level): float(score) for level, score in hello["band"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise protocol.ProtocolError(f"{self.address} describes no policy: {type(error).__name__}: {error}") from error
+        self.patience: int = hello["patience"]
 
     def reset(self) -> None:
         """Forget the current episode, here and in the server."""
         self._call(protocol.RESET, {}, protocol.DONE)
 
     def sample(self, observation: Mapping[str, Any], num_samples: int = 1, seed: int | None = None) -> np.ndarray:
-        """Candidate chunks float32 [B, N, H, A] in physical units for observation {key: [B, To, ...]}.
+        """Candidate chunks float32 [B, N, H, A] in physical units for observation {key: [B, To, ...]}. Raises as decide()."""
+        return self.decide(observation, num_samples, seed).actions
+
+    def decide(self, observation: Mapping[str, Any], num_samples: int = 1, seed: int | None = None) -> Reply:
+        """What sample() returns, and what the server's monitor says of the observation.
+
+        Without a seed a server may compute several clients' calls together; with one the answer has the bits of the policy's.
 
         Raises:
             RemoteError: the server refused, for instance since the observation does not fit `spec`; its text says why.
@@ -143,7 +172,7 @@ class RemotePolicy:
             raise RemoteError(
                 "replaced", f"{self.address} now serves {reply['name']!r}, not {self.name!r}: make a new RemotePolicy for it"
             )
-        return reply["actions"]
+        return Reply(reply["actions"], reply["scores"], reply["seconds"])
 
     def close(self) -> None:
         """Close the socket. A later call opens it again."""
@@ -173,7 +202,7 @@ class RemotePolicy:
         if self._socket is None:
             self._socket = self._open_socket()
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send_multipart([self._token, frame], zmq.NOBLOCK)
             while self._socket.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))):
                 reply = protocol.decode(self._socket.recv())
                 if reply.request in (self._request, 0):

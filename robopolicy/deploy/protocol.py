@@ -1,11 +1,12 @@
 """What goes over the wire between a policy server and its clients: versioned msgpack maps that carry numpy arrays.
 
-One message is one frame: {"protocol", "kind", "request", **fields}. `request` numbers a client's calls from 1; a reply
-repeats the number of what it answers, 0 where that could not be read. `client` names the sender of a sample call, so that a
-server can tell a call that was given up and made again from another client's. An array is {"__nd__": dtype, "shape", "data"}.
+One message is one frame: {"protocol", "kind", "request", **fields}; before it a client sends a frame with its token, so that
+a server reads nothing of a stranger's message. `request` numbers a client's calls from 1; a reply repeats the number of what it
+answers, 0 where that could not be read. `client` names the sender of a sample call, so that a server can tell a call that was
+given up and made again from another client's. An array is {"__nd__": dtype, "shape", "data"}.
 
-Part of the robot-side island (protocol, client, runtime, ros_messages, ros_node): numpy, msgpack and pyzmq only, nothing
-else of this package, so the folder runs copied into a robot's workspace.
+Part of the robot-side island (all of this folder but server, answering, ros_bag, ros_replay): numpy, msgpack and pyzmq only,
+nothing else of this package, so the folder runs copied into a robot's workspace.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-VERSION = 1
+VERSION = 2  # 2: a token, the monitor's scores and band
 MAX_BYTES = 64 * 2**20
 
 HELLO, SPEC, SAMPLE, ACTIONS, RESET, DONE, ERROR = "hello", "spec", "sample", "actions", "reset", "done", "error"
@@ -28,9 +29,9 @@ HELLO, SPEC, SAMPLE, ACTIONS, RESET, DONE, ERROR = "hello", "spec", "sample", "a
 _NONE = type(None)
 FIELDS: dict[str, dict[str, tuple]] = {
     HELLO: {},
-    SPEC: {"spec": (dict,), "name": (str,)},
+    SPEC: {"spec": (dict,), "name": (str,), "band": (dict,), "patience": (int,)},
     SAMPLE: {"client": (str,), "observation": (dict,), "num_samples": (int,), "seed": (int, _NONE)},
-    ACTIONS: {"actions": (np.ndarray,), "seconds": (float,), "name": (str,)},
+    ACTIONS: {"actions": (np.ndarray,), "scores": (np.ndarray, _NONE), "seconds": (float,), "name": (str,)},
     RESET: {},
     DONE: {},
     ERROR: {"code": (str,), "message": (str,)},
@@ -132,7 +133,10 @@ def _pack_array(value: Any) -> Any:
         raise ProtocolError(f"cannot send a {type(value).__name__}: send numpy arrays, text, numbers, lists and maps")
     if value.dtype.kind not in _DTYPE_KINDS:
         raise ProtocolError(f"cannot send an array of dtype {value.dtype}: send numbers, booleans or fixed-width text")
-    return {"__nd__": value.dtype.str, "shape": list(value.shape), "data": value.tobytes()}
+    if not value.dtype.itemsize:
+        raise ProtocolError("cannot send an array of text without any letters")
+    data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data  # its own memory: bytes would be one copy more
+    return {"__nd__": value.dtype.str, "shape": list(value.shape), "data": data}
 
 
 def _unpack_array(value: dict[str, Any]) -> Any:

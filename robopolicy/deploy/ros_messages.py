@@ -6,9 +6,15 @@ Part of the robot-side island: numpy only (and cv2 or Pillow when a CompressedIm
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING or __package__:
+    from .ros_transforms import pose_matrix
+else:  # this folder itself is on the path
+    from ros_transforms import pose_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,12 +79,73 @@ def joint_state(message: Any, joints: Sequence[str] = ()) -> np.ndarray:
 
 
 def pose(message: Any) -> np.ndarray:
-    """geometry_msgs/PoseStamped as float32 [9]: position (m) and 6-D rotation (first two columns), in the message's frame."""
-    p, q = message.pose.position, message.pose.orientation
-    x, y, z, w = np.array([q.x, q.y, q.z, q.w]) / np.linalg.norm([q.x, q.y, q.z, q.w])
-    first = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
-    second = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
-    return np.array([p.x, p.y, p.z, *first, *second], np.float32)
+    """geometry_msgs/PoseStamped as float32 [9]: position (m) and 6-D rotation (first two columns), in the message's frame.
+
+    Raises:
+        ValueError: its quaternion is none.
+    """
+    return pose_vector(pose_matrix(message.pose.position, message.pose.orientation))
+
+
+def pose_vector(T: np.ndarray) -> np.ndarray:
+    """T [4, 4] as float32 [9]: position (m) and 6-D rotation, as in observation.state."""
+    return np.concatenate([T[:3, 3], T[:3, 0], T[:3, 1]]).astype(np.float32)
+
+
+def numbers(message: Any) -> np.ndarray:
+    """std_msgs/Float32MultiArray or Float64MultiArray as float32 [N]; its layout is not looked at."""
+    return np.asarray(message.data, np.float32)
+
+
+def number(message: Any) -> np.ndarray:
+    """std_msgs/Float64, Float32 or Bool as float32 [1]."""
+    return np.array([message.data], np.float32)
+
+
+def twist(message: Any) -> np.ndarray:
+    """geometry_msgs/TwistStamped or Twist as float32 [6]: linear (m/s), angular (rad/s)."""
+    linear, angular = getattr(message, "twist", message).linear, getattr(message, "twist", message).angular
+    return np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z], np.float32)
+
+
+def wrench(message: Any) -> np.ndarray:
+    """geometry_msgs/WrenchStamped as float32 [6]: force (N), torque (N m)."""
+    force, torque = message.wrench.force, message.wrench.torque
+    return np.array([force.x, force.y, force.z, torque.x, torque.y, torque.z], np.float32)
+
+
+def first_point(message: Any) -> np.ndarray:
+    """Positions float32 [J] of the first point of a trajectory_msgs/JointTrajectory, in the message's order.
+
+    Raises:
+        ValueError: it has no point.
+    """
+    if not len(message.points):
+        raise ValueError("the JointTrajectory has no point")
+    return np.asarray(message.points[0].positions, np.float32)
+
+
+def camera_matrix(message: Any) -> np.ndarray:
+    """K [3, 3] (px) of a sensor_msgs/CameraInfo, of ROS 1 (K) or 2 (k).
+
+    Raises:
+        ValueError: the camera is not calibrated.
+    """
+    K = np.array(message.k if hasattr(message, "k") else message.K, float).reshape(3, 3)
+    if not (K[0, 0] > 0 and K[1, 1] > 0):
+        raise ValueError("the CameraInfo has no focal length: the camera is not calibrated")
+    return K
+
+
+def depth_points(depth: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Points float32 [P, 3] (m, optical frame: z forward) of the pixels of a depth image [H, W] that have a depth.
+
+    K: of the picture as it is, rectified; pixel centres are at whole numbers (REP 104).
+    """
+    rows, columns = np.nonzero(depth > 0)
+    z = depth[rows, columns]
+    x, y = (columns - K[0, 2]) / K[0, 0] * z, (rows - K[1, 2]) / K[1, 1] * z
+    return np.stack([x, y, z], axis=1).astype(np.float32)
 
 
 def point_cloud(message: Any, fields: Sequence[str] = ("x", "y", "z")) -> np.ndarray:
@@ -109,6 +176,15 @@ CONVERTERS: dict[str, Callable[..., np.ndarray]] = {
     "sensor_msgs/JointState": joint_state,
     "sensor_msgs/PointCloud2": point_cloud,
     "geometry_msgs/PoseStamped": pose,
+    "std_msgs/Float32MultiArray": numbers,
+    "std_msgs/Float64MultiArray": numbers,
+    "std_msgs/Float32": number,
+    "std_msgs/Float64": number,
+    "std_msgs/Bool": number,
+    "geometry_msgs/Twist": twist,
+    "geometry_msgs/TwistStamped": twist,
+    "geometry_msgs/WrenchStamped": wrench,
+    "trajectory_msgs/JointTrajectory": first_point,
 }
 
 
@@ -130,14 +206,22 @@ def resize_image(value: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resample_points(points: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the points [P, F], thinned or repeated at even strides.
+    """`count` of the points [P, F]: all of them, evenly repeated, or some, none twice, evenly spread over their order.
+
+    The spread is by multiples of the golden section, since every k-th pixel of a depth image would lie in a few columns.
 
     Raises:
         ValueError: there are no points.
     """
-    if not len(points):
+    P = len(points)
+    if not P:
         raise ValueError("the point cloud has no finite point")
-    return points[np.arange(count) * len(points) // count]
+    if count >= P:
+        return points[np.arange(count) * P // count]
+    step = round(P * (np.sqrt(5) - 1) / 2)
+    while math.gcd(step, P) > 1:
+        step += 1
+    return points[np.sort(np.arange(count) * step % P)]
 
 
 def _centre_crop(value: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,192 +1,313 @@
 """The node: sensor topics in, guarded commands out, a policy at the other end of a socket in between.
 
-Two threads besides ROS's own callbacks: the control timer, which always has an answer (the next step of a chunk, or hold),
-and one that waits for the policy. Part of the robot-side island: numpy, msgpack, pyzmq, and ROS behind ros_transport.
+What is decided is controller.py's; here is what ROS adds: topics, the life of a node, services, diagnostics, a recording.
+Part of the robot-side island: numpy, msgpack, pyzmq, and ROS behind ros_transport.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import threading
-from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING or __package__:
-    from .client import PolicyTimeout, RemotePolicy, RemoteSpec
-    from .ros_config import ARRAY, TWIST, NodeConfig
-    from .runtime import Command, Runtime, Watchdog
+    from .client import PolicyTimeout, RemotePolicy
+    from .controller import Controller
+    from .ros_checks import TASK, NotReadyError, find_entries, mapping_problems, needs_tf, stream_problems, type_problems
+    from .ros_config import OBSERVATION, TIMER, NodeConfig
+    from .ros_diagnostics import Diagnostics
+    from .ros_output import CommandPublisher
+    from .ros_streams import Converter, Sample, joined, make_streams
+    from .ros_transport import ACTIVATE, ACTIVE, CONFIGURE, DEACTIVATE, INACTIVE, UNCONFIGURED
+    from .runtime import Command
 else:  # this folder itself is on the path
-    from client import PolicyTimeout, RemotePolicy, RemoteSpec
-    from ros_config import ARRAY, TWIST, NodeConfig
-    from runtime import Command, Runtime, Watchdog
+    from client import PolicyTimeout, RemotePolicy
+    from controller import Controller
+    from ros_checks import TASK, NotReadyError, find_entries, mapping_problems, needs_tf, stream_problems, type_problems
+    from ros_config import OBSERVATION, TIMER, NodeConfig
+    from ros_diagnostics import Diagnostics
+    from ros_output import CommandPublisher
+    from ros_streams import Converter, Sample, joined, make_streams
+    from ros_transport import ACTIVATE, ACTIVE, CONFIGURE, DEACTIVATE, INACTIVE, UNCONFIGURED
+    from runtime import Command
 
 if TYPE_CHECKING:
+    from .ros_recorder import Recorder
     from .ros_transport import Transport
 
 log = logging.getLogger(__name__)
 
-TASK = "task"  # robopolicy.spec.TASK
-
-
-def find_entries(spec: RemoteSpec, names: tuple[str, ...]) -> tuple[str, list[int]]:
-    """The observation key that has all the entries `names`, and where they are in it; ("", []) without names.
-
-    Raises:
-        ValueError: no key has them; the message lists the names that there are.
-    """
-    if not names:
-        return "", []
-    for key, feature in spec.observation.items():
-        if set(names) <= set(feature.names):
-            return key, [feature.names.index(name) for name in names]
-    known = {key: feature.names for key, feature in spec.observation.items() if feature.names}
-    raise ValueError(f"no observation has the entries {list(names)}; named entries: {known}")
+SAME_TIME_S = 1e-3  # observations of one moment, for step_on: observation
 
 
 class InferenceNode:
-    """Runs `policy` on a robot through `transport` as `config` says. With enabled=False it does all but publish.
+    """Runs `policy` on a robot through `transport` as `config` says, once it was activated (ros_transport.Managed).
+
+    enabled: publish commands; False does all else. recorder: takes down what comes in and goes out.
 
     Raises:
-        ValueError: the mapping does not give what the policy needs.
+        NotReadyError: the mapping does not fit the policy, or names types that this ROS does not have; with all reasons.
     """
 
-    def __init__(self, transport: Transport, policy: RemotePolicy, config: NodeConfig, *, enabled: bool = False) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        policy: RemotePolicy,
+        config: NodeConfig,
+        *,
+        enabled: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
         spec = policy.spec
-        keys = [key for key in spec.observation if key != TASK]
-        missing = sorted(set(keys) - set(config.observation))
-        if missing:
-            raise ValueError(f"the mapping lacks {missing}; the policy needs {sorted(spec.observation)}")
-        if TASK in spec.observation and not config.task:
-            raise ValueError(f"the mapping lacks {TASK!r}: say which; the policy knows {list(spec.observation[TASK].values)}")
-        if config.limits.action_dim != spec.action_dim:
-            raise ValueError(f"the limits describe {config.limits.action_dim} action entries, the policy has {spec.action_dim}")
-        if config.command.type == TWIST and (len(config.limits.translation), len(config.limits.rotation)) != (3, 3):
-            raise ValueError(f"{TWIST} needs 3 translation and 3 rotation entries; use {ARRAY} for other actions")
-        self._transport, self._policy, self._config, self._enabled = transport, policy, config, enabled
-        self._ee_key, self._ee_entries = find_entries(spec, config.ee_position)
-        self._sources = {f"{key}[{n}]": (key, s) for key in keys for n, s in enumerate(config.observation[key])}
-        self._latest: dict[str, np.ndarray] = {}
-        self._frames: dict[str, deque[np.ndarray]] = {key: deque(maxlen=spec.obs_horizon) for key in keys}
-        self._watchdog = Watchdog(self._sources, config.max_age_s)
-        self.runtime = Runtime(
+        problems = [*mapping_problems(config, spec), *type_problems(config)]
+        if problems:
+            raise NotReadyError("the mapping does not work:", problems)
+        self._transport, self._policy, self._config = transport, policy, config
+        self.enabled, self.recorder = enabled, recorder
+        self._features = {key: feature for key, feature in spec.observation.items() if key != TASK}
+        self._converter = Converter(config.base_frame)
+        self._groups = make_streams(config.observation, self._features, self._converter)
+        self.streams = {f"{key}[{n}]": stream for key, group in self._groups.items() for n, stream in enumerate(group)}
+        self.controller = Controller(
+            policy,
+            {name: stream.key for name, stream in self.streams.items()},
             limits=config.limits,
-            execute_horizon=spec.execute_horizon,
-            lead_steps=config.lead_steps,
-            timeout_s=policy.timeout_ms / 1000,
+            settings=config.runtime,
+            task=config.task,
+            ee_position=config.ee_position,
+            joints=config.joints,
+            enabled=enabled,
+            threaded=config.step_on == TIMER,
         )
-        self.counts: Counter[str] = Counter()  # control steps by state and by reason
-        self._lock = threading.Lock()
-        self._requests: queue.Queue[tuple[int, dict[str, np.ndarray]] | None] = queue.Queue()
-        self._publish = self._advertise()
+        self.controller.stop(INACTIVE)
+        self._ee_key, entries = find_entries(spec, (*config.ee_position, *config.ee_rotation))
+        self._ee_position_entries, self._ee_rotation_entries = entries[:3], entries[3:]
+        self.state = UNCONFIGURED
+        self.emergency, self._stop_pressed = False, False  # latched; the topic's last word
+        self.last: Command | None = None
+        self._lock = threading.RLock()
+        self._moments: queue.Queue[tuple[float, dict[str, Sample]] | None] = queue.Queue()
+        self._output = CommandPublisher(transport, config, self.controller.control_hz, self._record)
+        self._diagnostics = Diagnostics(transport, config.diagnostics_hz)
+        transport.manage(self)
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set or ROS shuts down. The last command is a hold."""
-        for name, (_, source) in self._sources.items():
-            self._transport.subscribe(source.topic, source.type, partial(self._receive, name))
-        if self._config.stop_topic:
-            self._transport.subscribe(self._config.stop_topic, "std_msgs/Bool", self._stop, reliable=True)
-        worker = threading.Thread(target=self._infer, name="inference", daemon=True)
+    def run(self, stop: threading.Event, *, start: bool = False) -> None:
+        """Until `stop` is set or ROS shuts down. The last command is a hold.
+
+        start: activate as soon as everything is there, instead of waiting for ~/start.
+
+        Raises:
+            NotReadyError: after wait_s something is still missing.
+        """
+        self._subscribe()
+        services = {"start": ACTIVATE, "stop": DEACTIVATE}
+        for name, transition in services.items():
+            self._transport.service(f"~/{name}", partial(self._answer, partial(self._transport.transition, transition)))
+        self._transport.service("~/reset", partial(self._answer, self.reset))
+        config, began, failure = self._config, self._transport.now(), None
+
+        def tick() -> None:
+            nonlocal failure, began
+            now = self._transport.now()
+            if began == 0.0 or now < began:  # a simulated clock that had not begun, or began anew
+                began = now
+            if self.state == UNCONFIGURED and failure is None:
+                try:
+                    self._transport.transition(CONFIGURE)
+                    if start:
+                        self._transport.transition(ACTIVATE)
+                except ValueError as error:
+                    if now - began > config.wait_s:
+                        failure = error
+                        stop.set()
+            elif config.step_on == TIMER:
+                self._step(now)
+            self._diagnostics.publish(self, now)
+
+        worker = threading.Thread(target=self._follow, name="moments", daemon=True)
         worker.start()
         try:
-            self._transport.spin(self._policy.spec.control_hz, self._step, stop)
+            self._transport.spin(self.controller.control_hz, tick, stop)
         finally:
-            with self._lock:
-                self.runtime.stop("shutdown")
-            self._step()
-            self._requests.put(None)
+            self.deactivate()
+            self._moments.put(None)
             worker.join(timeout=2.0)
-            log.info("control steps: %s", dict(self.counts))
+            self.controller.close()
+        if failure is not None:
+            raise failure
 
-    def _receive(self, name: str, message: Any) -> None:
-        key, source = self._sources[name]
+    def _subscribe(self) -> None:
+        config, transport = self._config, self._transport
+        topics = {stream.source.topic: stream.source for stream in self.streams.values()}
+        for topic, source in topics.items():
+            names = [name for name, stream in self.streams.items() if stream.source.topic == topic]
+            transport.subscribe(topic, source.type, partial(self._receive, names), reliability=source.reliability)
+            if source.camera_info:
+                receive = partial(self._receive_camera_info, source.camera_info)
+                transport.subscribe(source.camera_info, "sensor_msgs/CameraInfo", receive)
+        if needs_tf(config):
+            transport.subscribe("/tf", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf"), depth=100)
+            transport.subscribe_latched("/tf_static", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf_static"))
+        if config.stop_topic:
+            transport.subscribe_latched(config.stop_topic, "std_msgs/Bool", self._receive_stop)
+
+    # -- the life of a node
+
+    def configure(self) -> None:
+        """See Managed. Refused with everything that is missing."""
+        published = self._transport.topics()
+        problems = stream_problems(self._groups, self._features, published, self._config.stop_topic)
+        if problems:
+            raise NotReadyError("not ready:", problems)
+        self.state = INACTIVE
+        about = {"policy": self._policy.name, "spec": self._policy.spec.to_dict(), "control_hz": self.controller.control_hz}
+        self._output.describe(json.dumps({**about, "mapping": self._config.to_dict()}))
+        log.info("configured: inactive until the service ~/start is called")
+
+    def activate(self) -> None:
+        """See Managed. A new episode begins."""
+        with self._lock:
+            if self.state != INACTIVE:
+                raise ValueError(f"cannot activate while {self.state}")
+            if self.emergency:
+                raise ValueError(f"stopped by {self._config.stop_topic}: release it, then call ~/reset")
+            self._begin_anew()
+            self.controller.resume()
+            self.state = ACTIVE
+        self._output.event("start")
+        log.info("active, %s", "commanding the robot" if self.enabled else "commanding nothing (not enabled)")
+
+    def deactivate(self) -> None:
+        """See Managed. The robot is told to hold once more, then nothing."""
+        with self._lock:
+            was_active, self.state = self.state == ACTIVE, UNCONFIGURED if self.state == UNCONFIGURED else INACTIVE
+            self.controller.stop(INACTIVE)
+        if was_active:
+            self._send(self.controller.step(self._now()), self._ee_pose())
+            self._output.event("stop")
+            log.info("inactive; %s", self.controller.counters)
+
+    def reset(self) -> None:
+        """Forget the episode and a stop that is over; the node is inactive then.
+
+        Raises:
+            ValueError: the stop topic still says stop, or the policy does not answer.
+        """
+        if self._stop_pressed:
+            raise ValueError(f"{self._config.stop_topic} still says stop: release it first")
+        if self.state == ACTIVE:
+            self._transport.transition(DEACTIVATE)
+        with self._lock:
+            self.emergency = False
+            self._begin_anew()
+        self._output.event("reset")
+
+    def _begin_anew(self) -> None:
+        self._see()
         try:
-            value = source.convert(message, self._policy.spec.observation[key].shape)
-        except (ValueError, ImportError, OSError) as error:  # the stream goes stale, which holds the robot
-            log.error("%s: %s", source.topic, error)
-            return
+            self.controller.reset()
+        except PolicyTimeout as error:
+            raise ValueError(str(error)) from error
+
+    def _answer(self, action: Any) -> tuple[bool, str]:
+        try:
+            action()
+        except ValueError as error:
+            return False, str(error)
+        return True, self.state
+
+    # -- what comes in
+
+    def _record(self, topic: str, type_name: str, message: Any) -> None:
+        if self.recorder is not None:
+            self.recorder.write(topic, type_name, message, self._transport.now())
+
+    def _receive(self, names: list[str], message: Any) -> None:
+        """A message of the topic that the streams `names` are made of."""
+        source = self.streams[names[0]].source
+        self._record(source.topic, source.type, message)
+        stamp = self._transport.stamp(message)
         with self._lock:
-            self._latest[name] = value
-            self._watchdog.feed(name, self._transport.stamp(message))
+            for name in names:
+                sample = self.streams[name].receive(message, stamp)
+                if self._config.step_on == TIMER:
+                    self.controller.receive(name, stamp, sample.value)
+            if self._config.step_on == OBSERVATION and self.state == ACTIVE:
+                self._gather(stamp)
 
-    def _stop(self, message: Any) -> None:
-        if message.data:
-            with self._lock:
-                self.runtime.stop("stop_topic")
+    def _receive_camera_info(self, topic: str, message: Any) -> None:
+        self._converter.camera_infos[topic] = message
+        self._record(topic, "sensor_msgs/CameraInfo", message)
 
-    def _step(self) -> Command:
-        now = self._transport.now()
+    def _receive_tf(self, topic: str, message: Any) -> None:
+        self._converter.transforms.add(message.transforms, static=topic == "/tf_static")
+        self._record(topic, "tf2_msgs/TFMessage", message)
+
+    def _receive_stop(self, message: Any) -> None:
+        self._record(self._config.stop_topic, "std_msgs/Bool", message)
+        self._stop_pressed = bool(message.data)
+        self.emergency = self.emergency or self._stop_pressed
+        self.controller.estop(self._stop_pressed)
+
+    def _gather(self, stamp: float) -> None:
+        """Once there is a complete set of samples of one moment, let _follow() act on it."""
+        moments = [stream.moment for stream in self.streams.values()]
+        stamps = [moment for moment in moments if moment is not None]
+        if not stamps or max(stamps) - min(stamps) <= SAME_TIME_S:
+            self._see()
+            samples = {name: stream.latest for name, stream in self.streams.items() if stream.latest is not None}
+            self._moments.put((max(stamps, default=stamp), samples))
+
+    def _see(self) -> None:
+        for stream in self.streams.values():
+            stream.num_seen = stream.num_received
+
+    # -- what goes out
+
+    def _now(self) -> float:
+        """Time as the controller is told it: where it acts on observations, it is theirs."""
+        if self._config.step_on == TIMER:
+            return self._transport.now()
+        return max((stream.latest.stamp for stream in self.streams.values() if stream.latest is not None), default=0.0)
+
+    def _step(self, now: float) -> None:
         with self._lock:
-            stale = self._watchdog.stale(now)
-            if stale:
-                for frames in self._frames.values():
-                    frames.clear()  # a history with a hole in it is no history
-            else:
-                self._record_frame()
-                request = self.runtime.ask(now)
-                if request is not None:
-                    self._requests.put((request, self._observation()))
-            command = self.runtime.tick(now, self._ee_position(), stale)
-            self.counts.update((command.state, *command.reasons))
-        if self._enabled and command.action is not None:
-            self._publish(command.action)
-        return command
+            if self.state != ACTIVE:
+                return
+            command, T_base_ee = self.controller.step(now), self._ee_pose()
+        self._send(command, T_base_ee)
 
-    def _record_frame(self) -> None:
-        for key, frames in self._frames.items():
-            values = [self._latest[name] for name, (owner, _) in self._sources.items() if owner == key]
-            value = np.concatenate(values, axis=-1).astype(self._policy.spec.observation[key].dtype, copy=False)
-            frames.append(value)
+    def _follow(self) -> None:
+        """step_on: observation. One control step for every moment that _gather() saw, however long the policy takes."""
+        while (moment := self._moments.get()) is not None:
+            now, samples = moment
+            for name, sample in samples.items():
+                self.controller.receive(name, now, sample.value)
+            self._step(now)
 
-    def _observation(self) -> dict[str, np.ndarray]:
-        """{key: [1, To, ...]}, and the task [1] if the policy wants it; before To frames were seen the first is repeated."""
-        missing = self._policy.spec.obs_horizon
-        observation = {
-            key: np.stack([frames[0]] * (missing - len(frames)) + list(frames))[None] for key, frames in self._frames.items()
-        }
-        if TASK in self._policy.spec.observation:
-            observation[TASK] = np.array([self._config.task])
-        return observation
+    def _send(self, command: Command, T_base_ee: np.ndarray | None) -> None:
+        self.last = command
+        self._output.command(command, T_base_ee)
 
-    def _ee_position(self) -> np.ndarray | None:
-        frames = self._frames.get(self._ee_key)
-        return frames[-1][self._ee_entries] if frames else None
-
-    def _infer(self) -> None:
-        while (item := self._requests.get()) is not None:
-            request, observation = item
-            try:
-                chunk = self._policy.sample(observation)[0, 0]
-            except (PolicyTimeout, ValueError) as error:
-                log.error("%s", error)
-                with self._lock:
-                    self.counts["policy_failed"] += 1
-                    self.runtime.failed(request)
-                continue
-            with self._lock:
-                if not self.runtime.offer(chunk, request):
-                    self.counts["chunk_too_late"] += 1
-
-    def _advertise(self) -> Any:
-        config, hz = self._config.command, self._policy.spec.control_hz
-        cls, publish = self._transport.advertise(config.topic, config.type)
-        if config.type == ARRAY:
-            return lambda action: publish(cls(data=[float(x) for x in action]))
-        gripper_cls, publish_gripper = None, None
-        if config.gripper_topic:
-            gripper_cls, publish_gripper = self._transport.advertise(config.gripper_topic, "std_msgs/Float64")
-        limits = self._config.limits
-
-        def send(action: np.ndarray) -> None:
-            message: Any = cls()
-            self._transport.set_header(message, config.frame_id)
-            for part, indices in ((message.twist.linear, limits.translation), (message.twist.angular, limits.rotation)):
-                part.x, part.y, part.z = (float(v) * hz for v in action[list(indices)])
-            publish(message)
-            if gripper_cls is not None and publish_gripper is not None and limits.absolute:
-                publish_gripper(gripper_cls(data=float(action[limits.absolute[0]])))
-
-        return send
+    def _ee_pose(self) -> np.ndarray | None:
+        """T_base_ee [4, 4] now, for commands that are poses."""
+        group = self._groups.get(self._ee_key, [])
+        samples = [stream.latest for stream in group if stream.latest is not None]
+        if not self._ee_rotation_entries or len(samples) < len(group):
+            return None
+        try:
+            state = joined(self._ee_key, samples, self._features[self._ee_key]).astype(float)
+        except ValueError:
+            return None
+        T = np.eye(4)
+        x, y = state[self._ee_rotation_entries].reshape(2, 3)
+        x /= np.linalg.norm(x)
+        y -= (x @ y) * x
+        y /= np.linalg.norm(y)
+        T[:3, :3], T[:3, 3] = np.stack([x, y, np.cross(x, y)], axis=1), state[self._ee_position_entries]
+        return T

@@ -1,4 +1,4 @@
-"""The few things the node needs of ROS, once for rclpy and once for rospy; neither is imported before it is asked for.
+"""The few things the node needs of ROS; ros1_node.py and ros2_node.py are the two that have them.
 
 Part of the robot-side island: what ROS itself brings, nothing else.
 """
@@ -10,15 +10,37 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class NoRosError(RuntimeError):
     """Neither rclpy nor rospy can be imported, or not the one asked for."""
 
 
+class Managed(Protocol):
+    """What a lifecycle moves: unconfigured -> inactive -> active and back. Each raises ValueError to refuse."""
+
+    def configure(self) -> None:
+        """Check that all is there."""
+
+    def activate(self) -> None:
+        """Begin to act."""
+
+    def deactivate(self) -> None:
+        """Stop acting."""
+
+
+CONFIGURE, ACTIVATE, DEACTIVATE = "configure", "activate", "deactivate"
+UNCONFIGURED, INACTIVE, ACTIVE = "unconfigured", "inactive", "active"
+
+
 class Transport(Protocol):
-    """ROS as the node sees it. Times are seconds of the ROS clock, so a replay with simulated time works."""
+    """ROS as the node sees it. Times are seconds of the ROS clock, so a replay with simulated time works.
+
+    version: "1" or "2". Types are written as in ROS 1, sensor_msgs/Image; a topic or service ~/name is the node's own.
+    """
+
+    version: str
 
     def now(self) -> float:
         """Time now."""
@@ -26,14 +48,45 @@ class Transport(Protocol):
     def stamp(self, message: Any) -> float:
         """When `message` was measured; now if its header is absent or empty."""
 
-    def subscribe(self, topic: str, type_name: str, callback: Callable[[Any], None], *, reliable: bool = False) -> None:
-        """Call `callback` with the newest message of `topic`; older ones that were not taken in time are dropped."""
+    def topics(self) -> dict[str, str]:
+        """{topic: type} of what is published at present."""
 
-    def advertise(self, topic: str, type_name: str) -> tuple[type, Callable[[Any], None]]:
+    def overrides(self) -> dict[str, Any]:
+        """{dotted name: value} of the parameters that were given to this node."""
+
+    def declare(self, values: Mapping[str, Any]) -> None:
+        """Let people read these parameters of the node."""
+
+    def subscribe(
+        self, topic: str, type_name: str, callback: Callable[[Any], None], *, reliability: str = "best_effort", depth: int = 1
+    ) -> None:
+        """Call `callback` with messages of `topic`; beyond `depth`, older ones that were not taken in time are dropped."""
+
+    def subscribe_latched(self, topic: str, type_name: str, callback: Callable[[Any], None]) -> None:
+        """As subscribe(), reliably, and with the last message from before this node was there, if its sender keeps it."""
+
+    def advertise(
+        self, topic: str, type_name: str, *, reliability: str = "reliable", latched: bool = False
+    ) -> tuple[Any, Callable[[Any], None]]:
         """The message class of `topic` and the function that publishes one."""
+
+    def service(self, name: str, callback: Callable[[], tuple[bool, str]]) -> None:
+        """Offer a std_srvs/Trigger that answers with what `callback` returns: success, message."""
+
+    def manage(self, node: Managed) -> None:
+        """Put `node` under ROS's lifecycle, where ROS has one."""
+
+    def transition(self, name: str) -> None:
+        """CONFIGURE, ACTIVATE or DEACTIVATE the managed node. Raises the ValueError with which it refuses."""
+
+    def duration(self, seconds: float) -> Any:
+        """A duration as fields of messages want it."""
 
     def set_header(self, message: Any, frame_id: str) -> None:
         """Stamp `message` with now and `frame_id`."""
+
+    def serialize(self, message: Any) -> bytes:
+        """What `message` is in a bag."""
 
     def spin(self, hz: float, callback: Callable[[], Any], stop: threading.Event) -> None:
         """Serve callbacks, `callback` at `hz` among them, until `stop` is set or ROS ends. Signals are the caller's."""
@@ -48,11 +101,29 @@ def message_class(type_name: str) -> Any:
     Raises:
         ValueError: no such message in the ROS that is sourced.
     """
-    package, _, name = type_name.replace("/msg/", "/").partition("/")
+    package, _, name = plain_type(type_name).partition("/")
     try:
         return getattr(importlib.import_module(f"{package}.msg"), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"message type {type_name!r} is not installed: {error}") from error
+
+
+def plain_type(type_name: str) -> str:
+    """sensor_msgs/msg/Image as sensor_msgs/Image."""
+    return type_name.replace("/msg/", "/")
+
+
+def without_ros_arguments(words: list[str]) -> list[str]:
+    """Arguments that are not ROS's own: --ros-args ... [--] of ROS 2, name:=value of ROS 1."""
+    kept, own = [], True
+    for word in words:
+        if word == "--ros-args":
+            own = False
+        elif word == "--" and not own:
+            own = True
+        elif own and ":=" not in word:
+            kept.append(word)
+    return kept
 
 
 def find_ros(ros: str = "auto") -> str:
@@ -78,97 +149,7 @@ def find_ros(ros: str = "auto") -> str:
 
 def open_transport(version: str, name: str = "robopolicy") -> Transport:
     """A node called `name` on ROS `version`, "1" or "2"."""
-    return Ros1(name) if version == "1" else Ros2(name)
-
-
-class Ros2:
-    """rclpy. Sensor topics are best effort, depth 1, which matches publishers of either kind."""
-
-    def __init__(self, name: str) -> None:
-        import rclpy
-
-        rclpy.init(signal_handler_options=importlib.import_module("rclpy.signals").SignalHandlerOptions.NO)
-        self._rclpy, self._node = rclpy, rclpy.create_node(name)
-
-    def now(self) -> float:
-        """See Transport."""
-        return self._node.get_clock().now().nanoseconds * 1e-9
-
-    def stamp(self, message: Any) -> float:
-        """See Transport."""
-        stamp = getattr(getattr(message, "header", None), "stamp", None)
-        seconds = 0.0 if stamp is None else stamp.sec + stamp.nanosec * 1e-9
-        return seconds or self.now()
-
-    def subscribe(self, topic: str, type_name: str, callback: Callable[[Any], None], *, reliable: bool = False) -> None:
-        """See Transport."""
-        qos = importlib.import_module("rclpy.qos")
-        reliability = qos.ReliabilityPolicy.RELIABLE if reliable else qos.ReliabilityPolicy.BEST_EFFORT
-        self._node.create_subscription(
-            message_class(type_name), topic, callback, qos.QoSProfile(depth=1, reliability=reliability)
-        )
-
-    def advertise(self, topic: str, type_name: str) -> tuple[type, Callable[[Any], None]]:
-        """See Transport."""
-        cls = message_class(type_name)
-        return cls, self._node.create_publisher(cls, topic, 1).publish
-
-    def set_header(self, message: Any, frame_id: str) -> None:
-        """See Transport."""
-        message.header.stamp, message.header.frame_id = self._node.get_clock().now().to_msg(), frame_id
-
-    def spin(self, hz: float, callback: Callable[[], Any], stop: threading.Event) -> None:
-        """See Transport."""
-        self._node.create_timer(1 / hz, callback)
-        executor = importlib.import_module("rclpy.executors").SingleThreadedExecutor()
-        executor.add_node(self._node)
-        while self._rclpy.ok() and not stop.is_set():
-            executor.spin_once(timeout_sec=0.1)
-
-    def close(self) -> None:
-        """See Transport."""
-        self._node.destroy_node()
-        self._rclpy.try_shutdown()
-
-
-class Ros1:
-    """rospy. Image topics get a large buffer, without which a queue of one still delivers old frames."""
-
-    def __init__(self, name: str) -> None:
-        import rospy
-
-        rospy.init_node(name, disable_signals=True)
-        self._rospy = rospy
-
-    def now(self) -> float:
-        """See Transport."""
-        return self._rospy.get_time()
-
-    def stamp(self, message: Any) -> float:
-        """See Transport."""
-        stamp = getattr(getattr(message, "header", None), "stamp", None)
-        return (0.0 if stamp is None else stamp.to_sec()) or self.now()
-
-    def subscribe(self, topic: str, type_name: str, callback: Callable[[Any], None], *, reliable: bool = False) -> None:
-        """See Transport. ROS 1 is always reliable."""
-        self._rospy.Subscriber(topic, message_class(type_name), callback, queue_size=1, buff_size=2**24, tcp_nodelay=True)
-
-    def advertise(self, topic: str, type_name: str) -> tuple[type, Callable[[Any], None]]:
-        """See Transport."""
-        cls = message_class(type_name)
-        return cls, self._rospy.Publisher(topic, cls, queue_size=1, tcp_nodelay=True).publish
-
-    def set_header(self, message: Any, frame_id: str) -> None:
-        """See Transport."""
-        message.header.stamp, message.header.frame_id = self._rospy.Time.now(), frame_id
-
-    def spin(self, hz: float, callback: Callable[[], Any], stop: threading.Event) -> None:
-        """See Transport."""
-        timer = self._rospy.Timer(self._rospy.Duration(1 / hz), lambda _: callback())
-        while not self._rospy.is_shutdown() and not stop.wait(0.1):
-            pass
-        timer.shutdown()
-
-    def close(self) -> None:
-        """See Transport."""
-        self._rospy.signal_shutdown("closed")
+    package = f"{__package__}." if __package__ else ""
+    module = importlib.import_module(f"{package}ros{version}_node")
+    transport: Transport = module.Ros1(name) if version == "1" else module.Ros2(name)
+    return transport

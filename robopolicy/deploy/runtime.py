@@ -1,4 +1,4 @@
-"""What stands between a policy's chunks and a robot: limits, freshness, timing. Pure: no clock, no thread, no ROS.
+"""What stands between a policy's chunks and a robot: timing, limits, watchdogs. Pure: no clock, no thread, no ROS.
 
 Times come in as numbers (s, any one clock), so the same calls give the same commands on a robot, in a replay and in a test.
 Part of the robot-side island: numpy only.
@@ -6,283 +6,263 @@ Part of the robot-side island: numpy only.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+if TYPE_CHECKING or __package__:
+    from .interpolation import Interpolator
+    from .limits import SafetyLimits
+    from .monitor import OK, STOP, Gate
+    from .safety import HUGE, SafetyFilter
+    from .scheduling import MODES, REPLACE, ChunkScheduler
+else:  # this folder itself is on the path
+    from interpolation import Interpolator
+    from limits import SafetyLimits
+    from monitor import OK, STOP, Gate
+    from safety import HUGE, SafetyFilter
+    from scheduling import MODES, REPLACE, ChunkScheduler
 
 HOLD, RUN, STOPPED = "hold", "run", "stopped"
-
-_ROUNDING = 1e-6  # relative; a clipped float32 vector stays below its limit
+ESTOP = "estop"
 
 
 @dataclass(frozen=True)
-class SafetyLimits:
-    """What one action may do. The default layout is the package's own: x, y, z (m), rotation vector (rad), gripper in [0, 1].
+class RuntimeSettings:
+    """How chunks become commands. A mapping file's `runtime` block.
 
-    max_translation_per_step: longest translation (m) of one control step, a vector norm.
-    max_rotation_per_step: largest rotation angle (rad) of one control step.
-    workspace_low, workspace_high: corners [3] (m, base frame) of the box that the end effector stays in; None = anywhere.
-    low, high: bounds of the `absolute` entries, in their order; None = unbounded.
-    translation, rotation: indices of the entries that move the end effector; () for a policy that has none.
-    absolute: indices of the entries that are a target rather than a motion (gripper, joints); holding repeats them.
+    control_hz: rate of commands, at least the policy's; None = the policy's.
+    mode, lead_steps, decay, response_s: see ChunkScheduler. num_candidates: chunks drawn for a decision; "real_time" picks.
+    max_age_s, tolerance_s: see Synchronizer.
+    timeout_s: a chunk that takes longer than this from asking to answer is given up and asked for again.
+    stop_after_s: a hold that lasts longer than this after the robot moved becomes a stop; None = never.
+    slow_speed: share of the speed while the monitor says "slow".
     """
 
-    max_translation_per_step: float = 0.02
-    max_rotation_per_step: float = 0.1
-    workspace_low: tuple[float, ...] | None = None
-    workspace_high: tuple[float, ...] | None = None
-    low: tuple[float, ...] | None = (0.0,)
-    high: tuple[float, ...] | None = (1.0,)
-    translation: tuple[int, ...] = (0, 1, 2)
-    rotation: tuple[int, ...] = (3, 4, 5)
-    absolute: tuple[int, ...] = (6,)
+    control_hz: float | None = None
+    mode: str = REPLACE
+    lead_steps: int | None = 0
+    decay: float = 0.01
+    response_s: float = 0.0
+    num_candidates: int = 1
+    max_age_s: float = 0.25
+    tolerance_s: float = 0.05
+    timeout_s: float = 1.0
+    stop_after_s: float | None = 2.0
+    slow_speed: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("max_translation_per_step", "max_rotation_per_step"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
-        sizes = {"workspace_low": 3, "workspace_high": 3, "low": len(self.absolute), "high": len(self.absolute)}
-        for name, size in sizes.items():
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} must be one of {', '.join(MODES)}")
+        for name in ("max_age_s", "tolerance_s", "timeout_s", "stop_after_s", "control_hz"):
             value = getattr(self, name)
-            if value is not None and (len(value) != size or not np.isfinite(value).all()):
-                raise ValueError(f"{name}={value} must be {size} finite numbers or null")
-        for low, high in (("workspace_low", "workspace_high"), ("low", "high")):
-            a, b = getattr(self, low), getattr(self, high)
-            if (a is None) != (b is None) or (a is not None and not np.less(a, b).all()):
-                raise ValueError(f"{low}={a} must lie below {high}={b}: give both or neither")
-        if self.workspace_low is not None and len(self.translation) != 3:
-            raise ValueError(f"a workspace box needs three translation entries, given translation={self.translation}")
-
-    @property
-    def action_dim(self) -> int:
-        """A, entries of one action: each is a translation, a rotation or absolute."""
-        return len(self.translation) + len(self.rotation) + len(self.absolute)
-
-
-def hold(previous: np.ndarray, limits: SafetyLimits) -> np.ndarray:
-    """The action [A] that changes nothing: no motion, the absolute entries of `previous` [A]."""
-    action = np.zeros_like(previous)
-    action[list(limits.absolute)] = previous[list(limits.absolute)]
-    return action
-
-
-def guard(
-    action: np.ndarray, ee_position: np.ndarray | None, limits: SafetyLimits, *, previous: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The action [A] that may be commanded, and what was done to it; never raises and never returns what is not finite.
-
-    Motions are shortened, not turned: a translation or rotation over its limit is scaled to it as a vector. At the wall of
-    the workspace the motion loses the part that leaves the box; from outside the box only motion towards it is let through.
-
-    Args:
-        action: [A] in physical units, as the policy wants it.
-        ee_position: [3] (m, base frame) now; None where unknown. With a workspace and no position nothing is translated.
-        limits: what is allowed.
-        previous: [A] the last command, finite; a held action keeps its absolute entries.
-
-    Returns:
-        The action, the same object if nothing was changed, and flags of "shape", "not_finite" (both hold), "translation",
-        "rotation", "no_position", "workspace", "bounds".
-    """
-    if np.shape(action) != np.shape(previous):
-        return hold(previous, limits), ("shape",)
-    if not np.isfinite(action).all():
-        return hold(previous, limits), ("not_finite",)
-    safe = np.array(action)
-    flags: list[str] = []
-    parts = (
-        ("translation", limits.translation, limits.max_translation_per_step),
-        ("rotation", limits.rotation, limits.max_rotation_per_step),
-    )
-    for flag, indices, longest in parts:
-        motion = safe[list(indices)].astype(np.float64)
-        length = np.linalg.norm(motion)
-        if length > longest:
-            safe[list(indices)] = motion / length * longest * (1 - _ROUNDING)
-            flags.append(flag)
-    if limits.workspace_low is not None:
-        motion = safe[list(limits.translation)].astype(np.float64)
-        inside, flag = _keep_in_box(motion, ee_position, limits)
-        if flag:
-            safe[list(limits.translation)] = inside
-            flags.append(flag)
-    if limits.low is not None:
-        targets = safe[list(limits.absolute)]
-        clipped = np.clip(targets, np.asarray(limits.low, targets.dtype), np.asarray(limits.high, targets.dtype))
-        if not np.array_equal(clipped, targets):
-            safe[list(limits.absolute)] = clipped
-            flags.append("bounds")
-    return (safe, tuple(flags)) if flags else (action, ())
-
-
-def _keep_in_box(motion: np.ndarray, ee_position: np.ndarray | None, limits: SafetyLimits) -> tuple[np.ndarray, str]:
-    if ee_position is None or np.shape(ee_position) != (3,) or not np.isfinite(ee_position).all():
-        return np.zeros(3), "no_position"
-    least = np.minimum(np.asarray(limits.workspace_low) - ee_position, 0.0)
-    most = np.maximum(np.asarray(limits.workspace_high) - ee_position, 0.0)
-    inside = np.clip(motion, least, most)
-    return inside, "" if np.array_equal(inside, motion) else "workspace"
-
-
-class Watchdog:
-    """Which of the streams in `keys` are older than `max_age_s`. A stream that never came is stale."""
-
-    def __init__(self, keys: Iterable[str], max_age_s: float) -> None:
-        self.max_age_s = max_age_s
-        self._stamps = dict.fromkeys(keys, -np.inf)
-
-    def feed(self, key: str, stamp: float) -> None:
-        """The newest message of stream `key` was measured at `stamp` (s)."""
-        if key not in self._stamps:
-            raise KeyError(f"no stream {key!r}; watched: {', '.join(self._stamps)}")
-        self._stamps[key] = stamp
-
-    def stale(self, now: float) -> tuple[str, ...]:
-        """Streams older than max_age_s at `now`, or that far in the future (then a clock is wrong)."""
-        return tuple(key for key, stamp in self._stamps.items() if not abs(now - stamp) <= self.max_age_s)
-
-    @property
-    def oldest(self) -> float:
-        """Stamp of the oldest stream, -inf while one never came."""
-        return min(self._stamps.values(), default=-np.inf)
-
-
-class ChunkScheduler:
-    """Which step of which chunk comes next, and when to ask for another.
-
-    A chunk answers an observation; by the time it arrives, some steps of the chunk before have been executed since that
-    observation, and as many of its own first steps are skipped. After execute_horizon more steps, or at its end, it is used
-    up: nothing is repeated and nothing extrapolated.
-
-    execute_horizon: Ta, steps executed per chunk.
-    lead_steps: steps before the end of a chunk at which the next is asked for; about inference time times control rate.
-    """
-
-    def __init__(self, *, execute_horizon: int, lead_steps: int = 0) -> None:
-        if execute_horizon < 1 or lead_steps < 0:
-            raise ValueError(f"execute_horizon={execute_horizon} must be at least 1 and lead_steps={lead_steps} at least 0")
-        self.execute_horizon, self.lead_steps = execute_horizon, lead_steps
-        self._steps: list[np.ndarray] = []
-        self._executed = 0
-        self._asked_at: int | None = None  # steps executed when the pending request was made
-        self._request = 0
-
-    @property
-    def wants_chunk(self) -> bool:
-        """Whether now is the time to ask."""
-        return self._asked_at is None and len(self._steps) <= self.lead_steps
-
-    def ask(self) -> int:
-        """Note that a chunk is asked for with the observation of now; returns the request's number."""
-        self._asked_at = self._executed
-        self._request += 1
-        return self._request
-
-    def add(self, chunk: np.ndarray, request: int) -> bool:
-        """Take chunk [H, A], the answer to `request`. False, and nothing changes, if that was given up or answered before."""
-        if self._asked_at is None or request != self._request:
-            return False
-        skip = self._executed - self._asked_at
-        self._steps = list(chunk[skip : skip + self.execute_horizon])
-        self._asked_at = None
-        return True
-
-    def give_up(self, request: int) -> None:
-        """Forget `request` if it is pending; a late answer to it is refused. What is left of the chunk goes on."""
-        if request == self._request:
-            self._asked_at = None
-
-    def clear(self) -> None:
-        """Drop what is left of the chunk and the pending request."""
-        self._steps, self._asked_at = [], None
-
-    def next(self) -> np.ndarray | None:
-        """The action [A] of this control step, None when there is none."""
-        if not self._steps:
-            return None
-        self._executed += 1
-        return self._steps.pop(0)
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"{name}={value} must be positive and finite")
+        if self.num_candidates < 1 or not 0 < self.slow_speed <= 1:
+            raise ValueError(f"num_candidates={self.num_candidates} must be from 1, slow_speed={self.slow_speed} in (0, 1]")
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to send at one control step: the action [A] (None = send nothing), the state and the reasons for it."""
+    """What to send at one control step.
+
+    action: float64 [A], the motion of one control step and the absolute targets; None = nothing to send yet.
+    state: HOLD, RUN or STOPPED. reasons: why, and what the limits did. stamp: when the observation behind it was made (s).
+    publish: whether to send it: there is an action and this is no dry run.
+    """
 
     action: np.ndarray | None
     state: str
     reasons: tuple[str, ...] = ()
+    stamp: float = -np.inf
+    publish: bool = False
 
 
 class Runtime:
     """The state machine HOLD -> RUN -> HOLD ..., and STOPPED until resume(). One tick() per control step.
 
-    HOLD: no usable chunk, a stale observation or an action that is not finite. Nothing is sent before the first action.
-    RUN: the guarded step of a chunk; reasons are the guard's flags. STOPPED: stop() was called; latched.
+    HOLD: no usable chunk, or a reason not to use it: the robot brakes within its limits and stays. Nothing is sent before the
+    first action. RUN: the next step of the plan, within the limits. STOPPED: latched. After stop() or estop() at a standstill
+    with the next command; when the monitor said "stop" or a hold lasted too long it brakes within the limits.
 
-    timeout_s: a chunk that takes longer than this from asking to answer is given up.
+    Attributes:
+        counters: control steps by state and by reason, and events.
+        enabled: False = a dry run, in which all is computed and nothing is to be sent.
     """
 
-    def __init__(self, *, limits: SafetyLimits, execute_horizon: int, lead_steps: int = 0, timeout_s: float = 1.0) -> None:
-        self.limits, self.timeout_s = limits, timeout_s
-        self._scheduler = ChunkScheduler(execute_horizon=execute_horizon, lead_steps=lead_steps)
-        self._previous: np.ndarray | None = None
-        self._asked_s, self._request = 0.0, 0
-        self._stopped = ""
+    def __init__(
+        self,
+        *,
+        limits: SafetyLimits,
+        execute_horizon: int,
+        policy_hz: float,
+        settings: RuntimeSettings | None = None,
+        gate: Gate | None = None,
+        enabled: bool = True,
+    ) -> None:
+        self.limits, self.enabled = limits, enabled
+        self.settings = settings or RuntimeSettings()
+        self.control_hz = self.settings.control_hz or policy_hz
+        self.gate = gate or Gate({})
+        self.counters: Counter[str] = Counter()
+        self._scheduler = ChunkScheduler(
+            execute_horizon=execute_horizon,
+            step_s=1 / policy_hz,
+            lead_steps=self.settings.lead_steps,
+            mode=self.settings.mode,
+            decay=self.settings.decay,
+            response_s=self.settings.response_s,
+        )
+        self._interpolator = Interpolator(limits, ratio=policy_hz / self.control_hz)
+        self._filter = SafetyFilter(limits, control_hz=self.control_hz, policy_hz=policy_hz)
+        self._request = 0
+        self._stopped, self._abrupt = "", False
+        self._estop = False
+        self._last_s = -np.inf  # time of the last tick
+        self._ran_s: float | None = None  # of the last RUN that no stop followed
 
-    def stop(self, reason: str) -> None:
-        """Go to STOPPED and drop every chunk, one on its way too."""
-        self._stopped = reason
-        self._scheduler.clear()
+    @property
+    def stopped(self) -> str:
+        """Why it is STOPPED, "" if it is not."""
+        return self._stopped
 
-    def resume(self) -> None:
-        """Leave STOPPED; the next action comes from an observation made after this."""
-        self._stopped = ""
+    @property
+    def lead_steps(self) -> int:
+        """Steps before the end of a chunk at which the next is asked for."""
+        return self._scheduler.lead_steps
 
-    def ask(self, now: float) -> int | None:
-        """The number of a request to make with the observation of `now`, None when none is due."""
-        if self._stopped or not self._scheduler.wants_chunk:
+    def stop(self, reason: str, *, abrupt: bool = True) -> None:
+        """Go to STOPPED and drop every chunk, one on its way too. The first reason stays.
+
+        abrupt: a standstill with the next command, whatever the acceleration limits; False = brake within them.
+        """
+        if not self._stopped:
+            self.counters[f"stop:{reason}"] += 1
+        self._stopped = self._stopped or reason
+        self._abrupt = self._abrupt or abrupt
+        self._drop()
+
+    def estop(self, active: bool) -> None:
+        """The emergency stop's state; once it was active only resume() helps, after its release."""
+        self._estop = bool(active)
+        if active:
+            self.stop(ESTOP)
+
+    def resume(self) -> bool:
+        """Leave STOPPED; the next action comes from an observation made after this. False while the emergency stop is on."""
+        if self._estop:
+            return False
+        self._stopped, self._abrupt, self._ran_s = "", False, None
+        self.gate.clear()
+        self._filter.forget()
+        return True
+
+    def reset(self) -> None:
+        """A new episode: no plan, no history of commands or scores."""
+        self._drop()
+        self._filter.forget()
+        self.gate.clear()
+        self._ran_s = None
+
+    def ask(self, now: float, stamp: float | None = None) -> int | None:
+        """The number of a request to make with the observation of `stamp` (s; None = now), None when none is due."""
+        if self._stopped:
             return None
-        self._asked_s, self._request = now, self._scheduler.ask()
+        if self._scheduler.waiting(now) > self.settings.timeout_s:
+            self.counters["inference_timeout"] += 1
+            self._scheduler.give_up(self._request)
+        if not self._scheduler.wants_chunk:
+            return None
+        self._request = self._scheduler.ask(now, stamp)
         return self._request
 
-    def offer(self, chunk: np.ndarray, request: int) -> bool:
-        """The policy's chunk [H, A] for `request`. False if it came too late and was dropped."""
-        return self._scheduler.add(chunk, request)
+    def offer(self, chunks: np.ndarray, request: int, now: float, score: float | None = None) -> bool:
+        """The policy's candidates [N, H, A] for `request`, and the monitor's score of what it saw. False if refused: too late,
+        or not finite numbers of that shape.
+        """
+        if score is not None:
+            level = self.gate.update(score)
+            if level != OK:
+                self.counters[f"ood:{level}"] += 1
+            if level == STOP:
+                self.stop("ood", abrupt=False)
+        if np.ndim(chunks) != 3 or np.shape(chunks)[2] != self.limits.action_dim or not np.isfinite(chunks).all():
+            self.counters["chunk_refused"] += 1
+            self._scheduler.give_up(request)
+            return False
+        taken = self._scheduler.add(np.clip(chunks, -HUGE, HUGE), request, now)
+        self.counters["chunks" if taken else "chunk_too_late"] += 1
+        return taken
 
     def failed(self, request: int) -> None:
         """The policy did not answer `request`: ask again at the next step."""
+        self.counters["policy_failed"] += 1
         self._scheduler.give_up(request)
 
-    def tick(self, now: float, ee_position: np.ndarray | None = None, stale: tuple[str, ...] = ()) -> Command:
+    def tick(
+        self,
+        now: float,
+        ee_position: np.ndarray | None = None,
+        blocked: tuple[str, ...] = (),
+        joints: np.ndarray | None = None,
+    ) -> Command:
         """The command of the control step at `now` (s).
 
         Args:
-            now: the clock that ask() is given.
+            now: the clock that ask() and offer() are given.
             ee_position: [3] (m, base frame), None where unknown.
-            stale: streams that are too old (Watchdog.stale); any of them ends the chunk at once.
+            blocked: reasons why there is no observation to act on (Synchronizer.observe); any of them ends the plan at once.
+            joints: measured joints, None where unknown.
         """
-        if self._stopped:
-            return self._hold(STOPPED, (self._stopped,))
-        if stale:
-            self._scheduler.clear()
-            return self._hold(HOLD, tuple(f"stale:{key}" for key in stale))
-        if now - self._asked_s > self.timeout_s:
-            self._scheduler.give_up(self._request)
-        action = self._scheduler.next()
-        if action is None:
-            return self._hold(HOLD, ("no_chunk",))
-        previous = np.zeros(self.limits.action_dim, np.float32) if self._previous is None else self._previous
-        safe, flags = guard(action, ee_position, self.limits, previous=previous)
-        if "not_finite" in flags or "shape" in flags:
-            self._scheduler.clear()
-            return self._hold(HOLD, flags)
-        self._previous = safe
-        return Command(safe, RUN, flags)
+        command = self._decide(now, ee_position, blocked, joints)
+        self._last_s = now
+        self.counters.update((command.state, *command.reasons))
+        return command
 
-    def _hold(self, state: str, reasons: tuple[str, ...]) -> Command:
-        action = None if self._previous is None else hold(self._previous, self.limits)
-        return Command(action, state, reasons)
+    def _decide(
+        self, now: float, ee_position: np.ndarray | None, blocked: tuple[str, ...], joints: np.ndarray | None
+    ) -> Command:
+        if now < self._last_s:  # what is planned and remembered belongs to another time
+            self._drop()
+            self._ran_s = None if self._ran_s is None else now
+            blocked = (*blocked, "clock_jumped_back")
+        if self._stopped:
+            return self._standing(ee_position)
+        if blocked:
+            self._drop()
+            return self._hold(now, ee_position, blocked)
+        wanted = self._interpolator.next(lambda: self._scheduler.next(now), self.gate.speed)
+        if wanted is None:
+            return self._hold(now, ee_position, ("no_chunk",))
+        refused = self._filter.refuses(wanted, joints)
+        if refused:
+            self._drop()
+            return self._hold(now, ee_position, (refused,))
+        action, reasons = self._filter(wanted, ee_position, joints)
+        self._ran_s = now
+        reasons = reasons if self.gate.level == OK else (*reasons, f"ood:{self.gate.level}")
+        return self._command(action, RUN, reasons)
+
+    def _hold(self, now: float, ee_position: np.ndarray | None, reasons: tuple[str, ...]) -> Command:
+        self._interpolator.clear()
+        longest = self.settings.stop_after_s
+        if self._ran_s is not None and longest is not None and now - self._ran_s > longest:
+            self.stop(f"watchdog:{reasons[0]}", abrupt=False)
+            return self._standing(ee_position)
+        return self._command(self._filter.brake(ee_position), HOLD, reasons)
+
+    def _standing(self, ee_position: np.ndarray | None) -> Command:
+        action = self._filter.halt() if self._abrupt else self._filter.brake(ee_position)
+        return self._command(action, STOPPED, (self._stopped,))
+
+    def _command(self, action: np.ndarray, state: str, reasons: tuple[str, ...]) -> Command:
+        known = self._filter.target is not None or not self.limits.absolute
+        started = self._ran_s is not None or state == STOPPED
+        sent = action if known and started else None
+        return Command(sent, state, reasons, self._scheduler.stamp, self.enabled and sent is not None)
+
+    def _drop(self) -> None:
+        self._scheduler.clear()
+        self._interpolator.clear()

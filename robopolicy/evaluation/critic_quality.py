@@ -142,10 +142,16 @@ def _sensitivity(values: Array) -> float:
 
 
 def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = None) -> dict[str, Quality]:
-    """{folder name: its quality} of critics' checkpoints, written to `file` as JSON where one is given."""
+    """{folder name: its quality} of critics' checkpoints, written to `file` as JSON where one is given.
+
+    Raises:
+        ValueError: a checkpoint of another kind of critic.
+    """
     found = {}
     for folder in checkpoints:
         critic = load_critic(folder)
+        if not isinstance(critic, ChunkCritic):
+            raise ValueError(f"{folder} holds a {type(critic).__name__}; branches judge critics that `train critic=...` made")
         found[folder.name] = quality(branch_scores(critic, branches), branches.values(critic.gamma))
     if file is not None:
         content = {"branches": branches.hash, "checkpoints": {name: each.to_dict() for name, each in found.items()}}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from robopolicy.policies.base import TrainablePolicy
-from robopolicy.spec import EPISODE, Array
+from robopolicy.spec import EPISODE, Array, Observation
 
 BATCH = 256
 
@@ -28,12 +29,14 @@ def draw_rows(total: int, num_frames: int, seed: int) -> Array:
     return rows
 
 
-def frame_features(policy: TrainablePolicy, frames: Frames, num_frames: int, seed: int) -> tuple[Array, Array]:
-    """Features float32 [n, D] and the episode index int64 [n] of up to num_frames of the frames."""
+def of_frames(
+    policy: TrainablePolicy, make: Callable[[Observation], Array], frames: Frames, num_frames: int, seed: int
+) -> tuple[Array, Array]:
+    """make(what the policy sees) -> [B, ...] of up to num_frames of the frames: [n, ...], and their episodes int64 [n]."""
     rows = draw_rows(len(frames), num_frames, seed)
     out, owner = [], []
     for start in range(0, len(rows), BATCH):
         batch = frames.batch(rows[start : start + BATCH])
-        out.append(policy.features({key: batch[key] for key in policy.spec.observation}))
+        out.append(make({key: batch[key] for key in policy.spec.observation}))
         owner.append(batch[EPISODE])
     return np.concatenate(out), np.concatenate(owner)

@@ -24,6 +24,7 @@ from robopolicy.policies.wrappers import ChunkExecutor, Exploring, Perturbed
 from robopolicy.spec import TASK, Array, Policy
 
 BLOCK = 5  # episodes of one work unit
+NOISE_STREAM = 7  # apart from what the seed of an episode draws else
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Arm:
     perturb: keyword arguments of Perturbed, where the policy's own candidates are too much alike; {} = they stay.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
     instruction: what a policy that can do several things is told; None = what the environment says.
+    noise: see PolicyActor.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Arm:
     instruction: str | None = None
     perturb: Mapping[str, Any] = field(default_factory=dict)
     safety: str | None = None
+    noise: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,19 @@ class PolicyActor:
     """data.actors.Actor for a policy: history, chunk execution, one seed per episode.
 
     instruction: what a policy that can do several things is told; None = what the environment says (env_task).
+    noise: {key: standard deviation} of Gaussian noise on what the policy sees, fresh for every observation, before frames are
+        stacked; in the key's unit, for uint8 images as a fraction of their range.
     """
 
-    def __init__(self, policy: Policy, instruction: str | None = None) -> None:
-        self.executor, self.instruction = ChunkExecutor(policy), instruction
+    def __init__(self, policy: Policy, instruction: str | None = None, noise: Mapping[str, float] | None = None) -> None:
+        self.executor, self.instruction, self.noise = ChunkExecutor(policy), instruction, dict(noise or {})
         self.facts: Mapping[str, Any] = {}
 
     @classmethod
     def of(cls, executor: ChunkExecutor, instruction: str | None = None) -> PolicyActor:
         """The actor of an executor that is under way."""
         actor = cls.__new__(cls)
-        actor.executor, actor.instruction, actor.facts = executor, instruction, {}
+        actor.executor, actor.instruction, actor.facts, actor.noise = executor, instruction, {}, {}
         return actor
 
     @property
@@ -91,10 +96,15 @@ class PolicyActor:
     def reset(self, seed: int) -> None:
         """See Actor.reset."""
         self.executor.reset(seed)
+        self._random = np.random.default_rng([seed, NOISE_STREAM])
 
     def act(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> Array:
         """See Actor.act."""
-        return self.executor.act(self.told(env, observation))
+        told = self.told(env, observation)
+        if told is not None and self.noise and self.wants_observation:
+            shaken = {key: _noisy(told[key], sd, self._random) for key, sd in self.noise.items() if key in told}
+            told = {**told, **shaken}
+        return self.executor.act(told)
 
     def told(self, env: gymnasium.Env, observation: dict[str, Array] | None) -> dict[str, Array] | None:
         """The observation with what there is to do, where the policy wants to know."""
@@ -102,6 +112,14 @@ class PolicyActor:
             return observation
         told = env_task(env) if self.instruction is None else self.instruction
         return {**observation, TASK: np.asarray(told)}
+
+
+def _noisy(value: Array, sd: float, random: np.random.Generator) -> Array:
+    """A value with Gaussian noise; images stay uint8, clipped to their range."""
+    noise = sd * random.standard_normal(value.shape)
+    if value.dtype == np.uint8:
+        return np.clip(np.rint(value + 255 * noise), 0, 255).astype(np.uint8)
+    return (value + noise).astype(value.dtype)
 
 
 def env_task(env: gymnasium.Env) -> str:
@@ -152,7 +170,7 @@ def play_block(unit: tuple[Arm, Suite]) -> list[dict[str, Any]]:
 
     torch.set_num_threads(1)
     arm, suite = unit
-    actor = PolicyActor(arm_policy(arm), arm.instruction)
+    actor = PolicyActor(arm_policy(arm), arm.instruction, arm.noise)
     env = environment(suite.env_id, observing(suite.env_kwargs, actor.executor.policy))
     return [_row(play(env, actor, seed), arm, suite) for seed in suite.seeds]
 

@@ -49,6 +49,12 @@ class ResidualBlock(nn.Module):
         return x + self.block(x)
 
 
+def residual_mlp(in_features: int, width: int, depth: int, out_features: int) -> nn.Sequential:
+    """[..., in_features] -> [..., out_features] through `depth` residual blocks and a normalisation."""
+    blocks = [ResidualBlock(width) for _ in range(depth)]
+    return nn.Sequential(nn.Linear(in_features, width), *blocks, nn.LayerNorm(width), nn.Linear(width, out_features))
+
+
 class ConditionedBlock(nn.Module):
     """Transformer block whose normalisations are shifted, scaled and gated by a context (adaLN, DiT, arXiv 2212.09748).
 

@@ -54,13 +54,15 @@ class FQEResult:
     """What the members say.
 
     estimates: {policy: value of the start states, sd over members}. draws: {policy: float64 [E]}; member e saw the same
-    episodes for every policy, so draws subtract. residual: {policy: root mean squared Bellman residual}. steps: taken.
+    episodes for every policy, so draws subtract. residual: {policy: root mean squared Bellman residual}. steps: taken. weights:
+    [E, N] how often each member saw each transition.
     """
 
     estimates: dict[str, Estimate]
     draws: dict[str, np.ndarray]
     residual: dict[str, float]
     steps: int
+    weights: Tensor
     networks: Ensemble
     scales: tuple[Scale, Scale]
     value_scale: tuple[float, float]
@@ -75,6 +77,12 @@ class FQEResult:
         centre, spread = self.value_scale
         with torch.no_grad():
             return self.networks(every.expand(len(self.draws) * members, -1, -1))[at : at + members, :, 0] * spread + centre
+
+    def unseen(self, policy: str, features: Any, action: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Of the N transitions of the fit: whether some member did not see its episode, bool [N], and the Q of those, [N]."""
+        out = (self.weights == 0).to(torch.float64)
+        values = (self.q(policy, features, action).to(torch.float64) * out).sum(0) / out.sum(0).clamp(min=1)
+        return (out.sum(0) > 0).numpy(), values.numpy()
 
 
 def fqe(data: Transitions, policies: Mapping[str, tuple[Any, Any]], config: FQEConfig | None = None) -> FQEResult:
@@ -128,6 +136,7 @@ def fqe(data: Transitions, policies: Mapping[str, tuple[Any, Any]], config: FQEC
         {name: draws[p] for p, name in enumerate(policies)},
         {name: float(error[p].sqrt()) for p, name in enumerate(policies)},
         step,
+        weights,
         networks.requires_grad_(False),
         problem.scales,
         problem.scale,
@@ -154,6 +163,8 @@ class _Problem:
             raise ValueError("no policies to evaluate: give {name: (next_actions, start_actions)}")
         _check_config(c)
         acts = [_actions(data, name, *given) for name, given in policies.items()]
+        if len({(x.shape[1], y.shape[1]) for x, y in acts}) > 1:
+            raise ValueError("the policies were sampled unequally often: give as many chunks a state of each")
         low, high = c.value_range or _value_range(data)
         horizon = 1 / max(1 - float(data.discount.mean()), 1e-3)
         centre = min(max(float(data.reward.mean()) * horizon, low), high)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from robopolicy.batch import Batch
-from robopolicy.models.layers import ResidualBlock
+from robopolicy.models.layers import residual_mlp
 from robopolicy.models.trainable import Metrics
 from robopolicy.policies.base import PolicyOptions
 from robopolicy.policies.candidates import around
@@ -49,9 +49,7 @@ class BehaviourCloningPolicy(SinglePhasePolicy):
             learning_rate=learning_rate,
         )
         self.proposal_std = proposal_std
-        blocks = [ResidualBlock(width) for _ in range(depth)]
-        last = nn.Linear(width, self.spec.action_horizon * self.spec.action_dim)
-        self.head = nn.Sequential(nn.Linear(self.encoder.width, width), *blocks, nn.LayerNorm(width), last)
+        self.head = residual_mlp(self.encoder.width, width, depth, self.spec.action_horizon * self.spec.action_dim)
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Huber loss in normalised units, and the mean absolute error per action entry in physical units."""

@@ -21,7 +21,7 @@ from robopolicy.spec import ACTION, ACTION_IS_PAD, Array, Features, FeatureSpec,
 
 TOKENIZER, POLICY = "tokenizer", "policy"
 COLLAPSED = 2.0  # perplexity of a scale's codes below which they say next to nothing
-TOLERATED, TOLERATED_WITH_RESIDUAL = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
+TOLERATED, TOLERATED_IF_REFINED = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class CarpPolicy(TrainablePolicy):
                 metrics[name],
                 self.tokenizer.vocabulary,
             )
-        tolerated = TOLERATED_WITH_RESIDUAL if self.transformer.residual_tokens else TOLERATED
+        tolerated = TOLERATED_IF_REFINED if self.transformer.refiner is not None else TOLERATED
         spread = 2 * self.normalizer.get_buffer("action_scale").cpu()
         for entry, name in enumerate(self.action_names):
             error = metrics[f"error/{name}"]
@@ -119,7 +119,7 @@ class CarpPolicy(TrainablePolicy):
                 logger.warning(
                     "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it "
                     "longer (policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous "
-                    "scale correct it (transformer.residual_tokens)",
+                    "scale correct it (transformer.refine=true)",
                     name,
                     error,
                     self.spec.action.unit,

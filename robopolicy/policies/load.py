@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from robopolicy import checkpoint, config
-from robopolicy.models.critic import ChunkCritic
 from robopolicy.models.images import weights_come_later
 from robopolicy.models.trainable import Trainable
 from robopolicy.policies.base import TrainablePolicy
-from robopolicy.spec import FeatureSpec, features_from_dict
+from robopolicy.spec import Critic, FeatureSpec, features_from_dict
 
 POLICY, CRITIC = "policy", "critic"  # kinds of checkpoints, and the config nodes that describe them
 ALLOWED = ("robopolicy.policies", "robopolicy.models")  # packages whose classes a checkpoint may name
@@ -41,14 +40,14 @@ def load_policy(path: str | Path) -> TrainablePolicy:
     return module
 
 
-def load_critic(path: str | Path) -> ChunkCritic:
+def load_critic(path: str | Path) -> Critic:
     """The critic in a checkpoint folder, ready to score.
 
     Raises:
         checkpoint.CheckpointError: no critic there, or weights that do not fit its config.
     """
     module = _load(path, CRITIC)
-    if not isinstance(module, ChunkCritic):
+    if not isinstance(module, Critic):
         raise checkpoint.CheckpointError(f"{path} names a {type(module).__name__}, which is no critic")
     expected = checkpoint.describe(path)[1]["spec"].get("normalizer_hash")
     if expected and module.spec.normalizer_hash != expected:

@@ -44,6 +44,8 @@ _NAMES = {
     ),
     "separation": ("mcnemar_matrix", "tie_groups", "wald_matrix"),
     "variance": ("SeedVariance", "VarianceComponents", "plateaued", "seed_variance", "variance_components"),
+    "seeds": ("training_seeds",),
+    "finalists": ("compare_finalists",),
     "winners": ("Finalist", "Shrunk", "confirm", "shrink"),
     "power": ("detectable_difference", "episodes_to_separate", "power_to_separate"),
     "allocation": ("Halving", "Round", "halving_plan", "hopeless", "sequential_halving", "survivors"),

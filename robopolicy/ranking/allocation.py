@@ -7,7 +7,7 @@ policy of a round plays the same conditions, and what was played before counts o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +106,16 @@ def hopeless(
 
 @dataclass(frozen=True)
 class Halving:
-    """best: the num_final survivors, best first. successes, trials: [C] of the whole pool. log: one line a decision."""
+    """best: those that stayed to the end, the highest success rate first. successes, trials: [C] of the whole pool.
+
+    dropped: {policy: number of the round, from 1, in or after which it was dropped}. log: one line a decision: {"round" (from
+    1), "conditions" played so far, "policies" playing, "dropped": [policies], "why"}.
+    """
 
     best: list[int]
     successes: Array
     trials: Array
+    dropped: dict[int, int]
     log: list[dict[str, Any]]
 
 
@@ -118,13 +123,16 @@ def sequential_halving(
     play: Callable[[Sequence[int], int, int], Any],
     plan: Sequence[Round],
     *,
+    score: Callable[[Sequence[int], Mapping[int, int]], Any] | None = None,
     look_every: int = 0,
     confidence: float = 0.95,
 ) -> Halving:
     """Carries out a plan. play(policies, start, stop) gives outcomes 0 or 1 [len(policies), stop - start] on those conditions.
 
+    score: gives the scores [A] by which the policies [A] are halved, larger = better, from what was played, and who was dropped
+        so far; None = success rates. Ties go to the lower number.
     look_every: conditions between looks at which `hopeless` policies leave a round early; 0 = only between rounds. Their
-    episodes are saved, not given to others, so that the conditions stay the same for all.
+        episodes are saved, not given to others, so that the conditions stay the same for all. Looks are at success alone.
 
     Raises:
         ValueError: an empty plan, or outcomes of another shape or value.
@@ -133,27 +141,34 @@ def sequential_halving(
         raise ValueError("the plan has no rounds")
     num_policies, num_final = plan[0].num_policies, plan[-1].num_survivors
     successes, trials = np.zeros(num_policies), np.zeros(num_policies)
-    alive, log = list(range(num_policies)), []
+    alive, dropped, log = list(range(num_policies)), dict[int, int](), list[dict[str, Any]]()
+
+    def drop(gone: Sequence[int], step: Round, conditions: int, num_playing: int, why: str) -> None:
+        dropped.update(dict.fromkeys(gone, step.number + 1))
+        line = {"round": step.number + 1, "conditions": conditions, "policies": num_playing}
+        log.append({**line, "dropped": list(gone), "why": why})
+
     for step in plan:
-        playing = list(alive)
         for start in range(step.start, step.stop, look_every or max(step.stop - step.start, 1)):
             stop = min(start + (look_every or step.stop), step.stop)
-            outcomes = np.asarray(play(playing, start, stop), dtype=np.float64)
-            if outcomes.shape != (len(playing), stop - start):
-                raise ValueError(f"outcomes of shape {outcomes.shape}: expected {(len(playing), stop - start)}")
+            outcomes = np.asarray(play(alive, start, stop), dtype=np.float64)
+            if outcomes.shape != (len(alive), stop - start):
+                raise ValueError(f"outcomes of shape {outcomes.shape}: expected {(len(alive), stop - start)}")
             checks.outcomes(outcomes.ravel(), "outcomes")
-            successes[playing] += outcomes.sum(axis=1)
-            trials[playing] += stop - start
-            if look_every and len(playing) > num_final:
-                out = hopeless(successes[playing], trials[playing], num_final, confidence=confidence, num_policies=num_policies)
-                dropped = [p for p, gone in zip(playing, out, strict=True) if gone]
-                if dropped:
-                    log.append({"round": step.number, "after": stop, "dropped": dropped, "why": "hopeless"})
-                playing = [p for p in playing if p not in dropped]
-        candidates = np.array(playing)
-        rates = successes[candidates] / np.maximum(trials[candidates], 1)
-        alive = survivors(rates, min(step.num_survivors, len(playing)), playing)
-        log.append({"round": step.number, "after": step.stop, "dropped": sorted(set(playing) - set(alive)), "why": "halved"})
+            successes[alive] += outcomes.sum(axis=1)
+            trials[alive] += stop - start
+            if look_every and len(alive) > num_final:
+                out = hopeless(successes[alive], trials[alive], num_final, confidence=confidence, num_policies=num_policies)
+                gone = [p for p, without_hope in zip(alive, out, strict=True) if without_hope]
+                if gone:
+                    drop(gone, step, stop, len(alive), "hopeless")
+                    alive = [p for p in alive if p not in gone]
+        num_playing, kept = len(alive), alive
+        if step.num_survivors < num_playing:
+            found = successes[alive] / np.maximum(trials[alive], 1) if score is None else score(alive, dropped)
+            kept = survivors(found, step.num_survivors, alive)
+        drop(sorted(set(alive) - set(kept)), step, step.stop, num_playing, "halved")
+        alive = kept
     final = np.array(alive)
     order = np.lexsort((final, -successes[final] / np.maximum(trials[final], 1)))
-    return Halving([int(i) for i in final[order]], successes, trials, log)
+    return Halving([int(i) for i in final[order]], successes, trials, dropped, log)

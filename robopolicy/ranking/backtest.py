@@ -13,6 +13,7 @@ import numpy as np
 
 from robopolicy.ranking import metrics
 from robopolicy.ranking.combine import COMBINERS, MIN_POOL, combine
+from robopolicy.ranking.plackett_luce import fit_plackett_luce
 from robopolicy.ranking.score_table import ScoreTable
 from robopolicy.ranking.statistics import cluster_bootstrap, percentile_interval, stream
 from robopolicy.ranking.tables import Array, RankingError
@@ -29,6 +30,7 @@ CONVENTIONS = {
     "best/worst/mean/std@k": "of the real values of the k best scored; population standard deviation",
     "sharpe@k": "paper (2311.18207): (best@k - baseline) / std@k, population std, not clipped; empty where std@k is 0",
     "sharpe_scope_rl@k": "SCOPE-RL's code: ddof 1, numerator clipped at 0; undefined at k = 1",
+    "plackett_luce": "weights of all scores fitted on the other domains (Plackett-Luce likelihood of their real orders)",
     "missing scores": "policies without a score are left out of its line; num_policies says how many are in it",
 }
 
@@ -78,7 +80,9 @@ def backtest(
     the other domains choose. Intervals resample training runs (column run) with replacement, where there are several.
 
     {"domains": {domain: {"num_policies", "num_runs", "baseline", "scores": {score: {metric: {"value", "interval"}}}}},
-    "mean": {score: {metric: mean over domains}}, "leave_one_out": {domain: {"chosen", metric: value}}, "conventions", "notes"}
+    "mean": {score: {metric: mean over domains}}, "leave_one_out": {domain: {"chosen", metric: value}}, "plackett_luce":
+    {"weights": {score: fitted on all domains}, "sharpness"} or {"not_computed": why}, "conventions", "notes"}. The line
+    "plackett_luce" of a domain is of weights fitted on all others.
 
     Raises:
         RankingError: no real values, fewer than 3 policies in a domain, k beyond the pool, or an unknown baseline or metric.
@@ -93,13 +97,11 @@ def backtest(
     k = sorted({int(n) for n in k})
     if not k or k[0] < 1 or k[-1] > min(sizes):
         raise RankingError(f"k={k}: give sizes of shortlists from 1 to {min(sizes)}, the policies of the smallest domain")
-    found = {
-        name: _domain(
-            table.take([i for i, d in enumerate(table.domains) if d == name]), k, baseline, combiners, num_bootstrap, seed
-        )
-        for name in domains
-    }
+    parts = {name: table.take([i for i, d in enumerate(table.domains) if d == name]) for name in domains}
+    parts = {name: part.take(np.flatnonzero(np.isfinite(part.real)).tolist()) for name, part in parts.items()}
+    found = {name: _domain(part, k, baseline, combiners, num_bootstrap, seed) for name, part in parts.items()}
     names = list(next(iter(found.values()))["scores"])
+    fitted = _fitted(parts, found, k, num_bootstrap, seed)
     keys = list(next(iter(next(iter(found.values()))["scores"].values())))
     if choose_by not in keys:
         raise RankingError(f"choose_by={choose_by!r}; {did_you_mean(choose_by, keys)}")
@@ -115,11 +117,31 @@ def backtest(
         "domains": found,
         "mean": mean,
         "leave_one_out": _leave_one_out(found, names, choose_by) if len(domains) > 1 else {},
+        "plackett_luce": fitted,
         "choose_by": choose_by,
         "k": k,
         "conventions": CONVENTIONS,
         "notes": notes,
     }
+
+
+def _fitted(
+    parts: Mapping[str, ScoreTable], found: Mapping[str, Any], k: Sequence[int], num_bootstrap: int, seed: int
+) -> dict[str, Any]:
+    """Plackett-Luce weights of the scores that all policies have; adds the line of the weights of all other domains to each."""
+    if len(parts) < 2:
+        return {"not_computed": "one domain: weights fitted on it would judge themselves"}
+    each = {domain: scorers(part, ()) for domain, part in parts.items()}
+    names = [name for name in next(iter(each.values())) if all(np.isfinite(scores[name]).all() for scores in each.values())]
+    if len(names) < 2:
+        return {"not_computed": "fewer than two scores that every policy has: nothing to weigh"}
+    pools = {domain: (np.stack([scores[name] for name in names]), parts[domain].real) for domain, scores in each.items()}
+    for domain, (terms, real) in pools.items():
+        rule = fit_plackett_luce([pool for other, pool in pools.items() if other != domain])
+        start, runs = found[domain]["baseline"], parts[domain].runs
+        found[domain]["scores"]["plackett_luce"] = _line(real, combine(list(terms), rule), runs, k, start, num_bootstrap, seed)
+    whole = fit_plackett_luce(list(pools.values()))
+    return {"weights": dict(zip(names, map(float, whole.weights), strict=True)), "sharpness": whole.sharpness}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -130,7 +152,6 @@ def _mean(values: Sequence[float]) -> float:
 def _domain(
     table: ScoreTable, k: Sequence[int], baseline: str | None, combiners: Sequence[str], num_bootstrap: int, seed: int
 ) -> dict[str, Any]:
-    table = table.take(np.flatnonzero(np.isfinite(table.real)).tolist())
     if baseline is not None and baseline not in table.policies:
         raise RankingError(f"baseline={baseline!r} has no real value; {did_you_mean(baseline, table.policies)}")
     start = float(table.real.mean()) if baseline is None else float(table.real[table.policies.index(baseline)])

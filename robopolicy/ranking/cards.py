@@ -35,6 +35,8 @@ def model_card(
 ) -> str:
     """The card's text. about: what the checkpoint says of itself; slices: `slices.weakest` of this checkpoint alone."""
     rows = [("Simulated success, selection", line.success, _interval(line.success_interval), line.num_episodes)]
+    if line.shrunk is not None:
+        rows.append(("The same, shrunk to the pool", line.shrunk, _interval(line.shrunk_interval), None))
     for split, found in line.fresh.items():
         rows.append((f"Simulated success, {split}", found["success"], _interval(found["interval"]), found["num_episodes"]))
     if line.target_success is not None:

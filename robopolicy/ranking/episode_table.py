@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robopolicy.ranking.tables import COLUMNS, DEFINITION, Array, Outcomes, RankingError
+from robopolicy.ranking.tables import COLUMNS, CONFIG, DEFINITION, Array, Outcomes, RankingError
 from robopolicy.spec import did_you_mean
 
 Splits = Sequence[str] | None
@@ -27,6 +27,24 @@ def load_episodes(path: str | Path) -> pa.Table:
     """The episode table of a parquet file. Raises RankingError when there is none."""
     _require(path)
     return pq.read_table(path, use_threads=False)  # reader threads may abort Python at exit
+
+
+def rows_of(source: pa.Table | str | Path, checkpoints: Sequence[str], splits: Splits = None) -> pa.Table:
+    """All columns of the episodes of some checkpoints, read in batches. splits: of these only; None = all."""
+    if isinstance(source, pa.Table):
+        batches = source.to_batches(max_chunksize=BATCH)
+    else:
+        batches = pq.ParquetFile(source).iter_batches(batch_size=BATCH, use_threads=False)
+    kept = []
+    for batch in batches:
+        rows = pa.Table.from_batches([batch])
+        rows = rows.filter(pc.is_in(rows["checkpoint"].cast(pa.string()), pa.array(list(checkpoints))))
+        kept.append(rows if splits is None else _of_splits(rows, splits))
+    return pa.concat_tables(kept)
+
+
+def _of_splits(rows: pa.Table, splits: Sequence[str]) -> pa.Table:
+    return rows.filter(pc.is_in(rows["split"].cast(pa.string()), pa.array(splits)))
 
 
 def no_episodes(path: str | Path) -> RankingError:
@@ -79,7 +97,7 @@ class _Tally:
         self.conditions, self.triples = _Codes(), _Codes()
         self.successes, self.trials = np.zeros((1, 1), np.uint16), np.zeros((1, 1), np.uint16)
         self.sums = {key: np.zeros(1, np.longdouble) for key in ("progress", "return")}  # wide: the order of rows is lost in it
-        self.facts: dict[str, dict[int, Any]] = {"run": {}, "step": {}}
+        self.facts: dict[str, dict[int, Any]] = {"run": {}, "step": {}, CONFIG: {}}
         self.definition: dict[str, Any] = {}
 
     def cells(self, rows: pa.Table) -> tuple[Array, Array]:
@@ -107,7 +125,8 @@ class _Tally:
             self.sums[key] = total = _grown(total, shape[:1])
             np.add.at(total, member, values[key].astype(np.longdouble))
         for column in self.facts:
-            self._one_each(column, member, rows[column])
+            if column in rows.column_names:
+                self._one_each(column, member, rows[column])
         self._defined(rows)
         self.num_rows += rows.num_rows
 
@@ -149,14 +168,16 @@ class _Tally:
         trials = self.trials[: shape[0], : shape[1]][np.ix_(by_name, by_condition)]
         conditions = [triples[i] for i in by_condition]
         checkpoints = tuple(names[i] for i in by_name)
+        runs = tuple(str(self.facts["run"][i]) for i in by_name)
         _check_conditions(trials, checkpoints, conditions, self.name, nested)
         episodes = trials.sum(axis=1, dtype=np.int64)
         means = {key: (total[: shape[0]][by_name] / episodes).astype(np.float64) for key, total in self.sums.items()}
         return Outcomes(
             checkpoints=checkpoints,
-            runs=tuple(str(self.facts["run"][i]) for i in by_name),
+            runs=runs,
             steps=tuple(int(self.facts["step"][i]) for i in by_name),
-            conditions=tuple("/".join(condition) for condition in conditions),
+            configs=tuple(str(self.facts[CONFIG].get(i, run)) for i, run in zip(by_name, runs, strict=True)),
+            conditions=tuple(conditions),
             successes=self.successes[: shape[0], : shape[1]][np.ix_(by_name, by_condition)],
             trials=trials,
             progress=means["progress"],
@@ -216,16 +237,14 @@ def _batches(source: pa.Table | str | Path, name: str, splits: Splits) -> Iterat
         raise RankingError(
             f"{name}: no column {missing[0]!r} ({did_you_mean(missing[0], schema.names)}); needs {', '.join(COLUMNS)}"
         )
-    wanted = [*COLUMNS, *(c for c in DEFINITION if c in schema.names)]
+    wanted = [*COLUMNS, *(c for c in (*DEFINITION, CONFIG) if c in schema.names)]
     if isinstance(source, pa.Table):
         batches = iter(source.select(wanted).to_batches(max_chunksize=BATCH))
     else:
         batches = file.iter_batches(batch_size=BATCH, columns=wanted, use_threads=False)  # type: ignore[union-attr]
     for batch in batches:
         rows = pa.Table.from_batches([batch])
-        if splits is not None:
-            rows = rows.filter(pc.is_in(rows["split"].cast(pa.string()), pa.array(splits)))
-        yield rows
+        yield rows if splits is None else _of_splits(rows, splits)
 
 
 def _refuse_duplicates(source: pa.Table | str | Path, tally: _Tally, splits: Splits) -> None:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from robopolicy.ranking.detectors import DETECTORS
-from robopolicy.ranking.tables import Array, RankingError, check_features
+from robopolicy.ranking.detectors import Detection
+from robopolicy.ranking.tables import Array
 
 NUM_BINS = 28
 
 
-def frame_scores(name: str, features: Mapping[str, Any], detector: str) -> tuple[Array, Array] | None:
-    """Log-scores of the target [M] and of the simulator hold-out [N], larger = further out; None for a collapsed encoder."""
-    found = check_features({name: features}, [name])[name]
-    try:
-        fitted = DETECTORS[detector]().fit(found.fit)
-    except ValueError:
+def log_scores(found: Detection) -> tuple[Array, Array] | None:
+    """Of the target [M] and of the simulator hold-out [N], larger = further out; None where there are none that spread."""
+    if found.scores is None:
         return None
-    pair = fitted.pair(found.target, found.calibration, found.target_episode)
     tiny = np.finfo(np.float64).tiny
-    target, calibration = (np.log(np.maximum(scores, tiny)) for scores in pair)
+    target, calibration = (np.log(np.maximum(scores, tiny)) for scores in found.scores)
     return (target, calibration) if np.isfinite(target).all() and np.ptp(calibration) > 0 else None
 
 
-def histogram(name: str, features: Mapping[str, Any], detector: str) -> dict[str, Any] | None:
-    """{"checkpoint", "edges" [K + 1], "simulation", "target": shares [K]} of the log-scores, JSON-ready."""
-    scores = frame_scores(name, features, detector)
+def histogram(name: str, found: Detection) -> dict[str, Any] | None:
+    """{"checkpoint", "edges" [K + 1], "simulation", "target": shares [K]} of the log-scores, JSON-ready; None without any."""
+    scores = log_scores(found)
     if scores is None:
         return None
     target, calibration = scores
@@ -43,11 +38,13 @@ def histogram(name: str, features: Mapping[str, Any], detector: str) -> dict[str
     }
 
 
-def extremes(name: str, features: Mapping[str, Any], detector: str, count: int = 6) -> tuple[list[int], list[int]]:
-    """Rows of the target observations nearest to simulation and farthest from it, each from the extreme inwards."""
-    scores = frame_scores(name, features, detector)
+def extremes(found: Detection, count: int = 6) -> tuple[list[int], list[int]]:
+    """Rows of the target observations nearest to simulation and farthest from it, each from the extreme inwards; no rows of a
+    collapsed encoder, to which no observation is nearer than another.
+    """
+    scores = log_scores(found)
     if scores is None:
-        raise RankingError(f"the encoder of {name!r} has collapsed: no observation is nearer than another")
+        return [], []
     order = np.argsort(scores[0], kind="stable")
     count = min(count, len(order) // 2)
     return order[:count].tolist(), order[::-1][:count].tolist()

@@ -14,28 +14,37 @@ import numpy as np
 import pyarrow as pa
 
 from robopolicy.ranking.agreement import agreement
-from robopolicy.ranking.combine import COMBINERS, MIN_POOL
+from robopolicy.ranking.combine import COMBINERS, MIN_POOL, Rule
 from robopolicy.ranking.detectors import DETECTORS, Detection, detect
 from robopolicy.ranking.episode_table import check_episodes
-from robopolicy.ranking.evidence import Evidence, Ordered, binomial_draws, constant_draws, success_draws
 from robopolicy.ranking.intervals import wilson
-from robopolicy.ranking.result import SCHEMA, CheckpointScore, Ranking
+from robopolicy.ranking.lines import (
+    behind_leader,
+    behind_leader_given,
+    detected_fields,
+    finished,
+    given_rates,
+    obtained,
+    shrunk_fields,
+)
+from robopolicy.ranking.ordering import Ordered, Scored, binomial_draws, constant_draws, success_draws
+from robopolicy.ranking.plackett_luce import PlackettLuce
+from robopolicy.ranking.real_means import real_means
+from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import ScoreTable
+from robopolicy.ranking.seeds import training_seeds
+from robopolicy.ranking.separation import mcnemar_matrix
 from robopolicy.ranking.statistics import (
-    Interval,
     PairedComparison,
-    holm,
-    mcnemar,
     paired_comparison,
-    percentile_interval,
-    prob_top_k,
     stream,
 )
-from robopolicy.ranking.tables import FeatureSet, Outcomes, RankingError, check_features
+from robopolicy.ranking.tables import FeatureSet, RankingError, check_features
 from robopolicy.spec import did_you_mean
 
 Array = np.ndarray
 
+PLACKETT_LUCE = "plackett_luce"  # combiner of given weights
 COMBINED = ("sim", "ood")  # the terms of VSDR; others enter where they are asked for
 PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; the error of {fixed} is not known"
 
@@ -51,10 +60,10 @@ def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], 
     return ood
 
 
-def _pool_warnings(evidence: Evidence) -> list[str]:
-    num, sim = len(evidence.names), evidence.terms["sim"][0]
-    seen = int((~np.isnan(evidence.terms["ood"][0])).sum()) if "ood" in evidence.terms else 0
-    fallback = ": simulated success alone orders them" if evidence.combined == ("sim",) else ""
+def _pool_warnings(scored: Scored) -> list[str]:
+    num, sim = len(scored.names), scored.terms["sim"][0]
+    seen = int((~np.isnan(scored.terms["ood"][0])).sum()) if "ood" in scored.terms else 0
+    fallback = ": simulated success alone orders them" if scored.combined == ("sim",) else ""
     checks = [
         (not seen, "no features of target observations: the order is simulated success alone"),
         (0 < seen < num, f"{num - seen} of {num} checkpoints have no features and are placed by simulated success alone"),
@@ -67,95 +76,6 @@ def _pool_warnings(evidence: Evidence) -> list[str]:
     return [message for raised, message in checks if raised]
 
 
-def _behind(outcomes: Outcomes, leader: int, draws: Array) -> list[dict[str, Any] | None]:
-    """Paired difference in simulated success of every checkpoint to the leader (None for the leader and the dropped).
-
-    draws: success rates [1 + B, C] over the same resampled conditions for every checkpoint.
-    """
-    paired = (outcomes.trials == outcomes.trials[leader]).all(axis=1)
-    single = bool((outcomes.trials[leader] == 1).all())
-    entries: list[dict[str, Any] | None] = []
-    for c in range(len(outcomes.checkpoints)):
-        if c == leader or not paired[c]:
-            entries.append(None)
-            continue
-        difference = draws[:, c] - draws[:, leader]
-        p = mcnemar(outcomes.successes[leader] > 0, outcomes.successes[c] > 0)[2] if single else None
-        interval = list(percentile_interval(difference[1:]))
-        entries.append({"difference": float(difference[0]), "interval": interval, "p_value": p, "p_holm": None})
-    tested = [e for e in entries if e is not None and e["p_value"] is not None]
-    for entry, adjusted in zip(tested, holm([e["p_value"] for e in tested]), strict=True):
-        entry["p_holm"] = float(adjusted)
-    return entries
-
-
-def _obtained(target: Outcomes | None) -> dict[str, tuple[float, Interval]]:
-    """{checkpoint: (success on the target, its interval)}."""
-    if target is None:
-        return {}
-    low, high = wilson(target.num_successes, target.episodes)
-    rows = zip(target.checkpoints, target.success, low, high, strict=True)
-    return {name: (float(rate), (float(a), float(b))) for name, rate, a, b in rows}
-
-
-def _detected(found: Detection | None, detector: str) -> dict[str, Any]:
-    """The fields of a line that come from the detectors; undefined effect sizes are None."""
-    if found is None:
-        return {"ood": None, "ood_interval": None, "effect_sizes": {}, "conformal": None, "encoder": {}, "flags": ()}
-    sizes = {name: size if np.isfinite(size) else None for name, size in found.effect_sizes.items()}
-    return {
-        "ood": sizes[detector],
-        "ood_interval": None if sizes[detector] is None else found.interval,
-        "effect_sizes": sizes,
-        "conformal": found.conformal if np.isfinite(found.conformal) else None,
-        "encoder": {n: getattr(found, n) for n in ("num_features", "num_dead", "num_leaking", "effective_rank")},
-        "flags": found.flags,
-    }
-
-
-def _placed(ordered: Ordered, c: int, k: Sequence[int], top: Mapping[int, Array], groups: list[int] | None) -> dict[str, Any]:
-    """The fields of a line that follow from the places."""
-    known = bool(ordered.num_draws)
-    raw = {name: value[0, c] for name, value in ordered.scores.items() if name != "vsdr"}
-    return {
-        "rank": 1 + int((ordered.places["vsdr"][0] < ordered.places["vsdr"][0, c]).sum()),
-        "group": None if groups is None else groups[c],
-        "vsdr": float(ordered.scores["vsdr"][0, c]),
-        "scores": {name: float(value) if np.isfinite(value) else None for name, value in raw.items()},
-        "ranks": {key: float(place[0, c]) for key, place in ordered.places.items()},
-        "rank_intervals": {key: percentile_interval(v[1:, c]) for key, v in ordered.places.items()} if known else {},
-        "prob_best": float(top[1][c]) if known else None,
-        "prob_top": {str(n): float(top[n][c]) for n in k} if known else {},
-    }
-
-
-def _finished(
-    evidence: Evidence,
-    settings: dict[str, Any],
-    details: Sequence[Mapping[str, Any]],
-    check: Mapping[str, Any],
-    ordered: Ordered,
-    **facts: Any,
-) -> Ranking:
-    """The ranking; details: the remaining fields of the line of each policy [C]."""
-    k, groups = settings["k"], ordered.groups()
-    draws = ordered.places["vsdr"][1:]
-    top = {n: prob_top_k(draws, n) for n in {1, *k}} if ordered.num_draws else {}
-    lines = [
-        CheckpointScore(checkpoint=evidence.names[c], **_placed(ordered, c, k, top, groups), **details[c])
-        for c in ordered.order("vsdr")
-    ]
-    return Ranking(
-        schema=SCHEMA,
-        settings={**settings, "combined": list(evidence.combined)},
-        num_draws=ordered.num_draws,
-        checkpoints=tuple(lines),
-        orders={name: [evidence.names[c] for c in ordered.order(name)] for name in ordered.scores},
-        **{"check": None, **check},
-        **facts,
-    )
-
-
 def _check_detector(detector: str) -> None:
     if detector not in DETECTORS:
         raise RankingError(f"no detector {detector!r}; {did_you_mean(detector, DETECTORS)}")
@@ -163,8 +83,8 @@ def _check_detector(detector: str) -> None:
 
 def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
     _check_detector(detector)
-    if combiner not in COMBINERS:
-        raise RankingError(f"no combiner {combiner!r}; {did_you_mean(combiner, COMBINERS)}")
+    if combiner not in (*COMBINERS, PLACKETT_LUCE):
+        raise RankingError(f"no combiner {combiner!r}; {did_you_mean(combiner, (*COMBINERS, PLACKETT_LUCE))}")
     if num_bootstrap < 100:
         raise RankingError(f"num_bootstrap={num_bootstrap}: intervals need at least 100 replicates")
     if not k or min(k) < 1:
@@ -180,6 +100,23 @@ def _combined(wanted: Sequence[str] | None, terms: Mapping[str, Array]) -> tuple
         return tuple(wanted)
     small = terms["sim"].shape[1] < MIN_POOL
     return ("sim",) if small else tuple(name for name in COMBINED if name in terms)
+
+
+def _rule(
+    combiner: str, wanted: Sequence[str] | None, weights: Mapping[str, float] | None, terms: Mapping[str, Array]
+) -> tuple[tuple[str, ...], str | Rule]:
+    """The terms that make the score, and how. Raises RankingError for weights of unknown terms."""
+    if combiner != PLACKETT_LUCE:
+        if weights:
+            raise RankingError(f"weights are for combiner={PLACKETT_LUCE}, and combiner={combiner}")
+        return _combined(wanted, terms), combiner
+    if not weights or wanted:
+        raise RankingError(f"combiner={PLACKETT_LUCE} needs weights=backtest.json, which say what is combined: no combine=")
+    for name in weights:
+        if name not in terms:
+            raise RankingError(f"weights has {name!r}, which no score has; {did_you_mean(name, terms)}")
+    names = tuple(name for name in terms if name in weights)
+    return names, PlackettLuce(np.array([weights[name] for name in names]), 1.0)
 
 
 def detect_pool(
@@ -210,6 +147,7 @@ def rank(
     k: Sequence[int] = (1, 3),
     further: Mapping[str, Mapping[str, float]] | None = None,
     combined: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
     dropped: Mapping[str, int] | None = None,
     splits: Sequence[str] | None = None,
     detected: Mapping[str, Detection] | None = None,
@@ -225,6 +163,7 @@ def rank(
     k: sizes of shortlists for prob_top and regret@k; those above the size of the pool are dropped.
     further: {score: {checkpoint: value}}, larger = better; shown, and part of the order where `combined` names it.
     combined: the terms that make the score; None = "sim" and, with features and 8 checkpoints or more, "ood".
+    weights: {term: weight} of combiner "plackett_luce", as `backtest` fits them.
     dropped: {checkpoint: round} of sequential halving after which a checkpoint was evaluated no further.
     splits: rows of these splits only; None = all.
     detected: what `detect_pool` made of `features` with the same settings, where that is known already.
@@ -253,23 +192,33 @@ def rank(
         outcomes.indices(values)
         terms[term] = constant_draws([values.get(name, np.nan) for name in names], num_bootstrap)
     last = 1 + max(dropped.values(), default=0)
-    evidence = Evidence(names, terms, _combined(combined, terms), np.array([last - dropped.get(n, last) for n in names]))
-    ordered = evidence.ordered(combiner)
+    parts, rule = _rule(combiner, combined, weights, terms)
+    scored = Scored(names, terms, parts, np.array([last - dropped.get(n, last) for n in names]))
+    ordered = scored.ordered(rule)
     shortlists = sorted({int(n) for n in k if n <= len(names)})
     settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
     check = None
     if target is not None and len(at) > 1:
         predicted = {name: value[0, at] for name, value in ordered.scores.items()}
         check = agreement(predicted, target, k=shortlists, seed=seed, num_bootstrap=num_bootstrap)
-    warnings = _pool_warnings(evidence)
+    warnings = _pool_warnings(scored)
     num_fit = {len(s.fit) for s in sets.values()}
     if len(num_fit) > 1:
         warnings.append(f"detectors were fitted on {sorted(num_fit)} rows: give every checkpoint equally many")
     low, high = wilson(outcomes.num_successes, outcomes.episodes)
-    obtained, behind = _obtained(target), _behind(outcomes, ordered.order("vsdr")[0], terms["sim"])
+    on_target, behind = obtained(target), behind_leader(outcomes, ordered.order("vsdr")[0], terms["sim"])
+    statistics, shrunk = shrunk_fields(outcomes.num_successes, outcomes.episodes)
+    statistics["training_seeds"] = (
+        {"not_computed": "checkpoints were dropped early, so rates of different seeds are not of the same conditions"}
+        if outcomes.nested
+        else training_seeds(outcomes.success, outcomes.configs, outcomes.runs, outcomes.steps, outcomes)
+    )
+    statistics["real_means"] = (
+        {"not_computed": "no outcomes on the target were given"} if target is None else real_means(outcomes, target)
+    )
     details = []
     for c, name in enumerate(names):
-        success, interval = obtained.get(name, (None, None))
+        success, interval = on_target.get(name, (None, None))
         line = {
             "run": outcomes.runs[c],
             "step": outcomes.steps[c],
@@ -283,29 +232,21 @@ def rank(
             "target_success": success,
             "target_interval": interval,
         }
-        details.append(line | _detected(detections.get(name), detector))
-    return _finished(
-        evidence,
+        details.append(line | shrunk[c] | detected_fields(detections.get(name), detector))
+    paired = scored.combined == ("sim",) and bool((outcomes.trials == 1).all())
+    return finished(
+        scored,
+        ordered,
         settings,
         details,
-        {"check": check},
-        ordered,
+        statistics,
+        mcnemar_matrix(outcomes.successes) if paired else None,
+        check=check,
         num_conditions=len(outcomes.conditions),
         num_episodes=outcomes.num_episodes,
         num_target_observations=len(next(iter(sets.values())).target) if sets else 0,
         warnings=tuple(warnings),
     )
-
-
-def _given_rates(real: Array, episodes: Array | None) -> list[tuple[float | None, Interval | None]]:
-    """(what was obtained, its interval where the number of episodes is known) of every policy."""
-    found: list[tuple[float | None, Interval | None]] = []
-    for c, value in enumerate(real):
-        trials = 0 if episodes is None or not np.isfinite(value) else int(episodes[c])
-        interval = wilson(round(value * trials), trials) if trials else None
-        rate = float(value) if np.isfinite(value) else None
-        found.append((rate, (float(interval[0]), float(interval[1])) if interval else None))
-    return found
 
 
 def _check_given(table: ScoreTable, ordered: Ordered, k: Sequence[int], seed: int, num: int) -> dict[str, Any] | None:
@@ -325,6 +266,7 @@ def rank_scores(
     num_bootstrap: int = 2000,
     k: Sequence[int] = (1, 3),
     combined: Sequence[str] | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Ranking:
     """Orders the policies of a score table; no checkpoint, episode or feature is needed.
 
@@ -347,43 +289,49 @@ def rank_scores(
     sim = table.scores["sim"]
     terms = {"sim": binomial_draws(sim, episodes, seed, num) if known else constant_draws(sim, 0)}  # type: ignore[arg-type]
     terms |= {n: constant_draws(-v if n == "ood" else v, num) for n, v in table.scores.items() if n != "sim"}
-    evidence = Evidence(table.policies, terms, _combined(combined, terms), np.zeros(len(table), int))
-    ordered = evidence.ordered(combiner)
+    parts, rule = _rule(combiner, combined, weights, terms)
+    scored = Scored(table.policies, terms, parts, np.zeros(len(table), int))
+    ordered = scored.ordered(rule)
     shortlists = sorted({int(n) for n in k if n <= len(table)})
     settings = {"detector": "given", "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
-    warnings = _pool_warnings(evidence)
+    warnings = _pool_warnings(scored)
     if known and len(terms) > 1:
         fixed = ", ".join(n for n in terms if n != "sim")
         warnings.append(PARTIAL_REPLICATES.format(known="the simulated rate alone", fixed=fixed))
     rates = bool(((sim >= 0) & (sim <= 1)).all())
-    real = _given_rates(table.real, table.episodes.get("real"))
+    real = given_rates(table.real, table.episodes.get("real"))
+    simulated = given_rates(sim, episodes if known else None)
     leader = ordered.order("vsdr")[0]
+    behind = behind_leader_given(sim, episodes if known else None, leader, terms["sim"])
+    statistics: dict[str, Any] = {"shrinkage": {"not_computed": "the table does not say how many episodes a rate comes from"}}
+    shrunk: list[dict[str, Any]] = [{} for _ in table.policies]
+    if known and episodes is not None:
+        statistics, shrunk = shrunk_fields(np.round(sim * episodes), episodes)
+    statistics["training_seeds"] = training_seeds(sim, table.configs, table.runs, table.steps)
     details = []
     for c in range(len(table)):
-        trials = int(episodes[c]) if known else None  # type: ignore[index]
-        interval = tuple(map(float, wilson(round(sim[c] * trials), trials))) if trials else None
-        behind = None if c == leader else {"difference": float(sim[c] - sim[leader]), "interval": None}
         ood = table.scores["ood"][c] if "ood" in table.scores else np.nan
         line = {
             "run": table.runs[c],
             "step": table.steps[c],
             "success": float(sim[c]) if rates else None,
-            "success_interval": interval,
-            "num_episodes": trials,
+            "success_interval": simulated[c][1],
+            "num_episodes": int(episodes[c]) if known else None,  # type: ignore[index]
             "dropped": None,
             "progress": None,
             "mean_return": None,
-            "behind_leader": behind and {**behind, "p_value": None, "p_holm": None},
+            "behind_leader": behind[c],
             "target_success": real[c][0],
             "target_interval": real[c][1],
         }
-        details.append(line | _detected(None, "") | {"ood": float(ood) if np.isfinite(ood) else None})
-    return _finished(
-        evidence,
+        details.append(line | shrunk[c] | detected_fields(None, "") | {"ood": float(ood) if np.isfinite(ood) else None})
+    return finished(
+        scored,
+        ordered,
         settings,
         details,
-        {"check": _check_given(table, ordered, shortlists, seed, num_bootstrap)},
-        ordered,
+        statistics,
+        check=_check_given(table, ordered, shortlists, seed, num_bootstrap),
         num_conditions=0,
         num_episodes=int(episodes.max()) if known else 0,  # type: ignore[union-attr]
         num_target_observations=0,

@@ -29,6 +29,12 @@ CONTEXT = (
 NUM_OPEN_ROWS = 25
 NUM_OPEN_PARAMETERS = 8
 LONG_SCORES = {"vsdr": "VSDR", "sim": "Simulation only", "ood": "Detector only"}
+STATISTICS = {  # what is missing of them is said
+    "Shrinkage to the pool": "shrinkage",
+    "Luck of the training seed": "training_seeds",
+    "Success on the target with simulated twins": "real_means",
+    "Finalists one against the other": "finalists",
+}
 TERM_WORDS = {"sim": "simulation", "ood": "distance of the target"}
 
 
@@ -77,6 +83,9 @@ def _not_computed(ranking: Ranking, given: Mapping[str, str]) -> dict[str, str]:
         reasons["Check against outcomes"] = "no outcomes on the target were given"
     elif ranking.check["num_runs"] < 2:
         reasons["Intervals of the check"] = ranking.check["note"]
+    for what, name in STATISTICS.items():
+        if "not_computed" in ranking.statistics.get(name, {}):
+            reasons[what] = ranking.statistics[name]["not_computed"]
     if all(c.behind_leader is None or c.behind_leader["p_value"] is None for c in ranking.checkpoints):
         reasons["McNemar tests"] = "they need exactly one episode per condition, and two checkpoints"
     return reasons | dict(given)

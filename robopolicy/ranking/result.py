@@ -17,7 +17,7 @@ from robopolicy.ranking.statistics import Interval
 from robopolicy.ranking.tables import RankingError
 from robopolicy.spec import did_you_mean
 
-SCHEMA = 2
+SCHEMA = 3
 SHORTLIST_PROBABILITY = 0.9
 
 
@@ -25,15 +25,17 @@ SHORTLIST_PROBABILITY = 0.9
 class CheckpointScore:
     """One line of the ranking. Rates are fractions in [0, 1]; intervals are at 95 %; None or empty where not computed.
 
-    rank: place by VSDR, ties share the best one. group: neighbours that the evidence does not tell apart share a number.
+    rank: place by VSDR, ties share the best one. group: policies of different groups are told apart (`separation.tie_groups`).
     scores: by "sim", "ood" and every further term, all larger = better ("ood" is minus the distance). ranks,
     rank_intervals: places by "vsdr" and each of them.
-    success: simulated success rate, of `num_episodes`; None where "sim" is another kind of score.
+    success: simulated success rate, of `num_episodes`; None where "sim" is another kind of score. shrunk: what the pool makes
+        of it (`winners.shrink`), with its interval.
     dropped: round of sequential halving after which it was evaluated no further.
     ood: effect size of the chosen detector (0 = looks like simulation, larger = further out); effect_sizes: of all.
     prob_best, prob_top: share of replicates in which it takes the first place, one of the first k.
     behind_leader: paired difference in simulated success, this minus the leader; p_holm adjusts over all of them.
-    fresh: {split: {"success", "interval" (Clopper-Pearson), "progress", "num_episodes"}} on conditions that chose nothing.
+    fresh: {split: {"success", "interval" (exact, for all "num_finalists" at once), "optimism" (selected - fresh), "progress",
+        "num_episodes"}} on conditions that chose nothing.
     """
 
     checkpoint: str
@@ -62,6 +64,8 @@ class CheckpointScore:
     target_success: float | None
     target_interval: Interval | None
     flags: tuple[str, ...]
+    shrunk: float | None = None
+    shrunk_interval: Interval | None = None
     sha: str = ""
     fresh: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -73,6 +77,9 @@ class Ranking:
     orders: checkpoint ids by "vsdr", "sim" and every further term. check: agreement with target outcomes, or None.
     warnings: what holds for the whole pool. num_draws: replicates behind intervals and probabilities (0 = none could be made).
     inputs: {"suite", "target", "scores", ...: hash} of what was read.
+    statistics: what else was computed, by name, each plain data or {"not_computed": why}: "separation" (how groups were told
+        apart), "shrinkage", "training_seeds", "real_means" (with twins), "finalists" {split: ...}, "estimates" {score:
+        {checkpoint: Estimate}}, and what scores say beside their value.
     """
 
     schema: int
@@ -86,6 +93,7 @@ class Ranking:
     check: dict[str, Any] | None
     warnings: tuple[str, ...]
     inputs: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Text that is byte-identical for equal inputs; undefined values are null."""

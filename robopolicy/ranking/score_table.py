@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from robopolicy.ranking.tables import DEFINITION, Array, Outcomes, RankingError
+from robopolicy.ranking.tables import CONFIG, DEFINITION, Array, Outcomes, RankingError
 from robopolicy.spec import did_you_mean
 
-TEXT = ("policy", "run", "domain")
+TEXT = ("policy", "run", CONFIG, "domain")
 COUNTS = {"episodes": "sim", "real_episodes": "real"}  # column: the rate that so many episodes gave
 KNOWN = (*TEXT, "step", "sim", "ood", "real", *COUNTS, *DEFINITION)
 
@@ -49,6 +49,7 @@ class ScoreTable:
     policies: tuple[str, ...]
     runs: tuple[str, ...]
     steps: tuple[int, ...]
+    configs: tuple[str, ...]
     domains: tuple[str, ...]
     scores: Mapping[str, Array]
     real: Array
@@ -61,7 +62,8 @@ class ScoreTable:
     def obtained(self) -> Outcomes:
         """What the policies obtained, without the episodes behind it."""
         none, means = np.zeros((len(self), 0), np.int64), np.full(len(self), np.nan)
-        return _Given(self.policies, self.runs, self.steps, (), none, none, means, means, rates=self.real)
+        facts = (self.policies, self.runs, self.steps, self.configs, ())
+        return _Given(*facts, none, none, means, means, rates=self.real)
 
     def take(self, at: Sequence[int]) -> ScoreTable:
         """The policies at these positions."""
@@ -70,6 +72,7 @@ class ScoreTable:
             policies=tuple(self.policies[i] for i in rows),
             runs=tuple(self.runs[i] for i in rows),
             steps=tuple(self.steps[i] for i in rows),
+            configs=tuple(self.configs[i] for i in rows),
             domains=tuple(self.domains[i] for i in rows),
             scores={name: values[rows] for name, values in self.scores.items()},
             real=self.real[rows],
@@ -98,7 +101,8 @@ def check_scores(table: pa.Table, name: str = "scores") -> ScoreTable:
     """The scores of a table, in order of the policies' names.
 
     Columns: policy and sim, of which every cell is filled; ood, real and any number of further scores, whose cells may be
-    empty where a score was not computed; run (cluster in the statistics), step, domain (pseudo-real domain of `real`: then a
+    empty where a score was not computed; run (cluster in the statistics), step, config (training configuration: runs that share
+    it are seeds of it), domain (pseudo-real domain of `real`: then a
     policy has a row for each), episodes and real_episodes (how many a rate comes from), discount and horizon (what a return
     is; one value for the table).
 
@@ -142,10 +146,12 @@ def check_scores(table: pa.Table, name: str = "scores") -> ScoreTable:
                 f"{name}: {rate}={values[row]:g} of {policies[row]!r} is no success rate, and the table says how many episodes "
                 "it comes from: give a fraction in [0, 1], or leave that column out"
             )
+    runs = _text(table, "run", name) if "run" in columns else policies
     found = ScoreTable(
         policies=tuple(policies),
-        runs=tuple(_text(table, "run", name) if "run" in columns else policies),
+        runs=tuple(runs),
         steps=tuple(int(v) for v in _numbers(table, "step", name, policies)) if "step" in columns else (0,) * len(policies),
+        configs=tuple(_text(table, CONFIG, name) if CONFIG in columns else runs),
         domains=tuple(domains),
         scores=scores,
         real=real,

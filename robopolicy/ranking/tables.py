@@ -14,8 +14,9 @@ from robopolicy.spec import did_you_mean
 Array = np.ndarray
 
 COLUMNS = ("checkpoint", "run", "step", "suite", "split", "condition", "seed", "success", "return", "progress")
-IDENTITY_COLUMNS = ("checkpoint", "checkpoint_sha", "run", "step", "suite", "split", "condition", "seed")
+IDENTITY_COLUMNS = ("checkpoint", "checkpoint_sha", "run", "step", "config", "suite", "split", "condition", "seed")
 DEFINITION = ("discount", "horizon")  # optional columns: what a return is; the same in every row of a ranking
+CONFIG = "config"  # optional column: training configuration; runs that share it are seeds of it
 FEATURE_SETS = ("fit", "calibration", "target")
 EPISODES_OF = {"calibration": "calibration_episode", "target": "target_episode"}
 
@@ -36,13 +37,16 @@ class Outcomes:
 
     successes, trials: int [C, K] per condition; trials are the same for every checkpoint unless some were dropped early
         (`nested`), each then having met the first conditions of those that stayed.
-    progress, returns: means [C]. runs, steps: the training run and step of each checkpoint [C].
+    progress, returns: means [C]. runs, steps: the training run and step of each checkpoint [C]; configs: its training
+        configuration [C], its run where the table does not say.
+    conditions: (suite, split, condition) [K].
     """
 
     checkpoints: tuple[str, ...]
     runs: tuple[str, ...]
     steps: tuple[int, ...]
-    conditions: tuple[str, ...]
+    configs: tuple[str, ...]
+    conditions: tuple[tuple[str, str, str], ...]
     successes: Array
     trials: Array
     progress: Array

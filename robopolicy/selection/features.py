@@ -15,13 +15,17 @@ from robopolicy import checkpoint
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.data.manage import select_episodes
 from robopolicy.data.windows import Windows
-from robopolicy.evaluation.features import frame_features
+from robopolicy.evaluation.features import Frames, of_frames
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
+from robopolicy.ope.networks import one_thread
+from robopolicy.policies.base import TrainablePolicy
 from robopolicy.policies.load import load_policy
 from robopolicy.ranking.tables import IntegrityError, load_features
 from robopolicy.selection.target import RecordedTarget, Target, frame_digests, open_target, store_pictures
+from robopolicy.selection.units import hashes
+from robopolicy.spec import Observation
 
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
 KEY = "key"  # in a file: hash of what its content depends on
@@ -45,29 +49,48 @@ def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[object]
     return store, data.get("where") or {}
 
 
-def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
-    """A checkpoint's features of the data it was trained on (fit, calibration: disjoint episodes) and of the target.
+def detection_frames(arm: Arm, policy: TrainablePolicy, target: str) -> dict[str, Frames]:
+    """What the detectors compare: data it was trained on ("fit", "calibration": disjoint episodes) and the "target".
 
     Raises:
-        CheckpointError: see training_data. ValueError: its policy offers no features. SpecError: the target lacks a key that
-            the policy needs.
+        CheckpointError: see training_data. SpecError: the target lacks a key that the policy needs.
+    """
+    store, where = training_data(arm)
+    episodes, keys, horizon = select_episodes(store, where), policy.spec.observation, policy.spec.obs_horizon
+    return {
+        "fit": Windows(store, tuple(keys), horizon, 1, episodes=episodes[::FEATURE_SPLIT]),
+        "calibration": Windows(store, tuple(keys), horizon, 1, episodes=episodes[1::FEATURE_SPLIT]),
+        "target": open_target(target).frames(keys, horizon),
+    }
+
+
+def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
+    """A checkpoint's features [N, D] of detection_frames, and the episode of every row.
+
+    Raises:
+        ValueError: its policy offers no features. CheckpointError, SpecError: see detection_frames.
     """
     policy = load_policy(arm.checkpoint)
     if "features" not in policy.spec.capabilities:
         raise ValueError(
             f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
         )
-    store, where = training_data(arm)
-    episodes, keys, horizon = select_episodes(store, where), policy.spec.observation, policy.spec.obs_horizon
-    parts = {
-        "fit": Windows(store, tuple(keys), horizon, 1, episodes=episodes[::FEATURE_SPLIT]),
-        "calibration": Windows(store, tuple(keys), horizon, 1, episodes=episodes[1::FEATURE_SPLIT]),
-        "target": open_target(target).frames(keys, horizon),
-    }
     out: dict[str, np.ndarray] = {}
-    for name, frames in parts.items():
-        out[name], out[f"{name}_episode"] = frame_features(policy, frames, num_frames, seed)
+    for name, frames in detection_frames(arm, policy, target).items():
+        out[name], out[f"{name}_episode"] = of_frames(policy, policy.features, frames, num_frames, seed)
     return out
+
+
+def policy_outputs(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
+    """What a checkpoint would do [N, h A] in detection_frames: the steps it would execute."""
+    policy = load_policy(arm.checkpoint)
+
+    def acts(observation: Observation) -> np.ndarray:
+        chunks = policy.sample(observation, seed=seed)[:, 0, : policy.spec.execute_horizon]
+        return chunks.reshape(len(chunks), -1)
+
+    parts = detection_frames(arm, policy, target)
+    return {name: of_frames(policy, acts, frames, num_frames, seed)[0] for name, frames in parts.items()}
 
 
 Arrays = Mapping[str, np.ndarray]
@@ -75,7 +98,8 @@ Arrays = Mapping[str, np.ndarray]
 
 def _make(unit: tuple[Arm, Path, str], make: Callable[[Arm], Arrays]) -> None:
     arm, file, key = unit
-    write_arrays(file, make(arm), key)
+    with one_thread():
+        write_arrays(file, make(arm), key)
 
 
 def kept_arrays(
@@ -86,15 +110,16 @@ def kept_arrays(
     num_workers: int | None,
     title: str,
     executor: Executor | None = None,
+    shas: Mapping[str, str] | None = None,
 ) -> dict[str, Arrays]:
     """make(arm) of every arm by name, in parallel, kept in `folder`; what is there already is not made again.
 
-    identity: all that the arrays depend on beside the checkpoint.
+    identity: all that the arrays depend on beside the checkpoint. shas: units.hashes of the arms, where they are known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    units = []
+    shas, units = hashes(arms) if shas is None else shas, []
     for arm in arms:
-        key = hashlib.sha256(json.dumps([checkpoint.sha256(arm.checkpoint), *identity]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([shas[arm.checkpoint], *identity]).encode()).hexdigest()
         units.append((arm, features_file(folder, arm.name), key))
     missing = [unit for unit in units if not is_of(unit[1], unit[2])]
     map_units(partial(_make, make=make), missing, num_workers, title, executor=executor)
@@ -109,12 +134,15 @@ def pool_features(
     num_workers: int | None,
     folder: str | Path,
     executor: Executor | None = None,
-) -> dict[str, Mapping[str, np.ndarray]]:
-    """policy_features of every arm by name; see kept_arrays."""
+    shas: Mapping[str, str] | None = None,
+    make: Callable[..., Arrays] = policy_features,
+) -> dict[str, Arrays]:
+    """policy_features (or policy_outputs) of every arm by name; see kept_arrays."""
     path = str(Path(target).absolute())
-    make = partial(policy_features, target=path, num_frames=num_frames, seed=seed)
+    make_one = partial(make, target=path, num_frames=num_frames, seed=seed)
     identity = [open_target(path).hash, num_frames, seed]
-    return kept_arrays(arms, make, identity, Path(folder).absolute(), num_workers, "features", executor)
+    title = make.__name__.removeprefix("policy_")
+    return kept_arrays(arms, make_one, identity, Path(folder).absolute(), num_workers, title, executor, shas)
 
 
 def is_of(file: Path, key: str) -> bool:

@@ -2,163 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from robopolicy.data.episodes import EpisodeStore
-from robopolicy.ope.estimate import Estimate, clustered_mean
-from robopolicy.ranking.imitation import action_error
+from robopolicy import pipeline
+from robopolicy.ope.estimate import Estimate
+from robopolicy.ranking.detectors import Disagreement, evidence
 from robopolicy.ranking.pessimism import kl_robust
-from robopolicy.ranking.support import ActionSupport
 from robopolicy.ranking.tables import RankingError
-from robopolicy.selection.acts import Acts
-from robopolicy.spec import REWARD, did_you_mean
+from robopolicy.selection import acted
+from robopolicy.selection.acts import pool_acts
+from robopolicy.selection.certified import certified, check_noise
+from robopolicy.selection.features import Arrays, policy_outputs, pool_features
+from robopolicy.selection.gap import dynamics_gaps
+from robopolicy.selection.pool import Played, Pool, Work
+from robopolicy.selection.suite import FrozenSuite
+from robopolicy.selection.target import StoreTarget, Target
+from robopolicy.spec import did_you_mean
 
 KL_RADIUS = 0.1  # nats
-MIN_LEVEL = 1e-6  # distance between demonstrators, in standard deviations
-FQE_STEPS, FQE_HIDDEN, FQE_BATCH, DISCOUNT = 1500, 64, 128, 0.99
-SIMULATED = ("kl_robust",)
-ACTED = ("support", "action_error", "critic", "fqe")  # need target data with actions
-FURTHER = (*SIMULATED, *ACTED)
+SIMULATED = ("kl_robust", "certified")
+OBSERVED = ("disagreement",)  # need target observations
+ACTED = ("support", "action_error", "critic", "fqe", "opc", "soft_opc", "amq", "dynamics_gap")  # need its actions too
+FURTHER = (*SIMULATED, *OBSERVED, *ACTED)
 
 
 @dataclass
 class Further:
-    """scores: {name: {checkpoint: value}}, larger = better. missing: {name: why it was not computed}."""
+    """estimates: {score: {checkpoint: Estimate}}, values larger = better. facts: what scores say beside, plain data."""
 
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    estimates: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """{score: {checkpoint: value}} of what could be computed."""
+        known = {
+            name: {checkpoint: e.value for checkpoint, e in found.items() if e.applicable and np.isfinite(e.value)}
+            for name, found in self.estimates.items()
+        }
+        return {name: values for name, values in known.items() if values}
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """{score: for how many checkpoints it was not computed, and why not for the first}."""
+        found = {}
+        for name, estimates in self.estimates.items():
+            refused = [e.reason for _, e in sorted(estimates.items()) if not (e.applicable and np.isfinite(e.value))]
+            if refused:
+                found[name] = (
+                    f"n/a for {len(refused)} of {len(estimates)} checkpoints: {refused[0] or 'its value is not finite'}"
+                )
+        return found
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """All of it for Ranking.statistics."""
+        if not self.estimates:
+            return {}
+        each = {name: {c: e.to_dict() for c, e in found.items()} for name, found in self.estimates.items()}
+        return {"estimates": each, **self.facts}
 
 
-def check(wanted: Sequence[str], critic: str | None) -> None:
-    """Refuse unknown scores, and the critic's without a critic."""
-    for name in wanted:
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse unknown scores, and those that lack a setting."""
+    for name in settings["also"]:
         if name not in FURTHER:
             raise RankingError(f"also has {name!r}; {did_you_mean(name, FURTHER)}")
-    if "critic" in wanted and not critic:
+    if "critic" in settings["also"] and not settings["value_critic"]:
         raise RankingError("also=[critic] needs a critic: give value_critic=RUN or CHECKPOINT")
+    if "certified" in settings["also"]:
+        check_noise(settings["noise"], settings["noise_budget"])
 
 
-def simulated(wanted: Sequence[str], episodes: pa.Table) -> Further:
-    """Scores that need simulated episodes alone."""
-    found = Further()
+def further_scores(
+    settings: Mapping[str, Any],
+    pool: Pool,
+    suite: FrozenSuite,
+    played: Played,
+    target: Target | None,
+    path: Path | None,
+    work: Work,
+) -> Further:
+    """The scores that settings["also"] names. path: where the target is (target.prepare)."""
+    found, wanted = Further(), settings["also"]
     if "kl_robust" in wanted:
-        owner, success = (np.array(episodes[key].to_pylist()) for key in ("checkpoint", "success"))
-        found.scores["kl_robust"] = {
-            str(name): kl_robust(success[owner == name].astype(float), KL_RADIUS).value for name in np.unique(owner)
-        }
+        found.estimates["kl_robust"] = _robust(played.select)
+    if "certified" in wanted:
+        staying = [arm.name for arm in pool.arms if arm.name not in played.dropped]
+        estimates, lines = certified(pool, staying, suite, work, settings["noise"], settings["noise_budget"])
+        found.estimates["certified"] = estimates
+        found.facts["certificates"] = {"noise": dict(settings["noise"]), "budget": settings["noise_budget"], "lines": lines}
+    if "disagreement" in wanted:
+        found.estimates["disagreement"] = _disagreement(settings, pool, path, work)
+    if set(ACTED) & set(wanted):
+        _with_actions(found, settings, pool, target, work)
     return found
 
 
-def acted(wanted: Sequence[str], acts: Mapping[str, Acts], target: EpisodeStore, seed: int) -> Further:
-    """Scores that need target data with actions. acts: acts.policy_acts of every checkpoint."""
-    found = Further()
-    each: dict[str, Callable[[Acts], Estimate]] = {"support": _support, "action_error": _action_error, "critic": _critic}
-    for name, score in each.items():
-        if name not in wanted:
-            continue
-        estimates = {}
-        for checkpoint, own in acts.items():
-            try:
-                estimates[checkpoint] = score(own)
-            except ValueError as error:
-                estimates[checkpoint] = Estimate.refuse(str(error))
-        _take(found, name, estimates)
-    if "fqe" in wanted:
-        _fqe(found, acts, target, seed)
-    return found
+def _all(pool: Pool, why: str) -> dict[str, Estimate]:
+    return {arm.name: Estimate.refuse(why) for arm in pool.arms}
 
 
-def _take(found: Further, name: str, estimates: Mapping[str, Estimate]) -> None:
-    known = {checkpoint: e.value for checkpoint, e in estimates.items() if e.applicable and np.isfinite(e.value)}
-    reasons = sorted({e.reason for e in estimates.values() if not e.applicable})
-    if known:
-        found.scores[name] = known
-    if reasons:
-        found.missing[name] = f"of {len(estimates) - len(known)} of {len(estimates)} checkpoints: {reasons[0]}"
+def _robust(episodes: pa.Table) -> dict[str, Estimate]:
+    owner, success = (np.array(episodes[key].to_pylist()) for key in ("checkpoint", "success"))
+    return {str(name): kl_robust(success[owner == name].astype(float), KL_RADIUS) for name in np.unique(owner)}
 
 
-def _support(own: Acts) -> Estimate:
-    """Minus how far from demonstrated actions the policy acts, in units of the demonstrators' own distance."""
-    support = ActionSupport().fit(own["features"], own["recorded"], own["episode"])
-    if support.level < MIN_LEVEL:
-        return Estimate.refuse("demonstrators of different episodes act alike to the last bit: no distance to compare with")
-    found = support.score(own["features"], own["chunks"][:, 0], own["episode"]).score
-    return Estimate(-found.value, found.sd, found.n_eff)
-
-
-def _action_error(own: Acts) -> Estimate:
-    scale = own["recorded"].reshape(-1, own["recorded"].shape[-1]).std(axis=0)
-    found = action_error(
-        own["chunks"][:, 0], own["recorded"], np.where(scale > 0, scale, 1.0), is_pad=own["is_pad"], episode=own["episode"]
+def _disagreement(settings: Mapping[str, Any], pool: Pool, path: Path | None, work: Work) -> dict[str, Estimate]:
+    """Minus how much more the training seeds of a configuration differ on the target than in simulation, at equal step."""
+    if path is None:
+        return _all(pool, "no target was given")
+    members: dict[tuple[str, int], list[str]] = {}
+    for arm in pool.arms:
+        members.setdefault((pool.configs[arm.name], arm.step), []).append(arm.name)
+    found = _all(
+        pool, "the pool has one training seed of its configuration at its step: an ensemble needs 2, e.g. train.seed=0,1,2 -m"
     )
-    return Estimate(-found.value, found.sd, found.n_eff)
+    ensembles = [sorted(names) for names in members.values() if len(names) > 1]
+    if not ensembles:
+        return found
+    options = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
+    arms = [pool.arm(name) for names in ensembles for name in names]
+    folder = Path(settings["out"]) / "outputs"
+    outputs = pool_features(arms, path, folder=folder, executor=work.executor, shas=pool.shas, make=policy_outputs, **options)
+    for names in ensembles:
+        found |= dict.fromkeys(names, seeds_disagree([outputs[name] for name in names]))
+    return found
 
 
-def _critic(own: Acts) -> Estimate:
-    return Estimate(*clustered_mean(own["value"], own["episode"]))
-
-
-def _fqe(found: Further, acts: Mapping[str, Acts], target: EpisodeStore, seed: int) -> None:
-    """Fitted Q evaluation of all checkpoints side by side, on the features of the first one's encoder."""
-    from robopolicy.ope.fqe import FQEConfig, fqe
-    from robopolicy.ope.transitions import Transitions
-
-    if REWARD not in target.spec.features:
-        found.missing["fqe"] = f"{target.path} has no rewards ({REWARD})"
-        return
-    first = acts[min(acts)]
-    horizon = first["recorded"].shape[1]
-    same = [name for name, own in acts.items() if own["recorded"].shape == first["recorded"].shape]
-    if len(same) < len(acts):
-        found.missing["fqe"] = "the checkpoints decide at different rates, so they share no decisions"
-        return
+def seeds_disagree(outputs: Sequence[Arrays]) -> Estimate:
+    """Minus the effect size of an ensemble's disagreement on the target. outputs: features.policy_outputs of each member."""
+    fit, calibration, target = (np.stack([own[part] for own in outputs]) for part in ("fit", "calibration", "target"))
     try:
-        current, following, rewards, discounts = decisions(first, target, horizon)
-        z = first["features"]
-        data = Transitions.of(
-            z[current],
-            first["recorded"][current],
-            rewards,
-            z[following],
-            discounts,
-            first["episode"][current],
-            first["step"][current] == 0,
-        )
-        starts = first["step"][current] == 0
-        policies = {name: (own["chunks"][following], own["chunks"][current][starts]) for name, own in acts.items()}
-        result = fqe(data, policies, FQEConfig(steps=FQE_STEPS, hidden=FQE_HIDDEN, batch_size=FQE_BATCH, seed=seed))
+        detector = Disagreement().fit(fit)
+        size = evidence(detector.score(target), detector.score(calibration)).effect_size
     except ValueError as error:
-        found.missing["fqe"] = str(error)
+        return Estimate.refuse(str(error))
+    if not np.isfinite(size):
+        return Estimate.refuse("the members differ alike on all simulated hold-out observations: no spread to compare with")
+    return Estimate(-size, float("nan"), float(target.shape[1]), True, f"shared by {len(outputs)} seeds")
+
+
+def _with_actions(found: Further, settings: Mapping[str, Any], pool: Pool, target: Target | None, work: Work) -> None:
+    wanted = [name for name in settings["also"] if name in ACTED]
+    if not isinstance(target, StoreTarget):
+        why = "no target was given" if target is None else "target has no actions: give a dataset"
+        found.estimates |= {name: _all(pool, why) for name in wanted}
         return
-    _take(found, "fqe", result.estimates)
-
-
-def decisions(own: Acts, target: EpisodeStore, horizon: int) -> tuple[np.ndarray, ...]:
-    """Rows of decisions and of those that follow, discounted rewards between them, and the discounts; at an end 0."""
-    at = {(int(e), int(s)): row for row, (e, s) in enumerate(zip(own["episode"], own["step"], strict=True))}
-    rewards = {e: target.read(e, [REWARD])[REWARD].astype(float) for e in {int(e) for e in own["episode"]}}
-    current, following, sums, discounts = [], [], [], []
-    for (episode, step), row in at.items():
-        part = rewards[episode][step : step + horizon]
-        last = step + horizon >= len(rewards[episode])
-        if not last and (episode, step + horizon) not in at:
-            continue  # it was not drawn
-        current.append(row)
-        following.append(row if last else at[episode, step + horizon])
-        sums.append(float(part @ DISCOUNT ** np.arange(len(part))))
-        discounts.append(0.0 if last else DISCOUNT**horizon)
-    return np.array(current), np.array(following), np.array(sums), np.array(discounts)
-
-
-def merged(*parts: Further) -> Further:
-    """All of several."""
-    whole: dict[str, Any] = {"scores": {}, "missing": {}}
-    for part in parts:
-        whole["scores"] |= part.scores
-        whole["missing"] |= part.missing
-    return Further(**whole)
+    store, seed, out = target.store, settings["seed"], Path(settings["out"]).absolute()
+    if "dynamics_gap" in wanted:
+        estimates, lines = dynamics_gaps(pool.arms, store, settings["num_decisions"], seed)
+        found.estimates["dynamics_gap"], found.facts["dynamics_gap"] = estimates, lines
+    if set(wanted) <= {"dynamics_gap"}:
+        return
+    critic = pipeline.find_checkpoints(settings["value_critic"])[-1].checkpoint if settings["value_critic"] else None
+    drawn = (settings["num_decisions"], seed, critic)
+    acts = pool_acts(pool.arms, pool.shas, store, *drawn, work.num_workers, out / acted.ACTS, work.executor)
+    alone = {"support": acted.support, "action_error": acted.imitation, "critic": acted.critic_value}
+    found.estimates |= {name: acted.each(score, acts) for name, score in alone.items() if name in wanted}
+    if {"fqe", "opc", "soft_opc"} & set(wanted):
+        valued = acted.off_policy(acts, store, seed)
+        found.estimates |= {name: estimates for name, estimates in valued.items() if name in wanted}
+    if "amq" in wanted:
+        arms = {arm.name: arm for arm in pool.arms}
+        judge = partial(acted.amq_scores, arms, pool.shas, acts, store, seed, out)
+        found.estimates["amq"] = judge(num_workers=work.num_workers, executor=work.executor)

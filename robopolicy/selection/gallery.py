@@ -16,8 +16,8 @@ from robopolicy.evaluation.film import film_actor, strip
 from robopolicy.evaluation.pictures import write_video
 from robopolicy.evaluation.rollout import Arm, PolicyActor, arm_policy, observing
 from robopolicy.executor import Executor, map_units
+from robopolicy.ranking.detectors import Detection
 from robopolicy.ranking.looks import extremes
-from robopolicy.ranking.tables import RankingError
 from robopolicy.selection.suite import FrozenSuite
 from robopolicy.selection.target import Target
 from robopolicy.spec import Array
@@ -60,17 +60,12 @@ def failures(
     return {"title": "Failures", "caption": caption, "images": images}
 
 
-def target_pictures(
-    target: Target, name: str, features: Mapping[str, Any], detector: str, num_frames: int, seed: int
-) -> dict[str, Any] | None:
+def target_pictures(target: Target, name: str, found: Detection, num_frames: int, seed: int) -> dict[str, Any] | None:
     """A gallery of target observations that look most and least like simulation to a checkpoint; None without pictures."""
-    try:
-        near, far = extremes(name, features, detector)
-    except RankingError:
-        return None
-    pictures = list(target.pictures())
+    near, far = extremes(found)
+    pictures = list(target.pictures()) if near else []
     rows = draw_rows(len(pictures), num_frames, seed)
-    if not pictures or len(rows) != len(features["target"]):
+    if not pictures or found.scores is None or len(rows) != len(found.scores[0]):
         return None
     images = [(f"nearest {i + 1}", np.ascontiguousarray(pictures[rows[r]])) for i, r in enumerate(near)]
     images += [(f"farthest {i + 1}", np.ascontiguousarray(pictures[rows[r]])) for i, r in enumerate(far)]

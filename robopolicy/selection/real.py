@@ -14,9 +14,11 @@ import pyarrow.csv
 
 from robopolicy.files import atomic_write, locked
 from robopolicy.ranking.advice import next_real
+from robopolicy.ranking.betting import betting_ci
 from robopolicy.ranking.cokriging import fit_cokriging
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
+from robopolicy.ranking.sequential import e_test_2x2
 from robopolicy.ranking.tables import Array, RankingError
 from robopolicy.spec import did_you_mean
 
@@ -123,7 +125,11 @@ def costs(path: str | Path | None, policies: Sequence[str]) -> Any:
 
 
 def advise(known: Known, outcomes: Mapping[str, Sequence[float]], **options: Any) -> dict[str, Any]:
-    """The posterior and what to do, as plain data; policies by expected real value, best first."""
+    """The posterior and what to do, as plain data; policies by expected real value, best first.
+
+    "interval": of the observed mean by betting, valid whenever one looks. "comparison": the first two by an e-test over their
+    first, second, ... trials, or why not.
+    """
     for name in outcomes:
         if name not in known.policies:
             raise RankingError(f"there are real trials of {name!r}, which has no score; {did_you_mean(name, known.policies)}")
@@ -135,6 +141,7 @@ def advise(known: Known, outcomes: Mapping[str, Sequence[float]], **options: Any
             "policy": known.policies[i],
             "trials": int(posterior.trials[i]),
             "observed": float(np.mean(outcomes[known.policies[i]])) if known.policies[i] in outcomes else None,
+            "interval": list(betting_ci(outcomes[known.policies[i]])) if known.policies[i] in outcomes else None,
             "mean": float(posterior.mean[i]),
             "sd": float(posterior.sd[i]),
             "prob_best": float(advice.prob_best[i]),
@@ -151,10 +158,24 @@ def advise(known: Known, outcomes: Mapping[str, Sequence[float]], **options: Any
         "reason": advice.reason,
         "scores": list(known.names),
         "policies": lines,
+        "comparison": _first_two([line["policy"] for line in lines[:2]], outcomes),
         "sentence": f"{done} If one stopped now: {advice.recommended}, with an expected loss of "
         f"{100 * advice.expected_regret:.1f} points against the best. Real trials and {', '.join(known.names)} joined by "
         "multi-fidelity co-kriging.",
     }
+
+
+def _first_two(policies: Sequence[str], outcomes: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Is the first better than the second? Their i-th trials are a pair, whatever was tried between them."""
+    if len(policies) < 2:
+        return {"not_computed": "one policy"}
+    other, base = (list(outcomes.get(name, ())) for name in policies)
+    num = min(len(base), len(other))
+    if not num or set(base[:num] + other[:num]) - {0.0, 1.0}:
+        return {"not_computed": f"{policies[0]} and {policies[1]} need a trial each, with outcomes 0 or 1"}
+    found = e_test_2x2(base[:num], other[:num])
+    tested = {"better": policies[0], "than": policies[1], "num_pairs": num}
+    return {**tested, "e_value": found.e_value, "p_anytime": found.p_value, "decided_after": found.stopped_at}
 
 
 def lines(found: Mapping[str, Any], most: int = 8) -> list[str]:

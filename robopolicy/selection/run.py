@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +16,36 @@ import pyarrow.parquet as pq
 
 from robopolicy import checkpoint, pipeline
 from robopolicy.evaluation.rollout import Arm
-from robopolicy.ranking.episode_table import is_episode_table, load_episodes, no_episodes
+from robopolicy.ranking.detectors import Detection
+from robopolicy.ranking.episode_table import is_episode_table, load_episodes, no_episodes, rows_of
 from robopolicy.ranking.fresh import split_names, with_fresh
 from robopolicy.ranking.gate import read_rules
 from robopolicy.ranking.looks import histogram
-from robopolicy.ranking.rank import detect_pool, rank, rank_scores
+from robopolicy.ranking.rank import COMBINED, detect_pool, rank, rank_scores
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
 from robopolicy.selection import further, gallery
-from robopolicy.selection.acts import pool_acts
 from robopolicy.selection.features import features_file, pool_features, refuse_leaks
-from robopolicy.selection.halving import check as check_spending
-from robopolicy.selection.pool import (
-    Spending,
-    Work,
-    confirm,
-    expected,
-    find_pool,
-    play_pool,
-    say_cost,
-    with_identity,
-)
+from robopolicy.selection.pool import Work, confirm, expected, find_pool, play_pool, say_cost, with_identity, within_time
 from robopolicy.selection.provenance import now, provenance
-from robopolicy.selection.publish import Finished, publish
+from robopolicy.selection.publish import Finished, publish, read_json
+from robopolicy.selection.spending import Spending
 from robopolicy.selection.suite import CONFIRM, SEALED, SELECT, FrozenSuite, read_suite
-from robopolicy.selection.target import StoreTarget, Target, open_target, prepare
+from robopolicy.selection.target import Target, open_target, prepare
+from robopolicy.spec import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-UNITS, FEATURES, TARGET, ACTS, SUITE = "units", "features", "target", "acts", "suite.yaml"
+UNITS, FEATURES, TARGET, SUITE = "units", "features", "target", "suite.yaml"
 NUM_LISTED = 100  # checkpoints whose hash the provenance says
 NUM_OPEN = 1_000_000  # episodes of a table that are sliced and kept; of larger ones those of the finalists are
+DYNAMICS = "Gaps in dynamics"
 NOT_SHOWN = {
     "A claim about the robot": "the order is a prediction from simulation and from the target's observations; it is checked by "
     "trials on the robot (robopolicy rank next-real, ingest-real)",
-    "Gaps in dynamics": "a detector on observations is blind to friction, latency and contact that differ on the target",
+    DYNAMICS: "a detector on observations is blind to friction, latency and contact that differ on the target: "
+    "also=[dynamics_gap] where the target has states and actions",
 }
 _Result = tuple[Ranking, pa.Table | None, dict[str, Any], dict[str, dict[str, Any]]]
 
@@ -65,7 +60,7 @@ def rank_verb(settings: Mapping[str, Any]) -> Finished:
             "give pool=[checkpoints or run folders] to roll checkpoints out, or scores=table.csv (or .parquet) to rank scores"
             + (", not both" if given else "")
         )
-    check_spending(settings["alloc"], settings["budget"], settings["finalists"])
+    Spending.of(settings)
     scores = settings["scores"] or _old_style(settings["pool"])
     found = _of_table(Path(scores), settings) if scores else _of_pool(settings)
     if isinstance(found, Finished):
@@ -95,7 +90,25 @@ def _old_style(pool: Any) -> str | None:
 
 def _rank_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("combiner", "seed", "num_bootstrap", "k")
-    return {**{key: settings[key] for key in keys}, "combined": settings["combine"]}
+    weights = _weights(Path(settings["weights"])) if settings["weights"] else None
+    return {**{key: settings[key] for key in keys}, "combined": settings["combine"], "weights": weights}
+
+
+def _early(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same ranking by what is known while rounds are played: simulated success and distance."""
+    combined = [name for name in options["combined"] or () if name in COMBINED] or None
+    weights = {name: weight for name, weight in (options["weights"] or {}).items() if name in COMBINED} or None
+    combiner = options["combiner"] if weights or not options["weights"] else "rank_product"
+    return {**options, "combined": combined, "weights": weights, "combiner": combiner}
+
+
+def _weights(path: Path) -> dict[str, float]:
+    """The Plackett-Luce weights of a back-test. Raises RankingError when it has none."""
+    found = (read_json(path) or {}).get("plackett_luce", {})
+    if "weights" not in found:
+        why = found.get("not_computed", "it is no backtest.json")
+        raise RankingError(f"weights={path}: {why}; give the backtest.json of `robopolicy rank backtest` over several domains")
+    return dict(found["weights"])
 
 
 def file_sha(path: str | Path) -> str:
@@ -109,6 +122,8 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     context: dict[str, Any] = {"not_computed": dict(NOT_SHOWN)}
     if settings["target"]:
         raise RankingError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER or a column ood")
+    if settings["also"]:
+        raise RankingError(f"also={list(settings['also'])} needs checkpoints in pool=; in a table, give a score a column")
     large = path.suffix == ".parquet"  # read only when it holds scores
     if large and not path.is_file():
         raise no_episodes(path)
@@ -122,15 +137,16 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
         }
         if not ranking.num_draws:
             context["not_computed"]["Intervals and P(best)"] = "the table does not say how many episodes a rate comes from"
-        return with_identity(ranking, (), {"scores": file_sha(path)}, ()), None, context, {}
+        return with_identity(ranking, None, {"scores": file_sha(path)}), None, context, {}
     if not large:
         raise RankingError(f"{path}: give episodes as parquet; a CSV holds scores, one row a policy")
     ranked, fresh = split_names(path)
     features = _given_features(settings, path) if settings["features"] else {}
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
-    options = {**_rank_settings(settings), "detector": settings["detector"], "splits": ranked}
-    ranking = rank(path, features, target_outcomes=outcomes, **options)
-    ranking = with_fresh(ranking, path, fresh)
+    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"]}
+    detected = detect_pool(features, list(features), **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
+    ranking = rank(path, features, target_outcomes=outcomes, splits=ranked, detected=detected, **options)
+    ranking = with_fresh(ranking, path, fresh, num_finalists=settings["finalists"], baseline=settings["baseline"])
     names = [line.checkpoint for line in ranking.checkpoints]
     many = pq.ParquetFile(path).metadata.num_rows > NUM_OPEN
     if many:
@@ -138,20 +154,12 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
         context["not_computed"]["Parameters that make worlds hard, over the pool"] = (
             f"more than {NUM_OPEN} episodes: those of the finalists alone are kept and sliced"
         )
-        episodes = _rows_of(path, kept)
+        episodes = rows_of(path, kept)
     else:
         episodes = load_episodes(path)
-    context["histograms"] = _histograms(ranking, features, settings["detector"])
+    context["histograms"] = _histograms(ranking, detected)
     inputs = {"scores": file_sha(path)} | ({"outcomes": file_sha(settings["outcomes"])} if settings["outcomes"] else {})
-    return with_identity(ranking, (), inputs, ()), episodes, context, {}
-
-
-def _rows_of(path: Path, checkpoints: Sequence[str]) -> pa.Table:
-    file, kept = pq.ParquetFile(path), []
-    for batch in file.iter_batches(use_threads=False):
-        rows = pa.Table.from_batches([batch])
-        kept.append(rows.filter(pc.is_in(rows["checkpoint"].cast(pa.string()), pa.array(list(checkpoints)))))
-    return pa.concat_tables(kept)
+    return with_identity(ranking, None, inputs), episodes, context, {}
 
 
 def _given_features(settings: Mapping[str, Any], path: Path) -> dict[str, Mapping[str, np.ndarray]]:
@@ -161,14 +169,14 @@ def _given_features(settings: Mapping[str, Any], path: Path) -> dict[str, Mappin
     return {name: load_features(features_file(settings["features"], name)) for name in names}
 
 
-def _histograms(ranking: Ranking, features: Mapping[str, Any], detector: str) -> list[dict[str, Any]]:
+def _histograms(ranking: Ranking, detected: Mapping[str, Detection]) -> list[dict[str, Any]]:
     """Of the first, and of the checkpoint that finds the target strangest."""
-    seen = [line for line in ranking.checkpoints if line.ood is not None and line.checkpoint in features]
+    seen = [line for line in ranking.checkpoints if line.ood is not None and line.checkpoint in detected]
     if not seen:
         return []
     strangest = max(seen, key=lambda line: line.ood or 0.0)
     names = dict.fromkeys((seen[0].checkpoint, strangest.checkpoint))
-    return [h for name in names if (h := histogram(name, features[name], detector)) is not None]
+    return [h for name in names if (h := histogram(name, detected[name])) is not None]
 
 
 def suite_of(settings: Mapping[str, Any]) -> FrozenSuite:
@@ -184,22 +192,24 @@ def suite_of(settings: Mapping[str, Any]) -> FrozenSuite:
 def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     """Roll a pool out and rank it."""
     out = Path(settings["out"])
-    arms, notes = find_pool(settings["pool"])
+    spending = Spending.of(settings)
+    further.check(settings)
+    pool = find_pool(settings["pool"])
     suite = suite_of(settings)
-    spending = Spending(settings["alloc"], settings["budget"], settings["finalists"], settings["open_sealed"])
-    expected(len(arms), suite, spending)  # a budget that cannot work is refused before anything is written
-    names = [arm.name for arm in arms]
+    if spending.seconds is None:
+        expected(len(pool), suite, spending)  # a budget that cannot work is refused before anything is written
+    names = [arm.name for arm in pool.arms]
     if settings["baseline"] and settings["baseline"] not in names:
-        raise RankingError(f"baseline={settings['baseline']!r} is not in the pool: {', '.join(names[:5])}, ...")
-    further.check(settings["also"], settings["value_critic"])
+        raise RankingError(f"baseline={settings['baseline']!r} is not in the pool; {did_you_mean(settings['baseline'], names)}")
     executor = pipeline.make_executor(settings["executor"])
     work = Work((out / UNITS).absolute(), settings["num_workers"], executor)
     path = target = None
     if settings["target"]:
         path = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
         target = open_target(path)
-        refuse_leaks(arms, target)
-    cost = say_cost(arms, suite, spending, work)
+        refuse_leaks(pool.arms, target)
+    spending = within_time(pool, suite, spending, work)
+    cost = say_cost(pool, suite, spending, work)
     logger.info(cost)
     if settings["dry_run"]:
         return Finished([cost])
@@ -209,77 +219,67 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
         features = {name: load_features(features_file(settings["features"], name)) for name in names}
     elif path is not None:
         keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
-        features = pool_features(arms, path, folder=out / FEATURES, executor=executor, **keys)
-    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"], "combined": None}
-    options["detected"] = detect_pool(features, names, **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
-    played = play_pool(arms, suite, spending, work, features, options)
+        features = pool_features(pool.arms, path, folder=out / FEATURES, executor=executor, shas=pool.shas, **keys)
+    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"]}
+    detected = detect_pool(features, names, **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
+    options["detected"] = detected
+    played = play_pool(pool, suite, spending, work, features, _early(options))
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
-    more = further.merged(further.simulated(settings["also"], played.select), _acted(settings, arms, target, work))
-    options |= {"further": more.scores, "combined": settings["combine"]}
+    more = further.further_scores(settings, pool, suite, played, target, path, work)
+    for name in settings["combine"] or ():
+        if name in more.missing and name not in more.scores:
+            raise RankingError(f"combine has {name!r}, which could not be computed: {more.missing[name]}")
+    options |= {"further": more.scores}
     ranking = rank(played.select, features, target_outcomes=outcomes, dropped=played.dropped, **options)
-    ranking, fresh = confirm(ranking, arms, suite, spending, work, settings["baseline"])
+    ranking = replace(ranking, statistics={**ranking.statistics, **more.statistics})
+    ranking, fresh = confirm(ranking, pool, suite, spending, work, settings["baseline"])
     inputs = {"suite": suite.sha} | ({} if target is None else {"target": target.hash})
     inputs |= {"outcomes": file_sha(settings["outcomes"])} if settings["outcomes"] else {}
-    ranking = with_identity(ranking, arms, inputs, notes)
+    ranking = with_identity(ranking, pool, inputs)
     episodes = played.select if fresh is None else pa.concat_tables([played.select, fresh], promote_options="default")
-    context = _pool_context(settings, suite, ranking, features, target, played.log, arms, work, episodes)
-    context["not_computed"] |= {f"Score {name}": why for name, why in more.missing.items()}
-    return ranking, episodes, context, {arm.name: _about(arm) for arm in _finalists(ranking, arms, settings)}
+    finalists = [pool.arm(line.checkpoint) for line in ranking.checkpoints[: spending.finalists]]
+    context = {
+        "subtitle": f"{suite.name}; suite {suite.sha[:12]}",
+        "galleries": _galleries(settings, suite, ranking, detected, target, finalists, work, episodes),
+        "histograms": _histograms(ranking, detected),
+        "rounds": played.log if spending.alloc == "halving" else [],
+        "not_computed": _not_computed(settings, suite, more.missing),
+    }
+    return ranking, episodes, context, {arm.name: _about(arm) for arm in finalists}
 
 
-def _acted(settings: Mapping[str, Any], arms: Sequence[Arm], target: Target | None, work: Work) -> further.Further:
-    """Scores that need target data with actions."""
-    wanted = [name for name in settings["also"] if name in further.ACTED]
-    if not wanted:
-        return further.Further()
-    if not isinstance(target, StoreTarget):
-        why = "no target was given" if target is None else "the target's observations come without actions"
-        return further.Further(missing=dict.fromkeys(wanted, why))
-    critic = pipeline.find_checkpoints(settings["value_critic"])[-1].checkpoint if settings["value_critic"] else None
-    folder = (Path(settings["out"]) / ACTS).absolute()
-    drawn = (settings["num_frames"], settings["seed"], critic)
-    acts = pool_acts(arms, target.store, *drawn, work.num_workers, folder, work.executor)
-    return further.acted(wanted, acts, target.store, settings["seed"])
-
-
-def _finalists(ranking: Ranking, arms: Sequence[Arm], settings: Mapping[str, Any]) -> list[Arm]:
-    by_name = {arm.name: arm for arm in arms}
-    return [by_name[line.checkpoint] for line in ranking.checkpoints[: settings["finalists"]]]
-
-
-def _pool_context(
+def _galleries(
     settings: Mapping[str, Any],
     suite: FrozenSuite,
     ranking: Ranking,
-    features: Mapping[str, Any],
+    detected: Mapping[str, Detection],
     target: Target | None,
-    log: Sequence[Mapping[str, Any]],
-    arms: Sequence[Arm],
+    finalists: Sequence[Arm],
     work: Work,
     episodes: pa.Table,
-) -> dict[str, Any]:
-    galleries: list[dict[str, Any] | None] = []
-    if settings["pictures"]:
-        chosen = _finalists(ranking, arms, settings)
-        galleries.append(gallery.failures(chosen, suite, episodes, Path(settings["out"]), work.num_workers, work.executor))
-        lead = ranking.checkpoints[0].checkpoint
-        if target is not None and lead in features:
-            options = (settings["detector"], settings["num_frames"], settings["seed"])
-            galleries.append(gallery.target_pictures(target, lead, features[lead], *options))
+) -> list[dict[str, Any]]:
+    """Failures of the finalists, and the target observations that look most and least like simulation to the leader."""
+    if not settings["pictures"]:
+        return []
+    found = [gallery.failures(finalists, suite, episodes, Path(settings["out"]), work.num_workers, work.executor)]
+    lead = ranking.checkpoints[0].checkpoint
+    if target is not None and lead in detected:
+        found.append(gallery.target_pictures(target, lead, detected[lead], settings["num_frames"], settings["seed"]))
+    return [g for g in found if g is not None]
+
+
+def _not_computed(settings: Mapping[str, Any], suite: FrozenSuite, scores: Mapping[str, str]) -> dict[str, str]:
+    """{what: why}. scores: those that could not be computed, and why."""
     missing = dict(NOT_SHOWN)
+    if "dynamics_gap" in settings["also"] and "dynamics_gap" not in scores:
+        del missing[DYNAMICS]
     if not suite.size(CONFIRM):
         missing["Finalists on fresh conditions"] = "the suite has no split confirm: give confirm=50"
     if suite.size(SEALED) and not settings["open_sealed"]:
         missing["Sealed conditions"] = f"{suite.size(SEALED)} are kept for a release: open_sealed=true"
     if not settings["pictures"]:
         missing["Pictures"] = "pictures=false"
-    return {
-        "subtitle": f"{suite.name}; suite {suite.sha[:12]}",
-        "galleries": [g for g in galleries if g is not None],
-        "histograms": _histograms(ranking, features, settings["detector"]),
-        "rounds": list(log) if len(log) > 1 else [],
-        "not_computed": missing,
-    }
+    return missing | {f"Score {name}": why for name, why in scores.items()}
 
 
 def _about(arm: Arm) -> dict[str, Any]:

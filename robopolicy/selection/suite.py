@@ -21,7 +21,6 @@ from robopolicy.spec import did_you_mean
 SCHEMA = 1
 SELECT, CONFIRM, SEALED = "select", "confirm", "sealed"
 SPLITS = (SELECT, CONFIRM, SEALED)
-MOST_SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)

@@ -181,11 +181,11 @@ def prepare(path: str | Path, folder: Path, fps: float | None = None, keys: Mapp
     if (path / INFO).is_file() or (path / RECORDED).is_file():
         return path.absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    if detect(path):
+    if detect(path) not in (None, "rosbag"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         import_dataset(path, folder, fps=fps, keys=keys)
         return folder.absolute()
-    if is_bag(path):
+    if detect(path) == "rosbag":
         from robopolicy.selection.bags import read_bag
 
         read_bag(path, keys).save(folder)
@@ -197,13 +197,6 @@ def prepare(path: str | Path, folder: Path, fps: float | None = None, keys: Mapp
         raise RankingError(f"{path} holds no target observations that can be read: give {KINDS}")
     found.save(folder)
     return folder.absolute()
-
-
-def is_bag(path: Path) -> bool:
-    """Whether this is a ROS bag: an .mcap, .bag or .db3 file, or a folder with metadata.yaml or .mcap files."""
-    if path.is_dir():
-        return (path / "metadata.yaml").is_file() or any(path.glob("*.mcap"))
-    return path.suffix in (".mcap", ".bag", ".db3")
 
 
 def frame_digests(pictures: Iterator[Array] | Sequence[Array]) -> Iterator[bytes]:

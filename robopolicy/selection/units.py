@@ -46,21 +46,23 @@ class Unit:
         return self.stop - self.start
 
 
-def _identity(arm: Arm) -> list[Any]:
+def _identity(arm: Arm, sha: str) -> list[Any]:
     critic = "" if arm.critic is None else sha256(arm.critic)
     steering = [critic, dict(arm.steer)]
     if arm.safety is not None or arm.perturb:
         steering += ["" if arm.safety is None else sha256(arm.safety), dict(arm.perturb)]
-    return [sha256(arm.checkpoint), *steering, arm.instruction]
+    return [sha, *steering, arm.instruction, *([dict(arm.noise)] if arm.noise else [])]
 
 
-def plan(arms: Sequence[Arm], suite: FrozenSuite, split: str, start: int, stop: int, folder: Path) -> list[Unit]:
-    """The units of conditions start..stop; blocks lie at multiples of BLOCK, whatever was played before."""
+def plan(
+    arms: Sequence[Arm], shas: Mapping[str, str], suite: FrozenSuite, split: str, start: int, stop: int, folder: Path
+) -> list[Unit]:
+    """The units of conditions start..stop; blocks lie at multiples of BLOCK, whatever was played before. shas: see hashes."""
     played_by = [version(name) for name in PLAYED_BY]
     units = []
     edges = [start, *range((start // BLOCK + 1) * BLOCK, stop, BLOCK), stop]
     for arm in arms:
-        identity = _identity(arm)
+        identity = _identity(arm, shas[arm.checkpoint])
         for first, last in pairwise(edges):
             seeds = suite.splits[split][first:last]
             if seeds:
@@ -131,5 +133,5 @@ def duration(seconds: float) -> str:
 
 
 def hashes(arms: Sequence[Arm]) -> Mapping[str, str]:
-    """{name: sha256 of its checkpoint}."""
-    return {arm.name: sha256(arm.checkpoint) for arm in arms}
+    """{checkpoint folder: its sha256}. Reads every file: done once for a pool."""
+    return {arm.checkpoint: sha256(arm.checkpoint) for arm in arms}

@@ -71,6 +71,12 @@ def _backtest_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"Chosen by {found['choose_by']} on all other domains (leave one out):")
         chosen = {f"{d}: {line['chosen']}": {c: line[c] for c in columns} for d, line in found["leave_one_out"].items()}
         lines += _grid(columns, chosen)
+    fitted = found["plackett_luce"]
+    if "weights" in fitted:
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in fitted["weights"].items())
+        lines.append(
+            f"Plackett-Luce weights on all domains: {weights}; sharpness {fitted['sharpness']:.2f} (0 = no score tells)"
+        )
     lines += [f"Note: {note}" for note in found["notes"]]
     return [*lines, "Conventions:", *(f"  {name}: {text}" for name, text in found["conventions"].items())]
 
@@ -140,7 +146,7 @@ def replay(settings: Mapping[str, Any]) -> Finished:
     given = settings["pool"] or ((read_json(out / PROVENANCE) or {}).get("settings") or {}).get("pool")
     if not given:
         raise RankingError(f"{out} does not say where {name} is: give pool=FOLDER")
-    arms = {arm.name: arm for arm in pool.find_pool(given)[0]}
+    arms = {arm.name: arm for arm in pool.find_pool(given).arms}
     if name not in arms:
         raise RankingError(f"{name} is not among the checkpoints at {given} any more: give pool=FOLDER")
     seed = int(settings["condition"])

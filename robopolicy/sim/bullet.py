@@ -7,45 +7,20 @@ tools/bench_sim.py --stability), and a position gain that follows the time step 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from robopolicy.sim.collision import collision_urdf, merged
+from robopolicy.sim.bullet_client import BulletClient, p, quiet
+from robopolicy.sim.collision import collision_urdf, merged_visuals
 from robopolicy.sim.engine import check_renderer, whole_steps
 from robopolicy.sim.inertia import mass_properties
-from robopolicy.sim.meshes import Mesh, panda_visuals, shape_mesh
+from robopolicy.sim.meshes import shape_mesh
 from robopolicy.sim.raster import Part, Rasterizer
 from robopolicy.sim.robot import MAX_OPENING, NUM_JOINTS
 from robopolicy.sim.scene import FIRST_BODY, ROBOT, Body, Camera, Frame, Joint, Scene
 from robopolicy.spec import did_you_mean
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Bullet greets on C's output streams when it is imported and connected to; nobody asked."""
-    null, streams = os.open(os.devnull, os.O_WRONLY), (1, 2)
-    saved = [os.dup(fd) for fd in streams]
-    for fd in streams:
-        os.dup2(null, fd)
-    try:
-        yield
-    finally:
-        ctypes.CDLL(None).fflush(None)  # what it printed waits in C's buffer
-        for fd, copy in zip(streams, saved, strict=True):
-            os.dup2(copy, fd)
-            os.close(copy)
-        os.close(null)
-
-
-with _quiet():
-    import pybullet as p
 
 TIME_STEP = 1 / 180
 SOLVER_ITERATIONS = 30
@@ -56,30 +31,11 @@ _FINGERS = [NUM_JOINTS, NUM_JOINTS + 1]
 _ARM_FORCES = [87.0] * 4 + [40.0] * 3  # N m
 
 
-@cache
-def _visuals() -> list[tuple[int, Mesh, tuple[float, float, float]]]:
-    """Link of collision_urdf(), mesh in its frame, and colour of everything that shows of the robot."""
-    _, moved = merged()
-    return [(moved[v.link][0], v.mesh.moved(moved[v.link][1]), v.rgb) for v in panda_visuals()]
-
-
 class _Handle(NamedTuple):
     """Where Bullet keeps a body: link -1 is the base."""
 
     uid: int
     link: int
-
-
-class _Client:
-    """PyBullet's functions bound to one physics server, each once (pybullet_utils' client binds anew at every call)."""
-
-    def __init__(self) -> None:
-        self._id = p.connect(p.DIRECT)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        bound = partial(getattr(p, name), physicsClientId=self._id)
-        setattr(self, name, bound)
-        return bound
 
 
 @dataclass(frozen=True)
@@ -117,11 +73,11 @@ class BulletEngine:
     def __init__(self, antialiasing: bool = False, renderer: str = "cpu") -> None:
         self._supersample = 2 if antialiasing else 1
         self._rasterizer = _rasterizer(renderer)
-        with _quiet():
-            self._client: _Client | None = _Client()
+        with quiet():
+            self._client: BulletClient | None = BulletClient()
 
     @property
-    def _p(self) -> _Client:
+    def _p(self) -> BulletClient:
         if self._client is None:
             raise RuntimeError("the simulator is closed: make a new environment")
         return self._client
@@ -236,7 +192,7 @@ class BulletEngine:
                 self._p.setCollisionFilterPair(self._bodies[body.name].uid, self._table, 0, -1, 0)
 
     def _prepare_drawing(self, scene: Scene) -> None:
-        visuals = _visuals()
+        visuals = merged_visuals()
         self._links = sorted({link for link, _, _ in visuals} - {-1})
         frame = {link: i for i, link in enumerate([-1, *self._links])}
         arm = [Part(mesh, frame[link], ROBOT, np.multiply(rgb, scene.robot_rgb).tolist()) for link, mesh, rgb in visuals]

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from robopolicy.resources import cache_dir
 from robopolicy.sim.description import link_indices, origin_pose, panda_urdf, without_visuals
+from robopolicy.sim.meshes import Mesh, panda_visuals
 
 CACHE_NAME = "panda-collision-v2"
 
@@ -69,6 +70,13 @@ def merged() -> tuple[ET.Element, dict[int, tuple[int, np.ndarray]]]:
                 place[name] = parent, T @ T_now
     after = link_indices(robot)
     return robot, {before[name]: (after[now], T) for name, (now, T) in place.items()}
+
+
+@cache
+def merged_visuals() -> list[tuple[int, Mesh, tuple[float, float, float]]]:
+    """Link of collision_urdf(), mesh in its frame, and colour of everything that shows of the robot."""
+    _, moved = merged()
+    return [(moved[v.link][0], v.mesh.moved(moved[v.link][1]), v.rgb) for v in panda_visuals()]
 
 
 def hull(obj: str) -> str:

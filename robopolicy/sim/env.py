@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 
 from robopolicy import spec
 from robopolicy.sim import robot, world
@@ -289,8 +290,12 @@ def check_settings(env_id: str, env_kwargs: Mapping[str, Any]) -> None:
     """Whether gymnasium.make(env_id, **env_kwargs) will work, found out in milliseconds: it starts no simulator.
 
     Raises:
-        ValueError: as RobotEnv. FileNotFoundError: the robot's description is not whole.
+        ValueError: as the environment. FileNotFoundError: the robot's description is not whole.
     """
+    environment = load_env_creator(str(gymnasium.spec(env_id).entry_point))
+    if environment is not RobotEnv:
+        environment.check_settings(env_kwargs)  # type: ignore[union-attr]
+        return
     given = {**gymnasium.spec(env_id).kwargs, **env_kwargs}
     check_renderer(given["engine"], given.get("renderer", "cpu"))
     task = make_task(given["task"])

@@ -159,6 +159,13 @@ def forward(q: np.ndarray) -> np.ndarray:
     return T
 
 
+def jacobian(q: np.ndarray) -> np.ndarray:
+    """Geometric Jacobian [6, 7] (linear, angular; base frame) of that point for joint positions q [7] (rad)."""
+    out = np.empty((6, 7))
+    _forward(np.asarray(q, np.float64), np.eye(4), out)
+    return out
+
+
 def inverse(q: np.ndarray, T_base_ee: np.ndarray, iterations: int = 6) -> np.ndarray:
     """Joint positions [7] (rad) near q that bring the end effector towards T_base_ee.
 

@@ -24,6 +24,7 @@ CONFIG = "config.yaml"
 RESUME = "resume"
 MAY_CHANGE = (
     *("run_dir", "logger", "data.memory_gb", "train.resume", "train.save_every_seconds", "train.logger", "train.progress"),
+    *(f"rl.train.{name}" for name in ("resume", "save_every_seconds", "logger", "progress", "num_workers")),
     *("train.accumulate", "train.num_prefetch"),  # that the batches are cut as before is checked when the state is loaded
 )
 _PARTS = ("model", "average", "optimizer")
@@ -51,7 +52,12 @@ def save_state(run_dir: Path, state: RunState) -> None:
     """Write `state` beside older ones, then remove those: a kill at any moment leaves a whole one."""
     tensors = {f"{part}/{name}": value for part in _PARTS for name, value in getattr(state, part).items()}
     rest = {name: value for name, value in vars(state).items() if name not in _PARTS}
-    folder = run_dir / RESUME / f"step_{state.step:06d}"
+    replace_state(run_dir, state.step, tensors, rest)
+
+
+def replace_state(run_dir: Path, step: int, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """Write the state after `step` beside older ones, then remove those."""
+    folder = run_dir / RESUME / f"step_{step:06d}"
     checkpoint.save_training(folder, tensors, rest)
     for path in folder.parent.iterdir():
         if path != folder:
@@ -60,15 +66,23 @@ def save_state(run_dir: Path, state: RunState) -> None:
 
 def load_state(run_dir: Path) -> RunState | None:
     """The newest state (tensors on the CPU), None when nothing was saved."""
-    folders = [path for path in (run_dir / RESUME).glob("step_*") if (path / checkpoint.TRAINING).is_dir()]
-    if not folders:
+    found = resumable(run_dir)
+    if found is None:
         return None
-    tensors, rest = checkpoint.load_training(max(folders, key=lambda path: int(path.name.removeprefix("step_"))))
+    tensors, rest = found
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     return RunState(**{**rest, **parts})
+
+
+def resumable(run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors (on the CPU) and the rest of the newest state that replace_state() wrote, None when there is none."""
+    folders = [path for path in (run_dir / RESUME).glob("step_*") if (path / checkpoint.TRAINING).is_dir()]
+    if not folders:
+        return None
+    return checkpoint.load_training(max(folders, key=lambda path: int(path.name.removeprefix("step_"))))
 
 
 def drop_state(run_dir: Path) -> None:

@@ -12,14 +12,17 @@ from robopolicy.spec import did_you_mean
 
 # Held-out Meta-World tasks span easy to hard; each expert succeeds in over 90 % of its episodes under the noise of the
 # demonstrations. No policy's results there took part in the choice. Those of "seen" were held out too, until CARP was
-# changed after a first look at their results.
+# changed after looks at their results (the first six after the first look, the others after the second).
 _METAWORLD = {
     "development": (
         *("peg-insert-side", "stick-push", "coffee-pull", "basketball", "box-close", "disassemble", "bin-picking", "soccer"),
         "push-back",
     ),
-    "seen": ("drawer-open", "pick-place", "hand-insert", "shelf-place", "assembly", "stick-pull"),
-    "held_out": ("plate-slide-back-side", "coffee-push", "push-wall", "sweep", "lever-pull", "peg-unplug-side"),
+    "seen": (
+        *("drawer-open", "pick-place", "hand-insert", "shelf-place", "assembly", "stick-pull"),
+        *("plate-slide-back-side", "coffee-push", "push-wall", "sweep", "lever-pull", "peg-unplug-side"),
+    ),
+    "held_out": ("handle-pull-side", "door-unlock", "plate-slide", "reach-wall", "faucet-close", "dial-turn"),
 }
 _DETOUR = {"development": ("detour-centre",), "held_out": ("detour-offset", "detour-twice")}
 _SIMULATED = {
@@ -29,7 +32,7 @@ _SIMULATED = {
         SimulatedTask("push-images", "robopolicy/Push-v0", "images", ("state", "images.front")),
     ),
 }
-QUICK = {"development": ("coffee-pull-v3",), "seen": ("drawer-open-v3",), "held_out": ("coffee-push-v3",)}
+QUICK = {"development": ("coffee-pull-v3",), "seen": ("drawer-open-v3",), "held_out": ("faucet-close-v3",)}
 
 
 def tasks(split: str) -> dict[str, Task]:

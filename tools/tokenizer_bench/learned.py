@@ -84,7 +84,7 @@ def trained(data: Split, options: Mapping[str, Any], steps: int, seed: int, fold
     """A policy whose tokenizer was trained, its transformer not, and the CPU seconds that this took."""
     spec = data.training.spec
     with seeded(seed):
-        transformer = {"width": 8, "depth": 1, "num_heads": 1, "residual_tokens": 0, "num_categorical": None}
+        transformer = {"width": 8, "depth": 1, "num_heads": 1, "refine": False, "num_categorical": None}
         policy = CarpPolicy(
             {STATE: spec.features[STATE]},
             spec.action,

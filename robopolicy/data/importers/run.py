@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ FORMATS = {
     "robomimic": "a robomimic HDF5 file",
     "zarr": "a diffusion_policy replay buffer: a zarr folder or .zarr.zip (meta/episode_ends)",
     "rlds": "an RLDS folder of TFDS (features.json and *.tfrecord-*)",
+    "rosbag": "a ROS bag or a folder of bags (.bag, .mcap, .db3)",
 }
 
 
@@ -38,6 +39,7 @@ def import_dataset(
     instruction: str | None = None,
     episodes: int | None = None,
     keys: Mapping[str, Any] | None = None,
+    bags: Callable[[Path], Source] | None = None,
 ) -> list[str]:
     """Make the dataset `out`, which appears in one step, of one in another format; what was done, in lines for people.
 
@@ -48,11 +50,12 @@ def import_dataset(
         instruction: the task in words, for every episode, instead of the source's own.
         episodes: how many to import at most, from the first on.
         keys: {our key: field of the source, list of fields that are concatenated, or None}, on top of the defaults.
+        bags: reads ROS bags (deploy.ros_bag.BagSource, which is not known here).
 
     Raises:
         DatasetError: no such dataset, another format, or a damaged file. SpecError: options or data that do not fit.
     """
-    source = open_source(Path(path), format)
+    source = open_source(Path(path), format, bags)
     layout = source.layout
     if episodes is not None and episodes < 1:
         raise SpecError(f"episodes={episodes} must be at least 1; null imports all")
@@ -78,7 +81,7 @@ def import_dataset(
     return [f"{out}: {len(store)} episodes, {int(store.lengths.sum())} steps at {rate:g} Hz", *_report(mapped, layout)]
 
 
-def open_source(path: Path, format: str = AUTO) -> Source:
+def open_source(path: Path, format: str = AUTO, bags: Callable[[Path], Source] | None = None) -> Source:
     """The dataset at `path`, its metadata read. Raises as import_dataset does."""
     if format not in (AUTO, *FORMATS):
         raise SpecError(f"format={format!r} does not work; {did_you_mean(format, [AUTO, *FORMATS])}")
@@ -90,10 +93,14 @@ def open_source(path: Path, format: str = AUTO) -> Source:
     if format == AUTO and found is None:
         hint = _hint(path) or "; ".join(FORMATS.values())
         raise DatasetError(f"{path} looks like none of the formats that can be read: {hint}")
-    return _make(found or format, path)
+    return _make(found or format, path, bags)
 
 
-def _make(format: str, path: Path) -> Source:
+def _make(format: str, path: Path, bags: Callable[[Path], Source] | None) -> Source:
+    if format == "rosbag":
+        if bags is None:
+            raise DatasetError(f"{path} is {FORMATS[format]}: import it with `robopolicy data import`")
+        return bags(path)
     if format == "lerobot":
         from robopolicy.data.lerobot.importing import LeRobotSource
 
@@ -115,7 +122,10 @@ def detect(path: Path) -> str | None:
     """The format of what is at `path`, told by its content; None for none of FORMATS."""
     if path.is_dir():
         marks = {"lerobot": "meta/info.json", "zarr": "meta/episode_ends", "rlds": "features.json"}
-        return next((name for name, mark in marks.items() if (path / mark).exists()), None)
+        found = next((name for name, mark in marks.items() if (path / mark).exists()), None)
+        return found or ("rosbag" if find_bags(path) else None)
+    if is_bag(path):
+        return "rosbag"
     with suppress(OSError, zipfile.BadZipFile):
         with path.open("rb") as file:
             if file.read(8) == b"\x89HDF\r\n\x1a\n":
@@ -124,6 +134,20 @@ def detect(path: Path) -> str | None:
             if any(name.startswith("meta/episode_ends/") for name in archive.namelist()):
                 return "zarr"
     return None
+
+
+def is_bag(path: Path) -> bool:
+    """Whether this is one ROS bag: an .mcap, .bag or .db3 file, or a folder with metadata.yaml or .mcap files."""
+    if path.is_dir():
+        return (path / "metadata.yaml").is_file() or any(path.glob("*.mcap"))
+    return path.suffix in (".mcap", ".bag", ".db3")
+
+
+def find_bags(path: Path) -> list[Path]:
+    """The ROS bag at `path`, or those in a folder, by name."""
+    if is_bag(path):
+        return [path]
+    return sorted(child for child in path.iterdir() if is_bag(child)) if path.is_dir() else []
 
 
 def _hint(path: Path) -> str:

@@ -34,14 +34,15 @@ class Detection:
     """What the detectors say about one checkpoint.
 
     effect_sizes, evidence: {detector: d}, {detector: all that its scores say}. conformal, interval: of the chosen detector.
-    draws: bootstrap of -d [B], larger = better, -inf where d is undefined. flags: "code: sentence". A collapsed encoder
-    carries no evidence: NaN, and -inf in draws.
+    scores: of the chosen detector, of target [M] and hold-out [N]. draws: bootstrap of its -d [B], larger = better, -inf where
+    d is undefined. flags: "code: sentence". A collapsed encoder carries no evidence: NaN, no scores, and -inf in draws.
     """
 
     effect_sizes: dict[str, float]
     evidence: dict[str, Evidence]
     conformal: float
     interval: Interval
+    scores: tuple[Array, Array] | None = field(repr=False)
     draws: Array = field(repr=False)
     num_features: int
     num_dead: int
@@ -61,6 +62,7 @@ def _collapsed(num_features: int, num_dead: int, rank: float, num_bootstrap: int
         evidence=dict.fromkeys(DETECTORS, Evidence(nothing, nothing, nothing, nothing)),
         conformal=nothing,
         interval=(nothing, nothing),
+        scores=None,
         draws=np.full(num_bootstrap, -np.inf),
         num_features=num_features,
         num_dead=num_dead,
@@ -128,6 +130,7 @@ def detect(features: FeatureSet, *, detector: str, seed: int, num_bootstrap: int
         evidence=found,
         conformal=found[detector].conformal,
         interval=percentile_interval(draws),
+        scores=pairs[detector],
         draws=np.where(np.isfinite(draws), -draws, -np.inf),
         num_features=num_features,
         num_dead=num_dead,

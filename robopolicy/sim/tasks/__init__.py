@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from pathlib import Path
 
 from robopolicy.resources import conf_dir
 from robopolicy.sim.tasks.base import Task
@@ -11,8 +12,9 @@ from robopolicy.spec import did_you_mean
 
 
 def task_names() -> list[str]:
-    """Names of all tasks: those with a file in conf/task."""
-    return sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml"))
+    """Names of all tasks of RobotEnv: those with a file in conf/task and one here."""
+    here = Path(__file__).parent
+    return sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml") if (here / f"{path.stem}.py").is_file())
 
 
 def make_task(name: str) -> Task:

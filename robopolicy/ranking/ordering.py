@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from robopolicy.ranking.combine import combine
+from robopolicy.ranking.combine import Rule, combine
+from robopolicy.ranking.separation import tie_groups, wald_matrix
 from robopolicy.ranking.statistics import bootstrap_weights, ranks, stream
 from robopolicy.ranking.tables import Array, Outcomes
 
 BLOCK_BYTES = 1 << 27  # of one temporary array
-SEPARATED = 0.025  # two neighbours are told apart when so few replicates turn them round
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Scores of C policies.
+class Scored:
+    """Scores of C policies, and which of them make the final one.
 
     terms: {name: [1 + B, C]}, larger = better; row 0 is the estimate, the rest are replicates of it (B may be 0). NaN =
         missing, -inf = disqualified. "sim" is among them.
@@ -31,7 +30,7 @@ class Evidence:
     combined: tuple[str, ...]
     tiers: Array
 
-    def ordered(self, rule: str) -> Ordered:
+    def ordered(self, rule: str | Rule) -> Ordered:
         """The final score by `rule`, and the places by every score."""
         scores = {"vsdr": combine([self.terms[name] for name in self.combined], rule), **self.terms}
         return Ordered(self.names, scores, {name: tiered_ranks(value, self.tiers) for name, value in scores.items()})
@@ -55,16 +54,16 @@ class Ordered:
         place, sim = self.places[name][0], self.places["sim"][0]
         return sorted(range(place.size), key=lambda c: (place[c], sim[c], self.names[c]))
 
-    def groups(self) -> list[int] | None:
-        """Tie group of each policy [C], from 0: neighbours in the order that replicates do not tell apart share one."""
+    def groups(self, p_values: Array | None = None) -> list[int] | None:
+        """`separation.tie_groups` of the final score, a number for each policy [C], 0 = the leader's; None without replicates.
+
+        p_values: of all pairs [C, C] where an exact test of the final score exists; None = from its replicates.
+        """
         if not self.num_draws:
             return None
-        best_first, draws = self.order("vsdr"), self.places["vsdr"][1:]
-        group = [0] * len(best_first)
-        for before, after in pairwise(best_first):
-            turned = float((draws[:, after] <= draws[:, before]).mean())
-            group[after] = group[before] + (turned < SEPARATED)
-        return group
+        final = self.scores["vsdr"]
+        tested = wald_matrix(final[0], final[1:]) if p_values is None else p_values
+        return tie_groups(tested, -self.places["vsdr"][0]).tolist()
 
 
 def tiered_ranks(scores: Array, tiers: Array) -> Array:

@@ -1,0 +1,105 @@
+"""The policy's calls beside the control loop: one thread that waits for answers, so that the loop never does.
+
+Part of the robot-side island: numpy, msgpack and pyzmq only.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __package__:
+    from .client import PolicyTimeout, RemoteError
+else:  # this folder itself is on the path
+    from client import PolicyTimeout, RemoteError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To `request`: candidates [N, H, A] and the monitor's score, or None and what went wrong.
+
+    replaced: the server has another policy now.
+    """
+
+    request: int
+    chunks: np.ndarray | None = None
+    score: float | None = None
+    error: str = ""
+    replaced: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    request: int
+    observation: Mapping[str, Any]
+    num_samples: int
+    seed: int | None
+
+
+class Inference:
+    """Calls `policy`, in a thread of its own or, with threaded=False, at once: then a replay has no latency and no chance."""
+
+    def __init__(self, policy: Any, *, threaded: bool = True) -> None:
+        self._policy = policy
+        self._calls: queue.Queue[_Call | None] = queue.Queue()
+        self._answers: queue.Queue[Answer] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True) if threaded else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def submit(self, request: int, observation: Mapping[str, Any], num_samples: int, seed: int | None) -> None:
+        """Ask for the chunks of an observation of batch 1. What was submitted before and not begun is dropped."""
+        call = _Call(request, observation, num_samples, seed)
+        if self._thread is None:
+            self._answers.put(self._call(call))
+        else:
+            self._calls.put(call)
+
+    def answers(self) -> list[Answer]:
+        """What has come since the last call; never waits."""
+        found = []
+        while True:
+            try:
+                found.append(self._answers.get_nowait())
+            except queue.Empty:
+                return found
+
+    def close(self) -> None:
+        """End the thread, after the call that it is in."""
+        self._calls.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)
+
+    def _work(self) -> None:
+        while True:
+            call = self._calls.get()
+            while not self._calls.empty():
+                call = self._calls.get()  # the newest
+            if call is None:
+                return
+            self._answers.put(self._call(call))
+
+    def _call(self, call: _Call) -> Answer:
+        try:
+            decide = getattr(self._policy, "decide", None)
+            if decide is not None:
+                reply = decide(call.observation, call.num_samples, call.seed)
+                score = None if reply.scores is None else float(reply.scores[0])
+                return Answer(call.request, reply.actions[0], score)
+            return Answer(call.request, self._policy.sample(call.observation, call.num_samples, call.seed)[0])
+        except RemoteError as error:
+            log.error("%s", error)
+            return Answer(call.request, error=str(error), replaced=error.code == "replaced")
+        except (PolicyTimeout, ValueError, RuntimeError, OSError) as error:
+            log.error("%s", error)
+            return Answer(call.request, error=str(error))

@@ -1,0 +1,144 @@
+"""Reinforcement learning from settings: environments, actor and critic, data, teachers; then train.rl does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from robopolicy import checkpoint, config
+from robopolicy.data.collect import dataset_spec, environment, new_environment
+from robopolicy.data.episodes import EpisodeStore
+from robopolicy.data.vector import VectorEnv
+from robopolicy.models.point_critic import PointCritic
+from robopolicy.policies.load import ALLOWED, load_policy
+from robopolicy.policies.point_actor import PointActor
+from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, did_you_mean
+from robopolicy.train import rl
+from robopolicy.train.distil import Distillation
+from robopolicy.train.learners import Learner
+from robopolicy.train.plan import seeded
+from robopolicy.train.replay import Transition
+
+
+def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
+    """Train the actor `policy` and the critic `critic` in an environment as the node `rl` says; the actor's checkpoints.
+
+    Raises:
+        ValueError: settings that cannot work, before any work starts.
+    """
+    node = settings["rl"]
+    train = config.read(rl.RLConfig, {**node["train"], "logger": settings.get("logger", "jsonl")}, where="rl.train")
+    if not settings.get("critic"):
+        raise config.ConfigError("rl needs an actor and a critic: give critic=point_q")
+    world, spec = make_world(env_id, env_kwargs, node.get("groups") or {"all": {}})
+    demonstrations = Path(train.demonstrations) if train.demonstrations else None
+    if demonstrations and len(world.groups) > 1:
+        raise config.ConfigError(
+            f"rl.train.demonstrations with {len(world.groups)} groups: a dataset is of one; give one group"
+        )
+    learner = make_learner(node["learner"], settings["policy"], settings["critic"], spec, world, train.seed, train.device)
+    if distil := node.get("distil"):
+        learner.distillation = distillation(distil, list(world.groups), train.device)
+    data = transitions(demonstrations, learner.actor) if demonstrations else None
+    resolved = {key: value for key, value in settings.items() if key not in ("inputs", "run_dir", "train", "data")}
+    return rl.train(learner, world, run_dir, config=resolved, settings=train, data=data)
+
+
+def make_world(env_id: str, env_kwargs: Mapping[str, Any], groups: Mapping[str, Any]) -> tuple[rl.World, DatasetSpec]:
+    """What to learn in, and the spec of what is observed there."""
+    env = environment(env_id, env_kwargs)
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    make = partial(VectorEnv, partial(new_environment, env_id, dict(env_kwargs)))
+    options = {name: dict(given or {}) for name, given in groups.items()}
+    return rl.World(make, options, space.low, space.high), dataset_spec(env)
+
+
+def make_learner(
+    learner: Mapping[str, Any],
+    policy: Mapping[str, Any],
+    critic: Mapping[str, Any],
+    spec: DatasetSpec,
+    world: rl.World,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Learner:
+    """The learner that nodes with a `_target_` describe, its normalisers set to the action's bounds.
+
+    Raises:
+        ConfigError: a policy or critic that cannot learn by reinforcement.
+    """
+    known = {"observation": spec.observation, "action": spec.action, "control_hz": spec.fps}
+    with seeded(seed):
+        actor = config.build(policy, within=ALLOWED, **known)
+        judge = config.build(critic, within="robopolicy.models", **known)
+        for name, module, kind in (("policy", actor, PointActor), ("critic", judge, PointCritic)):
+            if not isinstance(module, kind):
+                raise config.ConfigError(f"{name} is a {type(module).__name__}; rl needs a {kind.__name__}")
+        if actor.spec.action_horizon != 1 or judge.execute_horizon != 1:
+            raise config.ConfigError("rl learns single actions: give policy.action_horizon=1 and critic.execute_horizon=1")
+        for module in (actor, judge):
+            module.fit(rl.bound_statistics(module.observation, world.low, world.high))
+            module.to(torch.device(device))
+        return config.build(learner, within="robopolicy.train", actor=actor, critic=judge)
+
+
+def distillation(node: Mapping[str, Any], groups: Sequence[str], device: str = "cpu") -> Distillation:
+    """The teachers {group: run or checkpoint} that a node names, and how their student learns from them.
+
+    Raises:
+        ConfigError: a group without a teacher, or a teacher without a group. CheckpointError: no policy there.
+    """
+    given = node["teachers"]
+    for name in given:
+        if name not in groups:
+            raise config.ConfigError(f"rl.distil.teachers has {name!r}; {did_you_mean(name, groups)}")
+    for name in groups:
+        if name not in given:
+            raise config.ConfigError(f"rl.distil.teachers lacks {name!r}: give every group a run")
+    teachers = []
+    for name in groups:
+        found = best_checkpoint(given[name])
+        teacher = load_policy(found)
+        if not isinstance(teacher, PointActor):
+            raise config.ConfigError(f"{found} holds a {type(teacher).__name__}; a teacher is a PointActor")
+        teachers.append(teacher.to(torch.device(device)))
+    return Distillation(teachers, **{key: value for key, value in node.items() if key != "teachers"})
+
+
+def best_checkpoint(run: str | Path, score: str = "upper_ratio") -> Path:
+    """The checkpoint of a run with the highest mean `score` over its groups (the later of equals), or `run` if it is one."""
+    folders = checkpoint.list_checkpoints(run)
+    if not folders:
+        return Path(run)
+
+    def mean(folder: Path) -> float:
+        metrics = checkpoint.describe(folder)[1].get("metrics") or {}
+        found = [value for name, value in metrics.items() if name.endswith(f"/{score}") and value is not None]
+        return float(np.mean(found)) if found else -1.0
+
+    return max(folders, key=lambda folder: (mean(folder), folders.index(folder)))
+
+
+def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
+    """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit."""
+    store = EpisodeStore(path)
+    keys = tuple(actor.observation)
+    for index in range(len(store)):
+        arrays = store.read(index, [*keys, ACTION, REWARD, TERMINATED])
+        physical = torch.from_numpy(arrays[ACTION].astype(np.float32)).to(actor.device)
+        actions = actor.normalizer.normalize(ACTION, physical).clamp(-1, 1).cpu().numpy()[:, None]
+        length = len(actions)
+        for t in range(length):
+            ended = bool(arrays[TERMINATED][t])
+            if t + 1 == length and not ended:
+                break
+            now = {key: arrays[key][t] for key in keys}
+            following: dict[str, Array] = {key: arrays[key][min(t + 1, length - 1)] for key in keys}
+            yield Transition(now, actions[t], float(arrays[REWARD][t]), following, ended)

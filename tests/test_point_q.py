@@ -1,0 +1,499 @@
+"""Properties of dense point-cloud actors and critics, how they learn, and the loop that teaches them."""
+
+import json
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from robopolicy import checkpoint
+from robopolicy.batch import fake_batch
+from robopolicy.config import ConfigError, compose, to_plain
+from robopolicy.data.collect import collect, new_environment
+from robopolicy.data.vector import Start, VectorEnv
+from robopolicy.models.cloud_encoder import CloudEncoder
+from robopolicy.models.cloud_noise import CloudNoise, dilated, dropped, eroded
+from robopolicy.models.dense_points import GripperCloud, backbone
+from robopolicy.models.point_critic import PointCritic
+from robopolicy.pipeline import train_run
+from robopolicy.policies.bc import BehaviourCloningPolicy
+from robopolicy.policies.load import load_critic, load_policy
+from robopolicy.policies.point_actor import PointActor, squashed_log_prob
+from robopolicy.policies.steering import SteeredPolicy
+from robopolicy.reinforce import best_checkpoint
+from robopolicy.spec import ACTION, POINTS, STATE, Critic, FeatureSpec, Policy, SpecError
+from robopolicy.train import rl
+from robopolicy.train.distil import Distillation, kl, wasserstein
+from robopolicy.train.learners import ImplicitQ, SoftActorCritic, TwinDelayed
+from robopolicy.train.plan import TrainingError
+from robopolicy.train.replay import ReplayBuffer, Transition, Transitions
+
+OBSERVATION = {
+    STATE: FeatureSpec((4,), names=("ee_x", "ee_y", "ee_z", "opening")),
+    POINTS: FeatureSpec((12, 5), names=("x", "y", "z", "arm", "garment")),
+}
+ACTIONS = FeatureSpec((2,), unit="m", names=("dx", "dy"))
+LOW, HIGH = np.array([-0.02, -0.1]), np.array([0.02, 0.1])
+SMALL = {
+    "balls": {"widths": (16, 16)},
+    "pointnet2": {"widths": ((8, 8), (8, 16), (16, 16)), "back": ((16,), (16,), (16,)), "out": (16,)},
+}
+nets = pytest.mark.parametrize("net", SMALL)
+
+
+def actor(net="balls", **encoder):
+    made = PointActor(
+        OBSERVATION, ACTIONS, 20.0, encoder=partial(CloudEncoder, net=net, options=SMALL[net], **encoder), hidden=(32,)
+    )
+    made.fit(rl.bound_statistics(made.observation, LOW, HIGH))
+    return made
+
+
+def critic(net="balls", **options):
+    made = PointCritic(OBSERVATION, ACTIONS, 20.0, net=net, options=SMALL[net], hidden=(32,), **options)
+    made.fit(rl.bound_statistics(made.observation, LOW, HIGH))
+    return made
+
+
+def clouds(size, seed=0, empty=3):
+    """Observations {key: [B, 1, ...]}, the last `empty` rows padding."""
+    rng = np.random.default_rng(seed)
+    state = rng.uniform(-0.2, 0.2, (size, 1, 4))
+    points = np.zeros((size, 1, 12, 5))
+    points[..., :3] = state[..., None, :3] + rng.uniform(-0.3, 0.3, (size, 1, 12, 3))
+    points[..., 3 + rng.integers(2)] = 1
+    points[:, :, 12 - empty :] = 0
+    return {STATE: state.astype(np.float32), POINTS: points.astype(np.float32)}
+
+
+def tensors(observation):
+    return {key: torch.from_numpy(value) for key, value in observation.items()}
+
+
+# clouds and their noise
+
+
+def test_every_kind_of_noise_keeps_its_bounds_and_its_inputs(generator):
+    cloud = tensors(clouds(200))[POINTS][:, 0]
+    xyz, mask = cloud[..., :3], (cloud != 0).any(-1)
+    before = cloud.clone()
+    lost = mask & ~dropped(mask, 0.5, generator)
+    assert 0.15 < lost.sum() / mask.sum() < 0.35
+    hole = mask & ~eroded(xyz, mask, 0.2, generator)
+    assert hole.any()
+    for i in range(200):
+        gone = xyz[i, hole[i]]
+        assert len(gone) == 0 or torch.cdist(gone, gone).max() <= 0.4
+    more, classes, both = dilated(xyz, cloud[..., 3:], mask, 0.9, 0.02, generator)
+    new = both & ~mask
+    assert new.any()
+    assert (torch.cdist(more, xyz).masked_fill(~mask[:, None], torch.inf).amin(-1)[new] <= 0.0201).all()
+    assert (classes[new].sum(-1) == 1).all()
+    assert torch.equal(cloud, before)
+
+
+def test_noise_is_the_generators_alone_and_leaves_padding_and_empty_clouds_alone():
+    cloud = tensors(clouds(6))[POINTS][:, 0]
+    cloud[2] = 0
+    mask, center, noise = (cloud != 0).any(-1), torch.zeros(6, 3), CloudNoise()
+    first, second = (noise(cloud, mask, center, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not first[1][2].any()
+    assert first[1].any(1)[[0, 1, 3, 4, 5]].all()
+    assert all(value.isfinite().all() for value in first)
+    for bad in ({"jitter": -0.1}, {"dropout": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            CloudNoise(**bad)
+
+
+def test_clouds_are_relative_to_the_gripper_whose_row_is_last():
+    make = GripperCloud(OBSERVATION, extras=["opening"])
+    one = tensors(clouds(3))
+    moved = {key: value.clone() for key, value in one.items()}
+    moved[STATE][..., :3] += 0.5
+    moved[POINTS][..., :9, :3] += 0.5
+    a, b = make(one), make(moved)
+    assert torch.allclose(a.points, b.points, atol=1e-5)
+    assert a.points.shape == (3, 13, make.num_channels) == (3, 13, 7)
+    assert torch.equal(a.points[:, -1, :3], torch.zeros(3, 3))
+    assert torch.equal(a.points[:, -1, -1], one[STATE][:, 0, 3])
+    assert a.mask.sum(1).tolist() == [10, 10, 10]
+    with pytest.raises(SpecError, match=r"need 'observation\.points'"):
+        GripperCloud({STATE: OBSERVATION[STATE]})
+    with pytest.raises(SpecError, match="did you mean 'opening'"):
+        GripperCloud(OBSERVATION, extras=["openings"])
+    with pytest.raises(ValueError, match="must be one of balls, pointnet2"):
+        backbone("pointnet", 6, True)
+
+
+@nets
+@pytest.mark.parametrize("dense", [True, False])
+def test_networks_look_at_sets_of_points_and_at_no_padding(net, dense):
+    observation = tensors(clouds(4))
+    encoder = actor(net, dense=dense).encoder
+    value = encoder(observation)
+    shuffled = {**observation, POINTS: observation[POINTS][:, :, torch.randperm(12)]}
+    assert torch.allclose(encoder(shuffled), value, atol=1e-5)
+    fewer = {**observation, POINTS: observation[POINTS][:, :, :9]}
+    narrow = CloudEncoder(
+        observation={**OBSERVATION, POINTS: FeatureSpec((9, 5))},
+        obs_horizon=1,
+        normalizer=encoder.normalizer,
+        net=net,
+        options=SMALL[net],
+        dense=dense,
+    )
+    narrow.net.load_state_dict(encoder.net.state_dict())
+    assert torch.allclose(narrow(fewer), value, atol=1e-5)
+
+
+@nets
+@pytest.mark.parametrize("attach", ["points", "latent"])
+def test_values_depend_on_the_action_and_each_head_has_its_own(net, attach):
+    judge = critic(net, attach=attach, num_heads=3, dense=net == "balls")
+    cloud = judge.cloud(tensors(clouds(5)))
+    a, b = torch.full((5, 1, 2), -0.5), torch.full((5, 1, 2), 0.5)
+    assert judge.values(cloud, a).shape == (3, 5)
+    assert ((judge.values(cloud, a) - judge.values(cloud, b)).abs() > 1e-6).all()
+    assert judge.values(cloud, a).std(0).min() > 1e-4
+    action = a.clone().requires_grad_()
+    judge.values(cloud, action).sum().backward()
+    assert (action.grad.abs() > 0).all()
+
+
+# contracts
+
+
+def test_the_actor_is_a_policy_and_the_critic_a_critic(tmp_path):
+    policy, judge, observation = actor().eval(), critic().eval(), clouds(3)
+    assert isinstance(policy, Policy)
+    assert isinstance(judge, Critic)
+    samples = policy.sample(observation, 5, seed=1)
+    assert samples.shape == (3, 5, 1, 2)
+    assert samples.dtype == np.float32
+    assert (np.abs(samples) <= HIGH + 1e-6).all()
+    assert np.array_equal(policy.sample(observation, 2, seed=9)[:, 0], samples[:, 0])  # what it does on its own
+    assert np.array_equal(policy.sample(observation, 5, seed=1), samples)
+    assert policy.features(observation).shape == (3, policy.encoder.width)
+    density = policy.log_prob(observation, samples)
+    assert density.shape == (3, 5)
+    context = judge.encode(observation)
+    scores = judge.score(context, samples)
+    assert scores.shape == (2, 3, 5)
+    assert np.allclose(judge.score(context, samples[:, 3:4])[..., 0], scores[..., 3], atol=1e-5)
+    nodes = {
+        "policy": {
+            "_target_": "robopolicy.policies.point_actor.PointActor",
+            "encoder": {
+                "_target_": "robopolicy.models.cloud_encoder.CloudEncoder",
+                "_partial_": True,
+                "options": {"widths": [16, 16]},
+            },
+            "hidden": [32],
+        },
+        "critic": {"_target_": "robopolicy.models.point_critic.PointCritic", "options": {"widths": [16, 16]}, "hidden": [32]},
+    }
+    for kind, module in (("policy", policy), ("critic", judge)):
+        checkpoint.save(tmp_path / kind, module.state_dict(), nodes, {"kind": kind, "spec": module.spec.to_dict()})
+    assert np.array_equal(load_policy(tmp_path / "policy").sample(observation, 5, seed=1), samples)
+    assert np.array_equal(load_critic(tmp_path / "critic").score(context, samples), scores)
+    with pytest.raises(checkpoint.CheckpointError, match="not a critic"):
+        load_critic(tmp_path / "policy")
+
+
+def test_the_critic_steers_a_policy_of_another_kind():
+    base = BehaviourCloningPolicy(OBSERVATION, ACTIONS, 20.0, action_horizon=4, execute_horizon=2, width=16)
+    base.fit(rl.bound_statistics(base.observation, LOW, HIGH))
+    steered = SteeredPolicy(base.eval(), critic().eval(), num_samples=6, margin=0.0, rule="argmax")
+    decision = steered.decide(clouds(4), seed=0)
+    best = decision.scores.mean(0)
+    assert (best[np.arange(4), decision.index] >= best[:, 0] - 1e-6).all()
+    assert steered.sample(clouds(4), seed=0).shape == (4, 1, 4, 2)
+
+
+def test_a_squashed_density_adds_up_to_one():
+    edges = torch.linspace(-0.99999, 0.99999, 200_001, dtype=torch.float64)
+    for mean, std in ((0.3, 0.5), (-1.5, 0.2)):
+        density = squashed_log_prob(torch.tensor(mean), torch.tensor(std), torch.atanh(edges)).exp()
+        assert torch.trapezoid(density, edges).item() == pytest.approx(1, abs=2e-3)
+
+
+def test_alone_both_learn_from_a_dataset(generator):
+    for module in (actor(), critic()):
+        batch = fake_batch(module.observation, ACTIONS, 1, 1, 4, generator)
+        batch[ACTION] = batch[ACTION].clamp(-1, 1) * torch.from_numpy(HIGH).float()
+        optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+        first, _ = module.loss(module.phases[0].name, batch, generator)
+        for _ in range(80):
+            loss, metrics = module.loss(module.phases[0].name, batch, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert all(np.isfinite(float(value)) for value in metrics.values())
+        assert loss < first - 0.5 * abs(first.item())
+
+
+# learning
+
+
+def toy(size, rng):
+    """A step in which the right action points from the gripper to the only point. It ends there."""
+    observation = {STATE: np.zeros((size, 4), np.float32), POINTS: np.zeros((size, 12, 5), np.float32)}
+    wanted = rng.uniform(-0.8, 0.8, (size, 2)).astype(np.float32)
+    observation[POINTS][:, 0, :2], observation[POINTS][:, 0, 3] = 0.2 * wanted, 1
+    return observation, wanted
+
+
+def toy_transitions(size, rng, action):
+    observation, wanted = toy(size, rng)
+    now = {key: torch.from_numpy(value)[:, None] for key, value in observation.items()}
+    reward = -((torch.from_numpy(action) - torch.from_numpy(wanted)) ** 2).sum(-1)
+    return Transitions(now, torch.from_numpy(action)[:, None], reward, now, torch.ones(size, dtype=torch.bool)), wanted
+
+
+@pytest.mark.parametrize("kind", [SoftActorCritic, TwinDelayed, ImplicitQ])
+def test_every_learner_finds_the_better_action(kind):
+    learner = kind(actor(), critic(), learning_rate=4e-3, tau=0.05, actor_every=1)
+    rng = np.random.default_rng(0)
+
+    def error():
+        transitions, wanted = toy_transitions(256, np.random.default_rng(99), np.zeros((256, 2), np.float32))
+        mean = torch.tanh(learner.actor.distribution(transitions.now)[0])[:, 0].detach().numpy()
+        return float(np.abs(mean - wanted).mean())
+
+    before = error()
+    for step in range(300):
+        action = rng.uniform(-1, 1, (32, 2)).astype(np.float32)
+        transitions, _ = toy_transitions(32, rng, action)
+        metrics = learner.update(transitions, 0, step, torch.Generator().manual_seed(step))
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+    assert error() < 0.6 * before
+
+
+def test_what_ends_is_worth_no_more_and_what_is_cut_off_is(generator):
+    learner = SoftActorCritic(actor(), critic(), gamma=0.9)
+    with torch.no_grad():
+        learner.target.heads[-1].bias.fill_(10.0)
+    transitions, _ = toy_transitions(32, np.random.default_rng(0), np.zeros((32, 2), np.float32))
+    cut = Transitions(transitions.now, transitions.action, transitions.reward, transitions.now, ~transitions.ended)
+    ended = learner.critic_loss(transitions, generator)[1]["value"].item()
+    assert ended == pytest.approx(transitions.reward.mean().item(), abs=1e-5)
+    assert learner.critic_loss(cut, generator)[1]["value"] > ended + 5
+
+
+def test_distances_between_gaussians():
+    a, b = torch.randn(2, 4, 1, 2), torch.rand(2, 4, 1, 2) + 0.1
+    normal = torch.distributions.Normal
+    assert torch.allclose(kl(a[0], b[0], a[1], b[1]), torch.distributions.kl_divergence(normal(a[1], b[1]), normal(a[0], b[0])))
+    assert torch.equal(wasserstein(a[0], b[0], a[0], b[0]), torch.zeros(4, 1, 2))
+    assert (wasserstein(a[0], b[0], a[1], b[1]) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["wasserstein", "kl", "imitation"])
+def test_a_student_of_spoilt_clouds_comes_to_act_like_its_teacher(kind, generator):
+    teachers = [actor() for _ in range(2)]
+    for sign, teacher in zip((-1, 1), teachers, strict=True):
+        with torch.no_grad():
+            teacher.head[-1].bias.copy_(torch.tensor([sign * 1.0, -sign * 0.5, -1.0, -1.0]))
+    learner = SoftActorCritic(actor(noise={}), critic(), learning_rate=3e-3)
+    learner.distillation = Distillation(teachers, kind, weight=1.0, rl_weight=0.0)
+    now = tensors(clouds(64))
+    transitions = Transitions(now, torch.zeros(64, 1, 2), torch.zeros(64), now, torch.zeros(64, dtype=torch.bool))
+    for step in range(80):
+        learner.update(transitions, 1, step, torch.Generator().manual_seed(step))
+    mean = torch.tanh(learner.actor.distribution(now)[0]).mean(0)
+    gaps = [(mean - torch.tanh(teacher.distribution(now)[0]).mean(0)).abs().max() for teacher in teachers]
+    assert gaps[1] < 0.15 < gaps[0]
+    with pytest.raises(ValueError, match="did you mean 'kl'"):
+        Distillation(teachers, "kll")
+
+
+# the buffer and the loop
+
+
+def test_the_buffer_forgets_the_oldest_of_a_group_and_comes_back_as_it_was():
+    buffer = ReplayBuffer(OBSERVATION, (1, 2), 5, groups=2)
+    observation = {STATE: np.zeros(4, np.float32), POINTS: np.zeros((12, 5), np.float32)}
+    for i in range(8):
+        buffer.add(Transition(observation, np.zeros((1, 2)), float(i), observation, i == 7, group=1))
+    group, batch = buffer.sample(200, np.random.default_rng(0))
+    assert group == 1
+    assert set(batch.reward.tolist()) == {3, 4, 5, 6, 7}
+    assert torch.equal(batch.ended, batch.reward == 7)
+    assert batch.now[POINTS].shape == (200, 1, 12, 5)
+    again = ReplayBuffer(OBSERVATION, (1, 2), 5, groups=2)
+    again.restore(buffer.state())
+    other = again.sample(200, np.random.default_rng(0))[1]
+    assert torch.equal(other.reward, batch.reward)
+    assert len(again) == len(buffer) == 5
+
+
+class Reaching(gymnasium.Env):
+    """Move the gripper to the point; eight steps."""
+
+    def __init__(self):
+        self.action_space = gymnasium.spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32))
+        self.observation_space = gymnasium.spaces.Dict(
+            {k: gymnasium.spaces.Box(-9, 9, f.shape) for k, f in OBSERVATION.items()}
+        )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.goal = self.np_random.uniform(-0.05, 0.05, 2) + (options or {}).get("shift", 0.0)
+        self.at, self.time = np.zeros(2), 0
+        return self._see(), {}
+
+    def _see(self):
+        points = np.zeros((12, 5), np.float32)
+        points[0] = [*self.goal, 0, 1, 0]
+        return {STATE: np.array([*self.at, 0, 0], np.float32), POINTS: points}
+
+    def step(self, action):
+        self.at, self.time = self.at + action, self.time + 1
+        gap = float(np.linalg.norm(self.at - self.goal))
+        bad = self.np_random.random() < 0.05
+        return self._see(), -gap, False, self.time == 8 or bad, {"gap": gap, "fault": "lost" if bad else ""}
+
+
+GROUPS = {"here": {}, "there": {"shift": 0.03}}
+
+
+class KilledError(Exception):
+    """The plug is pulled."""
+
+
+def loop(run_dir, resume=False, stop=None, **settings):
+    torch.manual_seed(5)
+    learner = SoftActorCritic(actor(noise={}), critic())
+    if stop is not None:
+        update = learner.update
+
+        def dying(transitions, group, step, generator):
+            if step == stop:
+                raise KilledError
+            return update(transitions, group, step, generator)
+
+        learner.update = dying
+    world = rl.World(partial(VectorEnv, Reaching), GROUPS, LOW, HIGH)
+    options = {
+        "steps": 40,
+        "warmup": 6,
+        "log_every": 5,
+        "evaluate_every": 20,
+        "evaluate_episodes": 2,
+        "batch_size": 8,
+        "progress": False,
+    }
+    config = rl.RLConfig(**{**options, "save_every_seconds": 0.0, "resume": resume, **settings})
+    nodes = {"policy": {"a": 1}, "critic": {"b": 2}}
+    return rl.train(learner, world, run_dir, config=nodes, settings=config), learner
+
+
+def rows(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
+
+
+def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
+    whole, learner = loop(tmp_path / "whole")
+    for stop in (55,):
+        with pytest.raises(KilledError):
+            loop(tmp_path / f"cut{stop}", stop=stop)
+        pieces, other = loop(tmp_path / f"cut{stop}", resume=True)
+        assert rows(tmp_path / "whole") == rows(tmp_path / f"cut{stop}")
+        for name, value in learner.tensors().items():
+            assert torch.equal(value, other.tensors()[name]), name
+        assert [p.name for p in pieces] == [p.name for p in whole] == ["step_000020", "step_000040"]
+    assert not (tmp_path / "whole" / "resume").exists()
+    with pytest.raises(TrainingError, match="already holds a run"):
+        loop(tmp_path / "whole")
+
+
+def test_faults_are_not_learned_from_and_scores_are_of_every_group(tmp_path):
+    loop(tmp_path / "run")
+    last = rows(tmp_path / "run")[-1]
+    assert last["faults"] > 0
+    assert last["transitions"] == 80 - last["faults"]
+    judged = next(row for row in rows(tmp_path / "run") if row["phase"] == "evaluation")
+    assert {"here/gap", "there/gap"} <= set(judged)
+    assert best_checkpoint(tmp_path / "run", "gap").parent == tmp_path / "run" / "checkpoints"
+
+
+def test_processes_change_nothing():
+    make = partial(new_environment, "robopolicy/Dress-v0", {"region": "bent"})
+    found = []
+    for workers in (0, 1):
+        with VectorEnv(make, 2, workers) as envs:
+            first = envs.reset({0: Start(3), 1: Start(4, {"region": "straight"}, (np.full(4, 0.01, np.float32),))})
+            found.append([first, envs.step([np.full(4, 0.02, np.float32)] * 2)])
+    for index in (0, 1):
+        assert np.array_equal(found[0][0][index][POINTS], found[1][0][index][POINTS])
+        a, b = found[0][1][index], found[1][1][index]
+        assert np.array_equal(a.observation[POINTS], b.observation[POINTS])
+        assert (a.reward, a.info) == (b.reward, b.info)
+
+
+def small(tmp_path, *overrides):
+    given = [
+        "experiment=dress",
+        "rl.train.steps=4",
+        "rl.train.warmup=2",
+        "rl.train.batch_size=4",
+        "rl.train.evaluate_episodes=1",
+    ]
+    given += ["policy.hidden=[16]", "critic.hidden=[16]", "rl.train.progress=false"]
+    return to_plain(compose("train", [*given, *overrides]))
+
+
+def test_experiment_dress_trains_an_actor_and_a_critic_that_load(tmp_path):
+    found = train_run(small(tmp_path), tmp_path / "run")
+    policy, judge = load_policy(found[-1]), load_critic(tmp_path / "run" / "critic" / "checkpoints" / "step_000004")
+    env = new_environment("robopolicy/Dress-v0", {})
+    observation, _ = env.reset(seed=0)
+    batch = {key: value[None, None] for key, value in observation.items()}
+    actions = SteeredPolicy(policy, judge, num_samples=4).sample(batch, 2, seed=0)
+    assert all(env.action_space.contains(action) for action in actions[0, :, 0])
+    env.close()
+    metrics = checkpoint.describe(found[-1])[1]["metrics"]
+    assert {"all/upper_ratio", "all/whole_ratio", "all/success"} <= set(metrics)
+
+
+def test_iql_learns_from_demonstrations_alone(tmp_path):
+    data = collect(
+        tmp_path / "data",
+        "robopolicy/Dress-v0",
+        {"region": "bent", "observation": ["state", "points"]},
+        {"expert": 1},
+        seed=0,
+        num_workers=0,
+    )
+    settings = small(
+        tmp_path, "rl=iql", f"rl.train.demonstrations={data.path}", "rl.train.steps=4", "rl.train.evaluate_episodes=0"
+    )
+    train_run(settings, tmp_path / "run")
+    row = rows(tmp_path / "run")[-1]
+    assert row["transitions"] == 59
+    assert np.isfinite(row["critic_loss"])
+    assert row["weight"] > 0
+
+
+def test_mistakes_in_settings_are_named(tmp_path):
+    for overrides, message in (
+        (["rl=iql"], "give rl.train.demonstrations"),
+        (["rl.train.updates=0"], "rl.train.updates=0"),
+        (["critic.attach=point"], "did you mean 'points'"),
+        (["policy.action_horizon=4"], "give policy.action_horizon=1"),
+        (["rl.distil={teachers: {al: x}}"], "did you mean 'all'"),
+        (["rl.distil={teachers: {}}"], "lacks 'all'"),
+        (["rl.groups={a: {}, b: {}}", "rl.train.demonstrations=x"], "give one group"),
+    ):
+        with pytest.raises((ValueError, ConfigError), match=message):
+            train_run(small(tmp_path, *overrides), tmp_path / "run")
+    with pytest.raises(ConfigError, match="give critic=point_q"):
+        train_run({**small(tmp_path), "critic": None}, tmp_path / "run")
+    other = {**small(tmp_path), "policy": {"_target_": "robopolicy.policies.bc.BehaviourCloningPolicy"}}
+    with pytest.raises(ConfigError, match="rl needs a PointActor"):
+        train_run(other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,353 @@
+"""Dense against latent Q, dense against direct actors, teachers against none: dressed ratios; a rigid task; throughput.
+
+    python tools/bench_pointq.py [--quick] [--seed 0] [--out FILE.json]
+    python tools/bench_pointq.py --arms dense,latent,direct --seeds 3 --rounds 2500 --cells runs/pointq --out pointq.json
+
+A cell is one arm under one seed, kept as a file in --cells: the same command goes on where it stopped, and several processes
+with different --arms may share the folder. Arms of one comparison differ in one setting and have the same budget. Learned
+arms take the checkpoint that did best on development episodes, and are scored on others. Intervals are 95 %, over
+episodes of all seeds (normal; Wilson for success). Ratios are final ones, not the best of an episode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from provenance import provenance, write_json
+
+from robopolicy.config import compose, to_plain
+from robopolicy.data.collect import collect, new_environment
+from robopolicy.data.vector import VectorEnv
+from robopolicy.pipeline import train_run
+from robopolicy.policies.load import load_policy
+from robopolicy.policies.wrappers import ChunkExecutor
+from robopolicy.ranking.intervals import wilson
+from robopolicy.reinforce import best_checkpoint
+from robopolicy.sim.dress_experts import DressExpert, NaivePath
+from robopolicy.sim.dress_world import BENDS
+from robopolicy.train import rl
+
+JUDGE = 7  # seed of the episodes that arms are scored on; development episodes have another
+METRICS = ("upper_ratio", "whole_ratio", "success", "peak_force_n")
+SCRIPTS: dict[str, Callable[[], Any]] = {"expert": DressExpert, "naive": NaivePath}
+LEARNED: dict[str, list[str]] = {
+    "dense": [],
+    "latent": ["critic.attach=latent"],
+    "direct": ["policy.encoder.dense=false"],
+    "td3": ["rl=td3"],
+}
+ARMS = (
+    "expert",
+    "naive",
+    *LEARNED,
+    "bc",
+    "iql",
+    "carp",
+    "student",
+    "student_kl",
+    "student_imitation",
+    "alone",
+    "lift_bc",
+    "lift_iql",
+)
+
+
+class Bench:
+    """Settings of a run of this tool."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.cells = args.cells
+
+    def cell(self, arm: str, seed: int) -> dict[str, Any]:
+        """The scores of an arm under a seed, from its file or by doing the work."""
+        a = self.args
+        settings = {"arm": arm, "seed": seed, "region": a.region, "garments": a.garments, "rounds": a.rounds}
+        settings |= {
+            "episodes": a.episodes,
+            "demonstrations": a.demonstrations,
+            "updates": a.bc_updates,
+            "teachers": a.teacher_rounds,
+        }
+        settings |= {"set": a.set}
+        name = f"{arm}_{seed}_{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+        file = self.cells / f"{name}.json"
+        if file.is_file():
+            return json.loads(file.read_text())
+        started = time.process_time()
+        found = self.work(arm, seed, self.cells / name)
+        result = {**settings, **found, "cpu_s": time.process_time() - started, "commit": provenance()["commit"]}
+        write_json(file, result)
+        print(f"{name}: upper {_floats(found['upper_ratio']).mean():.2f}, success {np.mean(found['success']):.2f}", flush=True)
+        return result
+
+    def work(self, arm: str, seed: int, run: Path) -> dict[str, Any]:
+        """Train where there is something to train, and play the judging episodes."""
+        if arm in SCRIPTS:
+            return self.scripted(SCRIPTS[arm])
+        if arm in LEARNED:
+            return self.scored(self.reinforce(run, seed, self.args.region, self.args.rounds, LEARNED[arm]), self.args.region)
+        if arm in ("bc", "carp"):
+            return self.scored(self.imitate(run, seed, arm, self.args.region), self.args.region)
+        if arm == "iql":
+            return self.scored(self.offline(run, seed), self.args.region)
+        if arm.startswith("lift_"):
+            return self.rigid(run, seed, arm.removeprefix("lift_"))
+        return self.all_regions(run, seed, arm)
+
+    # arms
+
+    def reinforce(self, run: Path, seed: int, region: str, rounds: int, overrides: list[str]) -> Path:
+        """A run of experiment=dress; resumes."""
+        a = self.args
+        given = [
+            "experiment=dress",
+            *overrides,
+            f"task.env.region={region}",
+            f"task.env.garments=[{','.join(a.garments)}]",
+            f"rl.train.steps={rounds}",
+            f"rl.train.seed={seed}",
+            f"rl.train.evaluate_every={max(rounds // 4, 1)}",
+            f"rl.train.warmup={min(150, rounds // 4)}",
+            f"rl.train.evaluate_episodes={min(6, a.episodes)}",
+            "rl.train.resume=true",
+            "rl.train.progress=false",
+            *a.set,
+        ]
+        train_run(to_plain(compose("train", given)), run)
+        return best_checkpoint(run)
+
+    def demonstrated(self, task: str, region: str | None = None) -> Path:
+        """A dataset of the scripted expert, with pushes on its motion so that recovery is in it."""
+        path = self.cells / f"demonstrations_{task}_{region or ''}_{self.args.demonstrations}"
+        kwargs: dict[str, Any] = {"observation": ["state", "points"], "nominal": {"robot.disturbance": 0.008}}
+        if region:
+            kwargs |= {"region": region, "garments": list(self.args.garments)}
+        env_id = {"dress": "robopolicy/Dress-v0", "lift": "robopolicy/Lift-v0"}[task]
+        collect(path, env_id, kwargs, {"expert": self.args.demonstrations}, seed=0, num_workers=0)
+        return path
+
+    def imitate(self, run: Path, seed: int, policy: str, region: str) -> Path:
+        """Behaviour cloning of the expert, by the point-cloud actor or by CARP."""
+        which = {"bc": ["policy=point_actor", "policy.encoder.noise=null"], "carp": ["policy=carp", "inputs=points"]}[policy]
+        if not (run / "checkpoints").is_dir():
+            data = self.demonstrated("dress", region)
+            train_run(self.supervised(data, seed, which), run)
+        return best_checkpoint(run)
+
+    def supervised(self, data: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+        """Settings of `robopolicy train` on a dataset."""
+        given = [f"data.path={data}", f"train.seed={seed}", f"train.steps={self.args.bc_updates}", "train.num_checkpoints=1"]
+        return to_plain(compose("train", [*overrides, *given, "train.progress=false", "train.resume=true"]))
+
+    def offline(self, run: Path, seed: int) -> Path:
+        """IQL on the expert's demonstrations."""
+        data = self.demonstrated("dress", self.args.region)
+        settings = ["rl=iql", f"rl.train.demonstrations={data}", "rl.train.updates=1"]
+        return self.reinforce(run, seed, self.args.region, self.args.bc_updates, settings)
+
+    def all_regions(self, run: Path, seed: int, arm: str) -> dict[str, Any]:
+        """One policy for the three ranges of the elbow: with teachers, or alone. It sees spoilt clouds."""
+        a = self.args
+        groups = "{" + ", ".join(f"{name}: {{region: {name}}}" for name in BENDS) + "}"
+        overrides = [f"rl.groups={groups}", "policy.encoder.noise={}"]
+        if arm != "alone":
+            teachers = {}
+            for name in BENDS:
+                folder = run.parent / f"teacher_{name}_{seed}_{a.teacher_rounds}"
+                cloned = not a.teacher_rounds
+                teachers[name] = (
+                    self.imitate(folder, seed, "bc", name)
+                    if cloned
+                    else self.reinforce(folder, seed, name, a.teacher_rounds, [])
+                )
+            kind = {"student": "wasserstein", "student_kl": "kl", "student_imitation": "imitation"}[arm]
+            named = ", ".join(f"{name}: '{path}'" for name, path in teachers.items())
+            weight = 0.0 if arm == "student_imitation" else 1.0
+            overrides.append(f"rl.distil={{teachers: {{{named}}}, kind: {kind}, rl_weight: {weight}}}")
+        found = self.reinforce(run, seed, "all", a.rounds, overrides)
+        parts = {name: self.scored(found, name) for name in BENDS}
+        return {metric: [x for part in parts.values() for x in part[metric]] for metric in METRICS} | {"by_region": parts}
+
+    def rigid(self, run: Path, seed: int, how: str) -> dict[str, Any]:
+        """Lift from point clouds with the same nets, from demonstrations."""
+        data, extras = self.demonstrated("lift"), "[gripper_opening,ee_z,ee_r0,ee_r1,ee_r2,ee_r3,ee_r4,ee_r5]"
+        if how == "bc":
+            net = ["policy=point_actor", f"policy.encoder.extras={extras}", "policy.encoder.unit=0.1"]
+            chunks = ["policy.action_horizon=8", "policy.execute_horizon=4"]
+            if not (run / "checkpoints").is_dir():
+                train_run(self.supervised(data, seed, [*net, *chunks]), run)
+        else:
+            given = ["experiment=dress", "rl=iql", "task=lift", f"policy.encoder.extras={extras}", f"critic.extras={extras}"]
+            given += ["policy.encoder.unit=0.1", "critic.unit=0.1", f"rl.train.demonstrations={data}", f"rl.train.seed={seed}"]
+            given += [f"rl.train.steps={self.args.bc_updates}", f"rl.train.evaluate_every={self.args.bc_updates}"]
+            settings = to_plain(compose("train", [*given, "rl.train.evaluate_episodes=0", "rl.train.resume=true"]))
+            settings["task"]["env"] = {"observation": ["state", "points"]}
+            train_run(settings, run)
+        kwargs = {"observation": ["state", "points"]}
+        return self.played(load_policy(best_checkpoint(run)), "robopolicy/Lift-v0", kwargs, {})
+
+    # scoring
+
+    def scored(self, path: Path, region: str) -> dict[str, Any]:
+        """The judging episodes of a checkpoint in a region."""
+        kwargs = {"garments": list(self.args.garments)}
+        return self.played(load_policy(path), "robopolicy/Dress-v0", kwargs, {"region": region}) | {"checkpoint": path.name}
+
+    def played(self, policy: Any, env_id: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Final metrics of the judging episodes, one after the other, chunks executed as the policy says."""
+        torch.set_num_threads(1)
+        name = options.get("region", "all")
+        starts = rl.evaluation_starts(self.args.episodes, name, options, seed=JUDGE)
+        found = []
+        with VectorEnv(partial(new_environment, env_id, dict(kwargs)), 1) as envs:
+            for start in starts:
+                executor = ChunkExecutor(policy, seed=start.seed)
+                found += rl.play(envs, partial(_one, executor), [start])
+        return _columns(found)
+
+    def scripted(self, make: Callable[[], Any]) -> dict[str, Any]:
+        """The judging episodes of a script."""
+        a = self.args
+        env: Any = new_environment("robopolicy/Dress-v0", {"garments": list(a.garments)})
+        found = []
+        for start in rl.evaluation_starts(a.episodes, a.region, {"region": a.region}, seed=JUDGE):
+            env.reset(seed=start.seed, options=dict(start.options))
+            actor, over = make(), False
+            while not over:
+                *_, over, info = env.step(actor(env))
+            found.append(info)
+        env.close()
+        return _columns(found)
+
+
+def _one(executor: ChunkExecutor, observation: Any) -> Any:
+    return executor.act({key: value[0, 0] for key, value in observation.items()})[None]
+
+
+def _columns(infos: list[dict[str, Any]]) -> dict[str, list[float]]:
+    return {metric: [float(info.get(metric, np.nan)) for info in infos] for metric in METRICS}
+
+
+def _floats(values: list[float | None]) -> np.ndarray:
+    """Numbers as a cell keeps them; null is NaN (lifting has no dressed ratio)."""
+    return np.array(values, float)
+
+
+def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the episodes of all seeds, with intervals."""
+    upper, whole, success = (np.concatenate([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
+    half = 1.96 * upper.std(ddof=1) / np.sqrt(len(upper)) if len(upper) > 1 else np.nan
+    low, high = wilson(float(success.sum()), len(success))
+    return {
+        **{"upper": upper.mean(), "whole": whole.mean(), "success": success.mean()},
+        **{"ci": [upper.mean() - half, upper.mean() + half], "success_ci": [float(low), float(high)]},
+        **{
+            "seeds": len(cells),
+            "episodes": len(upper),
+            "upper_by_seed": [float(_floats(cell["upper_ratio"]).mean()) for cell in cells],
+        },
+        **{"cpu_s": float(np.mean([cell["cpu_s"] for cell in cells]))},
+    }
+
+
+def throughput(seed: int, steps: int) -> dict[str, float]:
+    """CPU milliseconds of one core: of a decision (physics, picture and cloud apart), of acting, and of an update."""
+    from robopolicy.models.cloud_noise import CloudNoise
+    from robopolicy.reinforce import make_learner, make_world
+    from robopolicy.train.replay import ReplayBuffer, Transition
+
+    torch.set_num_threads(1)
+    kwargs = {"region": "bent", "garments": ["shirt"]}
+    settings = to_plain(compose("train", ["experiment=dress"]))
+    world, spec = make_world("robopolicy/Dress-v0", kwargs, {"all": {}})
+    env: Any = new_environment("robopolicy/Dress-v0", kwargs).unwrapped
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.process_time()
+        result = work()
+        times.setdefault(name, []).append(1e3 * (time.process_time() - started))
+        return result
+
+    for name, overrides in {"dense": [], "latent": ["critic.attach=latent"]}.items():
+        settings = to_plain(compose("train", ["experiment=dress", *overrides]))
+        learner = make_learner(settings["rl"]["learner"], settings["policy"], settings["critic"], spec, world, seed)
+        buffer = ReplayBuffer(learner.actor.observation, learner.action_shape, steps + 1)
+        observation = timed("reset", lambda: env.reset(seed=seed))[0]
+        expert = DressExpert()
+        for step in range(steps):
+            batch = {key: value[None, None] for key, value in observation.items()}
+            timed("act", partial(learner.actor.sample, batch, 1, 0))
+            reward = timed("physics and metrics", partial(env.advance, expert(env)))[0]
+            following = timed("picture and cloud", env.observe)
+            buffer.add(Transition(observation, np.zeros(learner.action_shape, np.float32), reward, following, False))
+            observation = following
+            _, sampled = buffer.sample(64, np.random.default_rng(step))
+            timed(f"update, {name} Q", partial(learner.update, sampled, 0, step, torch.Generator().manual_seed(step)))
+    cloud = torch.from_numpy(observation["observation.points"])[None]
+    mask, center = (cloud != 0).any(-1), torch.zeros(1, 3)
+    for size in (1, 64):
+        inputs = (cloud.expand(size, -1, -1), mask.expand(size, -1), center.expand(size, -1))
+        for step in range(steps):
+            timed(f"cloud noise, {size}", partial(CloudNoise(), *inputs, torch.Generator().manual_seed(step)))
+    env.close()
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few rounds of three arms: everything runs, nothing is learned")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cells", type=Path, default=Path("runs/pointq"))
+    parser.add_argument("--arms", default="expert,naive,dense,latent,direct")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--region", default="straight")
+    parser.add_argument("--garments", default="shirt")
+    parser.add_argument("--rounds", type=int, default=2500, help="of two decisions and two updates")
+    parser.add_argument("--teacher-rounds", type=int, default=2500, help="of reinforcement; 0 = teachers clone the expert")
+    parser.add_argument("--episodes", type=int, default=50, help="that every cell is scored on")
+    parser.add_argument("--demonstrations", type=int, default=40)
+    parser.add_argument("--set", nargs="*", default=[], help="further settings of the learned arms: rl.train.batch_size=32")
+    parser.add_argument("--bc-updates", type=int, default=1500)
+    args = parser.parse_args()
+    if args.quick:
+        args.arms, args.seeds, args.rounds, args.episodes = "expert,dense,latent", 1, 8, 1
+        args.cells = args.cells / "quick"
+    args.garments = args.garments.split(",")
+    arms = args.arms.split(",")
+    if unknown := set(arms) - set(ARMS):
+        parser.error(f"unknown arms {sorted(unknown)}; available: {', '.join(ARMS)}")
+    bench = Bench(args)
+    cells: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for seed in range(args.seed, args.seed + args.seeds):
+        for arm in arms:
+            if arm in SCRIPTS and seed > args.seed:
+                continue  # nothing random but the episodes, which are the same
+            cells[arm].append(bench.cell(arm, seed))
+    result = {arm: summary(found) for arm, found in cells.items()}
+    print(f"{'arm':18} {'upper':>5} {'95 % interval':>14} {'whole':>6} {'success':>8}  by seed")
+    for arm, row in result.items():
+        low, high = row["ci"]
+        seeds = " ".join(f"{x:.2f}" for x in row["upper_by_seed"])
+        print(f"{arm:18} {row['upper']:5.2f} [{low:5.2f}, {high:5.2f}] {row['whole']:6.2f} {row['success']:8.2f}  {seeds}")
+    costs = throughput(args.seed, 8 if args.quick else 60)
+    print("CPU ms of one core, medians: " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
+    if args.out:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        write_json(args.out, {**provenance("torch", "pybullet"), "settings": settings, "arms": result, "cpu_ms": costs})
+
+
+if __name__ == "__main__":
+    main()
