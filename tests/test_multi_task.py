@@ -3,8 +3,6 @@
 import logging
 import queue
 import threading
-import time
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +12,8 @@ from robopolicy import config, pipeline
 from robopolicy.data.collect import environment
 from robopolicy.data.manage import merge
 from robopolicy.deploy.client import RemoteError, RemotePolicy
-from robopolicy.deploy.ros_config import NodeConfig
-from robopolicy.deploy.ros_node import InferenceNode
+from robopolicy.deploy.controller import Controller
+from robopolicy.deploy.limits import SafetyLimits
 from robopolicy.deploy.server import serve
 from robopolicy.evaluation.rollout import PolicyActor, observing
 from robopolicy.policies.bc import BehaviourCloningPolicy
@@ -140,41 +138,14 @@ def test_a_served_policy_is_told_its_task(merged, tmp_path):
         server.join()
 
 
-class Wire:
-    """A ros_transport.Transport of one topic of joint positions."""
-
-    def __init__(self):
-        self.callbacks, self.sent = [], []
-
-    def now(self):
-        return time.monotonic()
-
-    def stamp(self, message):
-        return time.monotonic()
-
-    def subscribe(self, topic, type_name, callback, *, reliable=False):
-        self.callbacks.append(callback)
-
-    def advertise(self, topic, type_name):
-        return SimpleNamespace, self.sent.append
-
-    def spin(self, hz, callback, stop):
-        for _ in range(40):
-            for receive in self.callbacks:
-                receive(SimpleNamespace(name=["a", "b"], position=[0.1, 0.2]))
-            callback()
-            time.sleep(0.005)
-
-
-def test_a_robot_is_told_its_task_by_the_mapping_file():
+def test_a_robot_tells_the_policy_its_task():
     features = {STATE: FeatureSpec((2,)), TASK: FeatureSpec((), "str", values=TASKS)}
     policy = Listening(BehaviourCloningPolicy(features, FeatureSpec((7,)), 20.0, obs_horizon=2))
-    policy.timeout_ms = 1000
-    joints = {"topic": "/joint_states", "type": "sensor_msgs/JointState", "joints": ["a", "b"]}
-    mapping = {"observation": {STATE: joints}, "command": {"topic": "/go", "type": "std_msgs/Float64MultiArray"}, "limits": {}}
-    with pytest.raises(ValueError, match=r"lacks 'task'.*'pick_place'"):
-        InferenceNode(Wire(), policy, NodeConfig.from_dict(mapping))
-    wire = Wire()
-    InferenceNode(wire, policy, NodeConfig.from_dict({**mapping, "task": "push"}), enabled=True).run(threading.Event())
+    options = {"limits": SafetyLimits(), "enabled": True, "threaded": False}
+    with pytest.raises(ValueError, match=r"task '': say which.*'pick_place'"):
+        Controller(policy, {"joints": STATE}, **options)
+    controller = Controller(policy, {"joints": STATE}, task="push", **options)
+    moves = [controller.receive("joints", now, np.array([0.1, 0.2])) or controller.step(now) for now in np.arange(40) / 20]
+    controller.close()
     assert set(policy.told) == {"push"}
-    assert len(wire.sent) > 5
+    assert sum(command.publish and command.state == "run" for command in moves) > 30

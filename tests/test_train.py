@@ -40,7 +40,7 @@ class LinearModule(nn.Module):
 
     def __init__(self, spec: PolicySpec, poison_step: int | None = None) -> None:
         super().__init__()
-        self.spec, self.batch_keys = spec, ()
+        self.spec, self.batch_keys, self.extra_keys = spec, (), ()
         self.phases = (Phase("first", 0.4, 0.05), Phase("second", 0.6, 0.05))
         self.normalizer = Normalizer({**spec.observation, ACTION: spec.action})
         self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 2)
@@ -54,6 +54,9 @@ class LinearModule(nn.Module):
         self.normalizer.fit(stats)
 
     def review(self, phase, metrics):
+        pass
+
+    def after_step(self):
         pass
 
     def phase_parameters(self, name):
