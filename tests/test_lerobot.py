@@ -16,6 +16,7 @@ from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
 from robopolicy.data.importers import import_dataset
 from robopolicy.data.lerobot import export_dataset, exporting, layout
 from robopolicy.data.lerobot.stats import QUANTILES
+from robopolicy.data.lerobot.video import ENCODINGS, VideoWriter
 from robopolicy.spec import (
     ACTION,
     POINTS,
@@ -100,6 +101,19 @@ def test_what_is_exported_without_loss_comes_back_bit_for_bit(tmp_path, monkeypa
     assert back.hash == store.hash
     assert back.spec == store.spec
     assert back.info(2) == store.info(2)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="the system has no scheduling policies")
+@pytest.mark.parametrize("encoding", sorted(ENCODINGS))
+def test_a_video_leaves_the_process_at_its_priority(tmp_path, encoding):
+    """As root, SVT-AV1 turns its caller into a real-time process."""
+    threads = lambda: {os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")}  # noqa: E731
+    before = threads()
+    writer = VideoWriter(tmp_path / "x.mp4", (64, 64), 20.0, ENCODINGS[encoding])
+    writer.add(np.zeros((3, 64, 64, 3), np.uint8))
+    assert threads() == before
+    writer.close()
+    assert threads() == before
 
 
 @pytest.mark.parametrize(("images", "least"), [("h264", 38.0), ("av1", 30.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,9 +79,33 @@ class VideoWriter:
         self._container.close()
 
     def _mux(self, frame: Any) -> None:
-        for packet in self._stream.encode(frame):
+        before = _scheduling() if self.num_frames == 0 else {}  # the encoder opens with its first frame
+        packets = self._stream.encode(frame)
+        if before:
+            _restore(before)
+        for packet in packets:
             self.num_bytes += packet.size
             self._container.mux(packet)
+
+
+def _scheduling() -> dict[int, int]:
+    """Scheduling policy of every thread of this process; {} where the system does not say."""
+    tasks, found = Path("/proc/self/task"), {}
+    for thread in [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else []:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            found[thread] = os.sched_getscheduler(thread)
+    return found
+
+
+def _restore(before: dict[int, int]) -> None:
+    """Undo what SVT-AV1 does as root: its caller and its threads become real-time threads of the highest priority, for good.
+
+    Whatever the process did afterwards would starve everything else on the machine.
+    """
+    for thread, policy in _scheduling().items():
+        if policy != before.get(thread, os.SCHED_OTHER):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 class VideoReader:
