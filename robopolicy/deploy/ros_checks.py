@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
+    from .controller import find_entries
     from .ros_commands import POSE, refusal
     from .ros_streams import CONVERSION_ERRORS, joined
     from .ros_transport import message_class
 else:  # this folder itself is on the path
+    from controller import find_entries
     from ros_commands import POSE, refusal
     from ros_streams import CONVERSION_ERRORS, joined
     from ros_transport import message_class
@@ -32,21 +34,6 @@ class NotReadyError(ValueError):
     def __init__(self, what: str, problems: list[str]) -> None:
         super().__init__("\n  - ".join([what, *problems]))
         self.problems = problems
-
-
-def find_entries(spec: RemoteSpec, names: tuple[str, ...]) -> tuple[str, list[int]]:
-    """The observation key that has all the entries `names`, and where they are in it; ("", []) without names.
-
-    Raises:
-        ValueError: no key has them; the message lists the names that there are.
-    """
-    if not names:
-        return "", []
-    for key, feature in spec.observation.items():
-        if set(names) <= set(feature.names):
-            return key, [feature.names.index(name) for name in names]
-    known = {key: feature.names for key, feature in spec.observation.items() if feature.names}
-    raise ValueError(f"no observation has the entries {list(names)}; named entries: {known}")
 
 
 def mapping_problems(config: NodeConfig, spec: RemoteSpec) -> list[str]:

@@ -17,8 +17,8 @@ import numpy as np
 
 if TYPE_CHECKING or __package__:
     from .client import PolicyTimeout, RemotePolicy
-    from .controller import Controller
-    from .ros_checks import TASK, NotReadyError, find_entries, mapping_problems, needs_tf, stream_problems, type_problems
+    from .controller import Controller, find_entries
+    from .ros_checks import TASK, NotReadyError, mapping_problems, needs_tf, stream_problems, type_problems
     from .ros_config import OBSERVATION, TIMER, NodeConfig
     from .ros_diagnostics import Diagnostics
     from .ros_output import CommandPublisher
@@ -27,8 +27,8 @@ if TYPE_CHECKING or __package__:
     from .runtime import Command
 else:  # this folder itself is on the path
     from client import PolicyTimeout, RemotePolicy
-    from controller import Controller
-    from ros_checks import TASK, NotReadyError, find_entries, mapping_problems, needs_tf, stream_problems, type_problems
+    from controller import Controller, find_entries
+    from ros_checks import TASK, NotReadyError, mapping_problems, needs_tf, stream_problems, type_problems
     from ros_config import OBSERVATION, TIMER, NodeConfig
     from ros_diagnostics import Diagnostics
     from ros_output import CommandPublisher
