@@ -122,7 +122,7 @@ def test_a_policy_that_breaks_its_spec_is_found_before_the_socket_opens():
 
 
 def test_garbage_does_not_end_the_server():
-    other_version = protocol.encode(protocol.Message(protocol.HELLO, 1)).replace(b"\xa8protocol\x02", b"\xa8protocol\x07")
+    other_version = protocol.encode(protocol.Message(protocol.HELLO, 1)).replace(b"\xa8protocol\x03", b"\xa8protocol\x07")
     junk = [b"", b"\xc1", b"\x00" * 1000, bytes(range(256)), b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, other_version]
     with served(ProportionalPolicy()) as (bound, stats):
         dealer = zmq.Context.instance().socket(zmq.DEALER)
@@ -339,14 +339,16 @@ _HELLO = protocol.encode(
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        ({"__nd__": "|O", "shape": [1], "data": b"\0" * 8}, "dtype"),
-        ({"__nd__": "f4,O", "shape": [1], "data": b"\0" * 12}, "dtype"),
-        ({"__nd__": "<U0", "shape": [2**40], "data": b""}, "dtype"),
-        ({"__nd__": 3, "shape": [1], "data": b"\0"}, "dtype"),
-        ({"__nd__": "<f4", "shape": [2**62, 4], "data": b""}, "does not have 0 bytes"),
-        ({"__nd__": "<f4", "shape": [-1], "data": b"\0" * 4}, "shape"),
-        ({"__nd__": "<f4", "data": b"\0" * 4}, "shape"),
-        ({"__nd__": "<f4", "shape": [0] * 100, "data": b""}, "cannot be made"),
+        ({"__nd__": "|O", "shape": [1]}, "dtype"),
+        ({"__nd__": "f4,O", "shape": [1]}, "dtype"),
+        ({"__nd__": "<U0", "shape": [2**40]}, "dtype"),
+        ({"__nd__": 3, "shape": [1]}, "dtype"),
+        ({"__nd__": "<f4", "shape": [2**62, 4]}, "and 16 follow"),
+        ({"__nd__": "<f4", "shape": [5]}, "has 20 bytes, and 16 follow"),
+        ({"__nd__": "<f4", "shape": [3]}, "4 bytes follow the last array"),
+        ({"__nd__": "<f4", "shape": [-1]}, "shape"),
+        ({"__nd__": "<f4"}, "shape"),
+        ({"__nd__": "<f4", "shape": [0] * 100}, "cannot be made"),
     ],
 )
 def test_arrays_that_are_none_are_refused(array, words):
@@ -362,7 +364,29 @@ def test_arrays_that_are_none_are_refused(array, words):
         "seed": None,
     }
     with pytest.raises(protocol.ProtocolError, match=words):
-        protocol.decode(msgpack.packb(envelope))
+        protocol.decode(frame_of(msgpack.packb(envelope), bytes(16)))
+
+
+def frame_of(head, arrays=b""):
+    return len(head).to_bytes(4, "big") + head + arrays
+
+
+def test_no_bytes_of_a_frame_are_taken_twice():
+    """A small frame that announces the same bytes again and again would fill the memory."""
+    import msgpack
+
+    head = {"protocol": protocol.VERSION, "kind": "actions", "request": 1, "seconds": 0.0, "name": ""}
+    announced = {"__nd__": "|u1", "shape": [16]}
+    with pytest.raises(protocol.ProtocolError, match="and 0 follow"):
+        protocol.decode(frame_of(msgpack.packb({**head, "actions": announced, "scores": announced}), bytes(16)))
+    both = protocol.decode(frame_of(msgpack.packb({**head, "actions": announced, "scores": announced}), bytes(range(32))))
+    assert both["actions"].tolist() == list(range(16))
+    assert both["scores"].tolist() == list(range(16, 32))
+
+
+def test_a_frame_shorter_than_the_head_it_announces_is_refused():
+    with pytest.raises(protocol.ProtocolError, match="announces a head of"):
+        protocol.decode(b"\x85\xa8protocol")  # as earlier protocols began
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Answerer:
         policy.reset()
         log.info("first sample took %.0f ms", (time.perf_counter() - started) * 1000)
 
-    def answers(self, frames: Sequence[bytes]) -> list[bytes | None]:
+    def answers(self, frames: Sequence[bytes | memoryview]) -> list[bytes | None]:
         """The reply to each frame; None for a sample call that its client has given up: it has made a later one."""
         replies: list[bytes | None] = [None] * len(frames)
         calls: list[_Call] = []
@@ -179,7 +179,9 @@ class Answerer:
 
     def _sample(self, group: list[_Call]) -> list[bytes]:
         """The replies to calls that are computed together; one that fails together is tried again alone."""
-        joined = {key: np.concatenate([call.observation[key] for call in group]) for key in group[0].observation}
+        joined = group[0].observation
+        if len(group) > 1:
+            joined = {key: np.concatenate([call.observation[key] for call in group]) for key in joined}
         started = time.perf_counter()
         try:
             actions, scores = self._compute(joined, group[0].num_samples, group[0].seed)

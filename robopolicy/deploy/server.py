@@ -104,26 +104,27 @@ def check_access(address: str, token: str) -> None:
         )
 
 
-def _answer(router: zmq.Socket, messages: list[list[bytes]], answerer: Answerer, token: bytes) -> None:
+def _answer(router: zmq.Socket, messages: list[list[zmq.Frame]], answerer: Answerer, token: bytes) -> None:
     """Reply to what waits. A message is [who, token, frame], or [who, frame] without a token."""
     asking, frames = [], []
-    for who, *parts in messages:
+    for sender, *parts in messages:
+        who = sender.bytes
         if len(parts) not in (1, 2):
             router.send_multipart([who, answerer.refuse("protocol", f"a message has 1 or 2 parts, this one {len(parts)}")])
-        elif not hmac.compare_digest(parts[0] if len(parts) == 2 else b"", token):
+        elif not hmac.compare_digest(parts[0].bytes if len(parts) == 2 else b"", token):
             router.send_multipart([who, answerer.refuse("token", "this server asks for a token, and this is not it")])
         else:
             asking.append(who)
-            frames.append(parts[-1])
+            frames.append(parts[-1].buffer)
     for who, reply in zip(asking, answerer.answers(frames), strict=True):
         if reply is not None:
             router.send_multipart([who, reply])
 
 
-def _drain(router: zmq.Socket) -> list[list[bytes]]:
-    messages: list[list[bytes]] = []
+def _drain(router: zmq.Socket) -> list[list[zmq.Frame]]:
+    messages: list[list[zmq.Frame]] = []
     while len(messages) < _MAX_WAITING and router.poll(0):  # polling, unlike receiving, also sees connections made meanwhile
-        messages.append(router.recv_multipart())
+        messages.append(router.recv_multipart(copy=False))
     return messages
 
 

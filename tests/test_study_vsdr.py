@@ -1,0 +1,190 @@
+"""The study of VSDR: what it varies, and that its statistics find what was put into tables, and nothing where nothing was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+from vsdr_study import report, trials
+from vsdr_study.design import AXES, QUICK, Configuration, Sizes, axis, configurations, frozen, part, source, targets
+from vsdr_study.runs import HELD_OUT, LAYERS, OWN, PLACEBO, SPARSE, Run, observe_targets, play_run
+from vsdr_study.tables import KINDS, Tables, gather
+
+from robopolicy.ranking.combine import COMBINERS
+from robopolicy.ranking.detectors import DETECTORS
+from robopolicy.sim.env import randomized
+from robopolicy.sim.randomize import OPTIONAL, preset
+from robopolicy.sim.tasks import make_task
+
+SUITES = (OWN, HELD_OUT, *targets())
+
+
+def made(num_configs: int = 12, seeds: int = 2, knows: float = 1.0, seed: int = 0) -> Tables:
+    """Tables of a pool whose real success is simulated success less a loss, which the OOD scores see as far as `knows`."""
+    rng = np.random.default_rng(seed)
+    episodes, scores, facts = [], [], []
+    for c in range(num_configs):
+        quality, loss = rng.uniform(0.4, 0.95), rng.uniform(0.0, 0.4)
+        for s in range(seeds):
+            policy = f"config{c:02d}/{s}"
+            facts.append({"policy": policy, "config": f"config{c:02d}", "width": c % 7, "data_hash": "x"})
+            facts[-1] |= {"train_s": 1.0, "play_s": 1.0, "score_s": 1.0}
+            for suite in SUITES:
+                rate = quality - loss if suite in targets() else quality
+                won = rng.random(60) < rate
+                episodes += [
+                    {"policy": policy, "config": f"config{c:02d}", "suite": suite, "condition": f"{k:03d}", "success": bool(w)}
+                    for k, w in enumerate(won)
+                ]
+            for target in (*targets(), PLACEBO):
+                seen = knows * loss * 10 if target != PLACEBO else 0.0
+                for layer in LAYERS:
+                    for detector in DETECTORS:
+                        row = {"policy": policy, "target": target, "layer": layer, "score": detector}
+                        scores.append({**row, "size": 200, "draw": 0, "value": seen + rng.normal(0, 0.1)})
+                        if detector == SPARSE:
+                            scores.append({**row, "size": 10, "draw": 1, "value": seen + rng.normal(0, 1.0)})
+                row = {"policy": policy, "target": target, "layer": "", "size": 30, "draw": 0}
+                scores += [{**row, "score": name, "value": float("nan")} for name in report.ACTED]
+    return Tables(*(pa.Table.from_pylist(rows) for rows in (episodes, scores, facts)))
+
+
+def reported(tables: Tables) -> dict[str, Any]:
+    return report.report(tables, report.choose(tables, 0), 0, resamples=100)
+
+
+def test_every_parameter_of_a_preset_belongs_to_one_axis_and_configurations_hold_those_of_their_levels() -> None:
+    whole = {f"{g}.{n}" for g, members in preset("wide").items() if g != OPTIONAL for n in members}
+    whole = {name for name in whole if axis(name)}
+    parts = [{f"{g}.{n}" for g, members in part(preset("wide"), name).items() for n in members} for name in AXES]
+    assert set.union(*parts) == whole
+    assert sum(map(len, parts)) == len(whole)
+    looks = Configuration("wide", "none", "none").randomization
+    assert {axis(f"{g}.{n}") for g, members in looks.items() if g != OPTIONAL for n in members} == {"visual"}
+    assert Configuration("wide", "wide", "wide").width == 6
+    assert Configuration("none", "none", "none").width == 0
+
+
+def test_the_configurations_are_all_levels_of_all_axes_and_every_environment_takes_them() -> None:
+    found = configurations()
+    assert len({c.name for c in found}) == 27
+    for each in found:
+        randomized(make_task("lift"), each.randomization, {})
+
+
+def test_targets_differ_from_the_training_simulator_in_their_own_axes_alone() -> None:
+    for name, moved in (("T1", {"visual", "camera"}), ("T2", {"dynamics"}), ("T3", set(AXES))):
+        world = targets()[name]
+        assert {axis(p) for p, value in world.items() if value != source(p)} == moved
+        randomized(make_task("lift"), "twin", world, "mujoco")
+
+
+def test_a_design_has_another_hash_when_anything_about_it_changes() -> None:
+    assert frozen(Sizes()) == frozen(Sizes())
+    assert frozen(Sizes())["hash"] != frozen(Sizes(steps=1))["hash"]
+
+
+def test_vsdr_beats_simulation_alone_where_the_detectors_see_the_loss() -> None:
+    tables = made(knows=1.0)
+    found = reported(tables)
+    for target in report.TARGETS:
+        line = found["targets"][target]
+        assert line["vsdr"]["spearman"] > line["sim"]["spearman"] + 0.1
+        assert line["vsdr"]["minus_sim"] > 0
+        assert line["controls"]["permuted_p"] < 0.05
+        assert line["controls"]["placebo_gain"] < line["controls"]["gain"]
+        assert line["ceiling"]["spearman"] > 0.8
+
+
+def test_vsdr_gains_nothing_where_the_detectors_know_nothing() -> None:
+    tables = made(knows=0.0)
+    found = reported(tables)
+    gains = [found["targets"][t]["controls"]["gain"] for t in report.TARGETS]
+    assert max(gains) < 0.1
+    assert min(found["targets"][t]["controls"]["permuted_p"] for t in report.TARGETS) > 0.01
+
+
+def test_choosing_looks_at_the_development_target_alone() -> None:
+    tables = made()
+    kept = tables.episodes.filter([suite in (OWN, HELD_OUT, "T0") for suite in tables.episodes["suite"].to_pylist()])
+    assert len(kept) < len(tables.episodes)
+    assert report.choose(Tables(kept, tables.scores, tables.facts), 0) == report.choose(tables, 0)
+
+
+def test_a_policy_that_sees_nothing_does_not_win() -> None:
+    tables = made()
+    control = reported(tables)["targets"]["T3"]["controls"]
+    assert control["constant_encoder_place"] > control["of_policies"] // 3
+
+
+def test_the_intervals_resample_whole_configurations() -> None:
+    """Copies of every run are no further evidence: the interval stays as wide."""
+    one, many = made(num_configs=10, seeds=1, seed=3), made(num_configs=10, seeds=1, seed=3)
+    policies = many.facts["policy"].to_pylist()
+
+    def copied(table: pa.Table) -> pa.Table:
+        parts = [table]
+        for copy in range(1, 4):
+            named = pa.array([f"{p}+{copy}" for p in table["policy"].to_pylist()])
+            parts.append(table.set_column(table.column_names.index("policy"), "policy", named))
+        return pa.concat_tables(parts)
+
+    many = Tables(copied(many.episodes), copied(many.scores), copied(many.facts))
+    assert len(many.policies) == 4 * len(policies)
+    widths = []
+    for tables in (one, many):
+        low, high = report.report(tables, report.choose(one, 0), 0, 100)["targets"]["T3"]["sim"]["spearman_ci"]
+        widths.append(high - low)
+    assert widths[1] > 0.8 * widths[0]
+
+
+def test_episodes_on_the_target_are_spared_by_a_shortlist_that_knows() -> None:
+    tables = made(num_configs=16)
+    chosen = report.choose(tables, 0)["chosen"]
+    spent = trials.spend(tables, "T3", chosen, repeats=6, num_trials=3, seed=0)
+    at_once = {name: rows[0]["regret"] for name, rows in spent["curves"].items()}
+    assert at_once["VSDR, then halving"] < at_once["simulation, then halving"]
+    curve = spent["curves"]["halving over all"]
+    assert curve[-1]["regret"] <= curve[0]["regret"]
+    assert curve[-1]["episodes"] > 100 * curve[0]["episodes"]
+
+
+def test_a_pool_in_which_all_do_equally_well_is_refused() -> None:
+    tables = made()
+    lost = tables.episodes.set_column(4, "success", pa.array([False] * len(tables.episodes)))
+    with pytest.raises(report.StudyError, match="T0"):
+        report.choose(Tables(lost, tables.scores, tables.facts), 0)
+
+
+def test_combiners_and_detectors_of_the_library_are_all_tried() -> None:
+    names = report.scores(made(), "T1")
+    assert sum(name.startswith("vsdr:") for name in names) == len(LAYERS) * len(DETECTORS) * len(COMBINERS)
+
+
+def test_a_run_plays_everywhere_and_is_not_repeated(tmp_path: Path) -> None:
+    observed = observe_targets(tmp_path, QUICK)
+    run = Run(Configuration("narrow", "none", "none"), 0)
+    play_run(run, tmp_path, QUICK, observed)
+    tables = gather(tmp_path, tmp_path / "report")
+    assert tables.policies == [run.name]
+    assert tables.width.tolist() == [1.0]
+    sizes = {suite: tables.success(suite).shape for suite in SUITES}
+    assert sizes == {OWN: (1, QUICK.own), HELD_OUT: (1, QUICK.held_out), **dict.fromkeys(targets(), (1, QUICK.target))}
+    for target in (*targets(), PLACEBO):
+        assert np.isfinite(tables.score(target, SPARSE, LAYERS[0])).all()
+        assert tables.smaller(target) == {n: [1, 2, 3, 4, 5] for n in QUICK.subsets}
+    before = {kind: (tmp_path / "report" / f"{kind}.parquet").read_bytes() for kind in KINDS}
+    stamps = [file.stat().st_mtime_ns for file in sorted((tmp_path / "tables").iterdir())]
+    play_run(run, tmp_path, QUICK, observed)
+    assert stamps == [file.stat().st_mtime_ns for file in sorted((tmp_path / "tables").iterdir())]
+    gather(tmp_path, tmp_path / "report")
+    assert before == {kind: (tmp_path / "report" / f"{kind}.parquet").read_bytes() for kind in KINDS}
+    assert json.dumps(frozen(QUICK))

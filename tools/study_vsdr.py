@@ -1,0 +1,131 @@
+"""Does VSDR pick the right policy? Independently trained policies, ranked without the target, checked against it.
+
+    nice python tools/study_vsdr.py run [--seeds 3] [--workers 2] [--minutes M] [--folder runs/study_vsdr] [--tables FOLDER]
+    python tools/study_vsdr.py choose [--tables FOLDER]        # on the development target T0 alone: once
+    python tools/study_vsdr.py report [--tables FOLDER] [--out FILE.json] [--repeats 20]
+
+run: 27 randomisations of the training worlds (visual, dynamics, camera; each none, narrow or wide) x training seeds; every run
+    has its own demonstrations and training, plays in its own worlds, in common held-out ones and in four targets of the
+    other simulator, and is shown a fixed set of observations of each target, which no policy of the pool made. Goes on where it
+    was stopped; finished runs are merged into the tables (docs/results/vsdr), which are all that the rest needs.
+choose: fixes detector, layer and combiner on T0 and writes them down. report: T1, T2 and T3 with what was chosen; how well
+    every score orders the policies, controls, and how many episodes on the target each way of spending them takes (--repeats 0
+    leaves that out; the rest takes seconds).
+
+A target is a held-out simulator, never a robot. --quick: two tiny runs and a report of them, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from provenance import provenance, write_json
+from vsdr_study import pictures, report, trials
+from vsdr_study.design import QUICK, Sizes, frozen, runs
+from vsdr_study.runs import Run, observe_targets, play_run
+from vsdr_study.tables import Tables, gather
+
+from robopolicy.executor import map_units
+
+ROOT = Path(__file__).resolve().parents[1]
+DESIGN, CHOICE = "design.json", "choice.json"
+
+
+def main() -> None:
+    """Do what the first argument says."""
+    args = _arguments()
+    try:
+        {"run": run, "choose": choose, "report": make_report}[args.verb](args)
+        if args.quick and args.verb == "run":
+            choose(args)
+            make_report(args)
+    except report.StudyError as error:
+        sys.exit(str(error))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "choose", "report"))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seeds", type=int, default=3, help="training runs of every configuration")
+    parser.add_argument("--workers", type=int, default=2, help="processes, each with a run of its own")
+    parser.add_argument("--minutes", type=float, help="begin no run after so long")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "study_vsdr")
+    parser.add_argument("--tables", type=Path, default=ROOT / "docs" / "results" / "vsdr")
+    parser.add_argument("--repeats", type=int, default=20, help="of spending episodes on a target")
+    parser.add_argument("--trials", type=int, default=100, help="episodes on the target, of ways that decide after each")
+    parser.add_argument("--out", type=Path, help="JSON file; the pictures go beside it")
+    args = parser.parse_args()
+    if args.quick:
+        args.folder = args.folder / "quick"
+        args.tables = args.folder / "report"
+        args.repeats, args.trials = 2, 5
+    args.sizes = QUICK if args.quick else Sizes()
+    args.folder, args.tables = args.folder.absolute(), args.tables.absolute()
+    args.out = args.out or args.tables / "report.json"
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Play the runs that are missing."""
+    design, began = frozen(args.sizes), time.time()
+    written = args.tables / DESIGN
+    if written.is_file() and json.loads(written.read_text())["hash"] != design["hash"]:
+        raise report.StudyError(f"{written} is another design than that of this code: give other --tables, or that commit")
+    write_json(written, design)
+    done = Tables.read(args.tables).policies if (args.tables / "facts.parquet").is_file() else set()
+    wanted = [Run(*each) for each in runs(1 if args.quick else args.seeds)]
+    wanted = [each for each in (wanted[:3] if args.quick else wanted) if each.name not in done]
+    observed = observe_targets(args.folder, args.sizes)
+    until = None if args.minutes is None else began + 60 * args.minutes
+    work = partial(_unit, root=args.folder, sizes=args.sizes, observed=observed, until=until)
+    finished = sum(map_units(work, wanted, args.workers, "runs"))
+    tables = gather(args.folder, args.tables)
+    minutes = (time.time() - began) / 60
+    print(f"{finished} of {len(wanted)} runs finished in {minutes:.1f} min; {len(tables.policies)} in the tables")
+
+
+def _unit(each: Run, root: Path, sizes: Sizes, observed: dict[str, Path], until: float | None) -> bool:
+    if until is not None and time.time() > until:
+        return False
+    play_run(each, root, sizes, observed)
+    return True
+
+
+def choose(args: argparse.Namespace) -> None:
+    """Fix the variants by the development target."""
+    found = report.choose(Tables.read(args.tables), args.seed)
+    write_json(args.tables / CHOICE, {**found, **provenance()})
+    print(report.choice_table(found))
+
+
+def make_report(args: argparse.Namespace) -> None:
+    """Figures, pictures, tables of every target."""
+    file = args.tables / CHOICE
+    if not file.is_file():
+        raise report.StudyError(f"nothing was chosen: {file} does not exist; run `study_vsdr.py choose` first, on T0")
+    tables, chosen = Tables.read(args.tables), json.loads(file.read_text())
+    result: dict[str, Any] = report.report(tables, chosen, args.seed)
+    if args.repeats:
+        spent = (args.repeats, args.trials, args.seed)
+        result["trials"] = {t: trials.spend(tables, t, chosen["chosen"], *spent) for t in report.TARGETS}
+    design = json.loads((args.tables / DESIGN).read_text())
+    origin = {"design": design["hash"], "quick": args.quick, "seed": args.seed, **provenance()}
+    write_json(args.out, {**result, **origin})
+    drawn = pictures.draw(args.out.parent, tables, result, chosen)
+    print(report.as_text(result))
+    print(f"\nwrote {args.out} and {', '.join(file.name for file in drawn)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""How many episodes on the target it takes to find a policy that is nearly the best, by how they are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from selection_bench import pools
+
+from robopolicy.ranking.allocation import halving_plan, sequential_halving
+from robopolicy.ranking.statistics import stream
+from vsdr_study.report import scores
+from vsdr_study.tables import Tables
+
+Array = np.ndarray
+NEAR = 0.02  # of the best success rate
+EACH = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # episodes a policy, of those that share all equally
+SHORTLIST = 8
+NEXT_REAL = {
+    "UCB, target only": pools.independent_ucb,
+    "round robin, top 3 of simulation": pools.round_robin_top_3,
+    "next-real": pools.cokriging(),
+    "next-real with the distance": pools.cokriging(ood=True),
+}
+
+
+def spend(tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, num_trials: int, seed: int) -> dict[str, Any]:
+    """{"curves": {strategy: [{"episodes", "regret", "error"}]}, ...}: mean true regret of what would be deployed.
+
+    Outcomes of trials are drawn from the measured rates, so that no strategy is judged by the episodes it saw.
+    """
+    real, every = tables.success(target).mean(1), scores(tables, target)
+    sim, vsdr, distance = every["sim"], every[chosen["vsdr"]], -every[chosen["ood"]]
+    found: dict[str, list[dict[str, float]]] = {}
+    for name, order, start in (("simulation, then halving", sim, SHORTLIST), ("VSDR, then halving", vsdr, SHORTLIST)):
+        found[name] = _halved(real, np.argsort(-order, kind="stable")[:start], repeats, seed)
+    every_policy = np.arange(len(real))
+    found["halving over all"] = _halved(real, every_policy, repeats, seed)
+    found["uniform over all"] = _uniform(real, every_policy, repeats, seed)
+    for name, strategy in NEXT_REAL.items():
+        regrets = []
+        for repeat in range(repeats):
+            outcomes = stream(seed, "trials", repeat).random((len(real), num_trials)) < real[:, None]
+            none = np.zeros((len(real), len(real)))
+            scaled = (distance - distance.mean()) / (distance.std() or 1.0) * sim.std()
+            pool = pools.Pool(real, sim, scaled, none, outcomes)
+            regrets.append(pools.regret_by_trial(strategy, pool, num_trials))
+        found[name] = [_row(t, np.array(regrets)[:, t]) for t in range(num_trials + 1)]
+    near = {name: _first(rows) for name, rows in found.items()}
+    return {"curves": found, "episodes_until_near": near, "near": NEAR, "repeats": repeats, "shortlist": SHORTLIST}
+
+
+def _row(episodes: int, regrets: Array) -> dict[str, float]:
+    error = float(np.std(regrets, ddof=1) / np.sqrt(len(regrets))) if len(regrets) > 1 else float("nan")
+    return {"episodes": float(episodes), "regret": float(np.mean(regrets)), "error": error}
+
+
+def _first(rows: Sequence[Mapping[str, float]]) -> float | None:
+    """Episodes from which on the mean regret stays within NEAR; None = never."""
+    for at, row in enumerate(rows):
+        if all(later["regret"] <= NEAR for later in rows[at:]):
+            return row["episodes"]
+    return None
+
+
+def _player(rates: Array, generator: np.random.Generator) -> Callable[[Sequence[int], int, int], list[Array]]:
+    outcomes = generator.random((len(rates), 4096)) < rates[:, None]
+    return lambda policies, start, stop: [outcomes[p, start:stop] for p in policies]
+
+
+def _halved(real: Array, among: Array, repeats: int, seed: int) -> list[dict[str, float]]:
+    rows = [_row(0, np.full(2, real.max() - real[among[0]]))] if len(among) < len(real) else []
+    for each in EACH:
+        budget, regrets = each * len(among), []
+        for repeat in range(repeats):
+            play = _player(real[among], stream(seed, "halving", each, repeat))
+            best = sequential_halving(play, halving_plan(len(among), budget, num_conditions=4096)).best[0]
+            regrets.append(real.max() - real[among[best]])
+        rows.append(_row(budget, np.array(regrets)))
+    return rows
+
+
+def _uniform(real: Array, among: Array, repeats: int, seed: int) -> list[dict[str, float]]:
+    rows = []
+    for each in EACH:
+        won = [stream(seed, "uniform", each, repeat).binomial(each, real[among]) for repeat in range(repeats)]
+        rows.append(_row(each * len(among), np.array([real.max() - real[among[int(np.argmax(w))]] for w in won])))
+    return rows
