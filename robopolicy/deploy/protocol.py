@@ -2,10 +2,10 @@
 
 One message is one frame: the length of its head (4 bytes, big-endian), the head, and the bytes of its arrays, one after the
 other, so that a picture is copied once on each side. The head is the msgpack map {"protocol", "kind", "request", **fields}, in
-which an array is {"__nd__": dtype, "shape"}; its bytes follow those of the arrays before it. Before the frame a client sends one
-with its token, so that a server reads nothing of a stranger's message. `request` numbers a client's calls from 1; a reply repeats
-the number of what it answers, 0 where that could not be read. `client` names the sender of a sample call, so that a server can
-tell a call that was given up and made again from another client's.
+which an array is {"__nd__": dtype, "shape"}; its bytes follow those of the arrays before it. Before the frame a client sends
+one with its token, so that a server reads nothing of a stranger's message. `request` numbers a client's calls from 1; a reply
+repeats the number of what it answers, 0 where that could not be read. `client` names the sender of a sample call, so that a
+server can tell a call that was given up and made again from another client's.
 
 Part of the robot-side island (all of this folder but server, answering, ros_bag, ros_replay): numpy, msgpack and pyzmq only,
 nothing else of this package, so the folder runs copied into a robot's workspace.
