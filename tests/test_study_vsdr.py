@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from vsdr_study import report, trials
 from vsdr_study.design import AXES, QUICK, Configuration, Sizes, axis, configurations, frozen, part, source, targets
 from vsdr_study.runs import HELD_OUT, LAYERS, OWN, PLACEBO, SPARSE, Run, observe_targets, play_run
-from vsdr_study.tables import KINDS, Tables, gather
+from vsdr_study.tables import KINDS, Tables, gather, write
 
 from robopolicy.ranking.combine import COMBINERS
 from robopolicy.ranking.detectors import DETECTORS
@@ -24,6 +24,7 @@ from robopolicy.sim.env import randomized
 from robopolicy.sim.randomize import OPTIONAL, preset
 from robopolicy.sim.tasks import make_task
 
+FEW = ("--repeats", "2", "--trials", "2", "--resamples", "50")
 SUITES = (OWN, HELD_OUT, *targets())
 
 
@@ -112,6 +113,31 @@ def test_vsdr_gains_nothing_where_the_detectors_know_nothing() -> None:
     assert min(found["targets"][t]["controls"]["permuted_p"] for t in report.TARGETS) > 0.01
 
 
+def test_the_command_chooses_reports_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import study_vsdr
+
+    for kind, table in zip(KINDS, (t := made()).__dict__.values(), strict=False):
+        write(tmp_path / f"{kind}.parquet", table)
+    (tmp_path / study_vsdr.DESIGN).write_text(json.dumps(frozen(Sizes())))
+
+    def call(*given: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["study_vsdr.py", *given, "--tables", str(tmp_path), *FEW])
+        study_vsdr.main()
+
+    with pytest.raises(SystemExit, match="choose"):
+        call("report")
+    call("choose")
+    call("report")
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["num_policies"] == len(t.policies)
+    for target in report.TARGETS:
+        for name in ("vsdr", "sim", "ood", f"ood:{LAYERS[0]}:{SPARSE}"):
+            assert {"spearman", "spearman_ci", "regret@1"} <= set(found["targets"][target][name])
+        assert found["trials"][target]["curves"]["next-real"]
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scatter.png", "scores.png", "trials.png"))
+    assert "VSDR - sim" in capsys.readouterr().out
+
+
 def test_choosing_looks_at_the_development_target_alone() -> None:
     tables = made()
     kept = tables.episodes.filter([suite in (OWN, HELD_OUT, "T0") for suite in tables.episodes["suite"].to_pylist()])
@@ -176,7 +202,7 @@ def test_a_run_plays_everywhere_and_is_not_repeated(tmp_path: Path) -> None:
     tables = gather(tmp_path, tmp_path / "report")
     assert tables.policies == [run.name]
     assert tables.width.tolist() == [1.0]
-    sizes = {suite: tables.success(suite).shape for suite in SUITES}
+    sizes = {suite: tables.outcomes(suite).shape for suite in SUITES}
     assert sizes == {OWN: (1, QUICK.own), HELD_OUT: (1, QUICK.held_out), **dict.fromkeys(targets(), (1, QUICK.target))}
     for target in (*targets(), PLACEBO):
         assert np.isfinite(tables.score(target, SPARSE, LAYERS[0])).all()

@@ -12,7 +12,8 @@ choose: fixes detector, layer and combiner on T0 and writes them down. report: T
     every score orders the policies, controls, and how many episodes on the target each way of spending them takes (--repeats 0
     leaves that out; the rest takes seconds).
 
-A target is a held-out simulator, never a robot. --quick: two tiny runs and a report of them, to see that it works.
+A target is a held-out simulator, never a robot. --quick (without a verb): all of it with four tiny runs, which are judged by
+progress since none succeeds. It vouches for keys, not for figures.
 """
 
 from __future__ import annotations
@@ -43,18 +44,17 @@ DESIGN, CHOICE = "design.json", "choice.json"
 def main() -> None:
     """Do what the first argument says."""
     args = _arguments()
+    verbs = {"run": run, "choose": choose, "report": make_report}
     try:
-        {"run": run, "choose": choose, "report": make_report}[args.verb](args)
-        if args.quick and args.verb == "run":
-            choose(args)
-            make_report(args)
+        for verb in [args.verb] if args.verb else verbs:
+            verbs[verb](args)
     except report.StudyError as error:
         sys.exit(str(error))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("run", "choose", "report"))
+    parser.add_argument("verb", nargs="?", choices=("run", "choose", "report"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--seeds", type=int, default=3, help="training runs of every configuration")
@@ -63,13 +63,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "study_vsdr")
     parser.add_argument("--tables", type=Path, default=ROOT / "docs" / "results" / "vsdr")
     parser.add_argument("--repeats", type=int, default=20, help="of spending episodes on a target")
+    parser.add_argument("--resamples", type=int, default=report.RESAMPLES, help="of the training configurations")
     parser.add_argument("--trials", type=int, default=100, help="episodes on the target, of ways that decide after each")
     parser.add_argument("--out", type=Path, help="JSON file; the pictures go beside it")
     args = parser.parse_args()
+    if not args.verb and not args.quick:
+        parser.error("give run, choose or report, or --quick for a tiny version of all three")
     if args.quick:
         args.folder = args.folder / "quick"
         args.tables = args.folder / "report"
-        args.repeats, args.trials = 2, 5
+        args.repeats, args.trials, args.resamples = 2, 5, 50
+    args.outcome = "progress" if args.quick else "success"
     args.sizes = QUICK if args.quick else Sizes()
     args.folder, args.tables = args.folder.absolute(), args.tables.absolute()
     args.out = args.out or args.tables / "report.json"
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     write_json(written, design)
     done = Tables.read(args.tables).policies if (args.tables / "facts.parquet").is_file() else set()
     wanted = [Run(*each) for each in runs(1 if args.quick else args.seeds)]
-    wanted = [each for each in (wanted[:3] if args.quick else wanted) if each.name not in done]
+    wanted = [each for each in (wanted[:4] if args.quick else wanted) if each.name not in done]
     observed = observe_targets(args.folder, args.sizes)
     until = None if args.minutes is None else began + 60 * args.minutes
     work = partial(_unit, root=args.folder, sizes=args.sizes, observed=observed, until=until)
@@ -104,7 +108,7 @@ def _unit(each: Run, root: Path, sizes: Sizes, observed: dict[str, Path], until:
 
 def choose(args: argparse.Namespace) -> None:
     """Fix the variants by the development target."""
-    found = report.choose(Tables.read(args.tables), args.seed)
+    found = report.choose(Tables.read(args.tables, args.outcome), args.seed)
     write_json(args.tables / CHOICE, {**found, **provenance()})
     print(report.choice_table(found))
 
@@ -114,8 +118,8 @@ def make_report(args: argparse.Namespace) -> None:
     file = args.tables / CHOICE
     if not file.is_file():
         raise report.StudyError(f"nothing was chosen: {file} does not exist; run `study_vsdr.py choose` first, on T0")
-    tables, chosen = Tables.read(args.tables), json.loads(file.read_text())
-    result: dict[str, Any] = report.report(tables, chosen, args.seed)
+    tables, chosen = Tables.read(args.tables, args.outcome), json.loads(file.read_text())
+    result: dict[str, Any] = report.report(tables, chosen, args.seed, args.resamples)
     if args.repeats:
         spent = (args.repeats, args.trials, args.seed)
         result["trials"] = {t: trials.spend(tables, t, chosen["chosen"], *spent) for t in report.TARGETS}

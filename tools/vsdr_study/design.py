@@ -150,18 +150,18 @@ class Sizes:
 
 
 QUICK = Sizes(
-    demonstrations=4,
+    demonstrations=3,
     steps=20,
     batch_size=16,
     limit=40,
     own=2,
     held_out=4,
     target=4,
-    observed=4,
+    observed=3,
     frames=120,
     decisions=20,
     subsets=(10, 30),
-    moved=("T2",),
+    moved=(),
     valued=(),
 )
 

@@ -53,7 +53,7 @@ def _scatter(tables: Tables, result: Mapping[str, Any], chosen: Mapping[str, str
         len(kinds), len(names), figsize=(3.4 * len(names), 3.0 * len(kinds)), squeeze=False, layout="constrained"
     )
     for column, target in enumerate(names):
-        real, every = tables.success(target).mean(1), scores(tables, target)
+        real, every = tables.outcomes(target).mean(1), scores(tables, target)
         for row, kind in enumerate(kinds):
             axis, line = axes[row, column], result["targets"][target][kind]
             values = every[chosen[kind]]

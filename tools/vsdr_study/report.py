@@ -22,7 +22,7 @@ DEVELOPMENT_TARGET, TARGETS = "T0", ("T1", "T2", "T3")
 K = (1, 3, 5)
 KL_RADIUS = 0.1  # nats
 RESAMPLES = 1000  # of configurations for Spearman, and permutations; a fifth of it for all other metrics
-MIN_POLICIES = 8
+MIN_POLICIES = 3
 ACTED = ("dynamics_gap", "support", "action_error", "fqe", "opc", "soft_opc")  # also need the target's actions, some rewards
 FROZEN = ("vsdr", "sim", "ood", "vsdr_gap")
 SHOWN = ("spearman", "kendall", "pearson", "mmrv", "regret@1", "regret@3", "regret@5", "sharpe@3", "best@1")
@@ -41,11 +41,11 @@ def scores(tables: Tables, target: str, observed: str | None = None) -> dict[str
     observed: the target whose observations the detectors saw, if another (the placebo).
     """
     seen = observed or target
-    held_out = tables.success(HELD_OUT)
+    held_out = tables.outcomes(HELD_OUT)
     found = {
         "sim": held_out.mean(1),
-        "sim_own": tables.success(OWN).mean(1),
-        "kl_robust": np.array([kl_robust(row.astype(float), KL_RADIUS).value for row in held_out]),
+        "sim_own": tables.outcomes(OWN).mean(1),
+        "kl_robust": np.array([kl_robust(row, KL_RADIUS).value for row in held_out]),
         "width": tables.width,
     }
     found |= {name: tables.score(seen, name) for name in ACTED}
@@ -74,7 +74,7 @@ def choose(tables: Tables, seed: int) -> dict[str, Any]:
     """
     if len(tables.policies) < MIN_POLICIES:
         raise StudyError(f"{len(tables.policies)} policies in the tables: at least {MIN_POLICIES} are needed to choose by")
-    real = tables.success(DEVELOPMENT_TARGET).mean(1)
+    real = tables.outcomes(DEVELOPMENT_TARGET).mean(1)
     found = {name: metrics.spearman(real, each) for name, each in scores(tables, DEVELOPMENT_TARGET).items()}
     chosen = {"sim": "sim"}
     for kind in ("vsdr", "vsdr_gap"):
@@ -92,7 +92,7 @@ def report(tables: Tables, choice: Mapping[str, Any], seed: int, resamples: int 
     """Every target with the frozen variants and all others, the controls, and how many observations it takes."""
     chosen = choice["chosen"]
     result: dict[str, Any] = {"num_policies": len(tables.policies), "num_configs": len(set(tables.configs))}
-    result |= {"chosen": chosen, "conventions": CONVENTIONS, "targets": {}}
+    result |= {"chosen": chosen, "conventions": CONVENTIONS, "outcome": tables.outcome, "targets": {}}
     for target in (DEVELOPMENT_TARGET, *TARGETS):
         result["targets"][target] = _target(tables, target, chosen, seed, resamples)
     result["facts"] = {name: float(np.median(tables.facts[name].to_numpy())) for name in ("train_s", "play_s", "score_s")}
@@ -100,7 +100,7 @@ def report(tables: Tables, choice: Mapping[str, Any], seed: int, resamples: int 
 
 
 CONVENTIONS = {
-    "real": "success rate over all episodes on the target",
+    "real": "mean outcome over all episodes on the target",
     "intervals": "95 %, percentile bootstrap over training configurations (all seeds of one together)",
     "difference": "Spearman of VSDR less that of the other, the same resamples",
     "ceiling": "half of the target's episodes as a score for the other half: what noise in the truth leaves to gain",
@@ -109,7 +109,7 @@ CONVENTIONS = {
 
 
 def _target(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, resamples: int) -> dict[str, Any]:
-    success = tables.success(target)
+    success = tables.outcomes(target)
     real, num = success.mean(1), success.shape[1]
     if np.ptp(real) == 0:
         raise StudyError(f"all {len(real)} policies have success {real[0]:.3f} on {target}: there is nothing to rank")
@@ -203,7 +203,7 @@ def _controls(
 def _by_size(tables: Tables, target: str, chosen: Mapping[str, str], real: Array) -> dict[str, Any]:
     """Spearman of VSDR by the number of observations: the chosen layer and rule, the detector that was tried on fewer."""
     _, layer, _, rule = chosen["vsdr"].split(":")
-    sim = tables.success(HELD_OUT).mean(1)
+    sim = tables.outcomes(HELD_OUT).mean(1)
     found: dict[str, Any] = {"detector": SPARSE, "layer": layer}
     for size, draws in tables.smaller(target).items():
         distances = [tables.score(target, SPARSE, layer, size, draw) for draw in draws]

@@ -21,17 +21,18 @@ WHOLE = 0  # the draw that is the whole set of observations
 @dataclass(frozen=True)
 class Tables:
     """episodes: policy, config, suite, condition, success, progress, length. scores: policy, target, layer, score, size, draw,
-    value. facts: policy, config, width, data_hash, seconds.
+    value. facts: policy, config, width, hashes, seconds. outcome: the column that says how an episode went.
     """
 
     episodes: pa.Table
     scores: pa.Table
     facts: pa.Table
+    outcome: str = "success"
 
     @classmethod
-    def read(cls, folder: Path) -> Tables:
+    def read(cls, folder: Path, outcome: str = "success") -> Tables:
         """From the files in a folder."""
-        return cls(*(pq.read_table(folder / f"{kind}.parquet") for kind in KINDS))
+        return cls(*(pq.read_table(folder / f"{kind}.parquet") for kind in KINDS), outcome)
 
     @cached_property
     def policies(self) -> list[str]:
@@ -53,17 +54,17 @@ class Tables:
         return [known[policy] for policy in self.policies]
 
     @cached_property
-    def _success(self) -> dict[str, dict[str, dict[str, bool]]]:
-        found: dict[str, dict[str, dict[str, bool]]] = {}
-        columns = (self.episodes[name].to_pylist() for name in ("suite", "policy", "condition", "success"))
-        for suite, policy, condition, success in zip(*columns, strict=True):
-            found.setdefault(suite, {}).setdefault(policy, {})[condition] = success
+    def _outcomes(self) -> dict[str, dict[str, dict[str, float]]]:
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        columns = (self.episodes[name].to_pylist() for name in ("suite", "policy", "condition", self.outcome))
+        for suite, policy, condition, outcome in zip(*columns, strict=True):
+            found.setdefault(suite, {}).setdefault(policy, {})[condition] = outcome
         return found
 
-    def success(self, suite: str) -> Array:
-        """Outcomes bool [C, K] of every policy on the conditions of a suite, in one order for all."""
-        rows = self._success[suite]
-        return np.array([[rows[policy][c] for c in sorted(rows[policy])] for policy in self.policies], bool)
+    def outcomes(self, suite: str) -> Array:
+        """Outcomes in [0, 1], float64 [C, K], of every policy on the conditions of a suite, in one order for all."""
+        rows = self._outcomes[suite]
+        return np.array([[rows[policy][c] for c in sorted(rows[policy])] for policy in self.policies], float)
 
     @cached_property
     def _values(self) -> dict[tuple[str, str, str, int, int], dict[str, float]]:

@@ -30,7 +30,7 @@ def spend(tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, 
 
     Outcomes of trials are drawn from the measured rates, so that no strategy is judged by the episodes it saw.
     """
-    real, every = tables.success(target).mean(1), scores(tables, target)
+    real, every = tables.outcomes(target).mean(1), scores(tables, target)
     sim, vsdr, distance = every["sim"], every[chosen["vsdr"]], -every[chosen["ood"]]
     found: dict[str, list[dict[str, float]]] = {}
     for name, order, start in (("simulation, then halving", sim, SHORTLIST), ("VSDR, then halving", vsdr, SHORTLIST)):
