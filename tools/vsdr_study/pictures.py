@@ -71,13 +71,14 @@ def _scatter(tables: Tables, result: Mapping[str, Any], chosen: Mapping[str, str
 
 
 def _scores(result: Mapping[str, Any]) -> Any:
+    lines = [name for name in LINES if any(name in found for found in result["targets"].values())]
     names = list(result["targets"])
     figure, axes = plt.subplots(
         1, len(names), figsize=(3.6 * len(names), 5.0), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, target in zip(axes[0], names, strict=True):
         found = result["targets"][target]
-        for place, name in enumerate(LINES):
+        for place, name in enumerate(lines):
             line = found.get(name)
             if line is None or line["spearman"] is None or not np.isfinite(line["spearman"]):
                 continue
@@ -88,7 +89,7 @@ def _scores(result: Mapping[str, Any]) -> Any:
         axis.axvline(0, color="black", lw=0.6)
         axis.set(title=TITLES[target], xlabel="Spearman with success on the target", xlim=(-1, 1))
         axis.grid(alpha=0.3)
-    axes[0, 0].set_yticks(range(len(LINES)), LINES)
+    axes[0, 0].set_yticks(range(len(lines)), lines)
     axes[0, 0].invert_yaxis()
     return figure
 
