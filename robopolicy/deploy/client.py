@@ -202,7 +202,7 @@ class RemotePolicy:
         if self._socket is None:
             self._socket = self._open_socket()
         try:
-            self._socket.send_multipart([self._token, frame], zmq.NOBLOCK)
+            self._socket.send_multipart([self._token, frame], zmq.NOBLOCK, copy=False)  # a copy of a picture costs most
             while self._socket.poll(max(0, math.ceil((deadline - time.monotonic()) * 1000))):
                 reply = protocol.decode(self._socket.recv())
                 if reply.request in (self._request, 0):
