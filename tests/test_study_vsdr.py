@@ -178,6 +178,9 @@ def test_episodes_on_the_target_are_spared_by_a_shortlist_that_knows() -> None:
     spent = trials.spend(tables, "T3", chosen, repeats=6, num_trials=3, seed=0)
     at_once = {name: rows[0]["regret"] for name, rows in spent["curves"].items()}
     assert at_once["VSDR, then halving"] < at_once["simulation, then halving"]
+    tested = spent["tested"]["VSDR, then the test"]
+    assert tested["regret"] <= at_once["VSDR, then halving"] + 1e-9
+    assert tested["episodes"] <= 2 * trials.PAIRS * (trials.SHORTLIST - 1)
     curve = spent["curves"]["halving over all"]
     assert curve[-1]["regret"] <= curve[0]["regret"]
     assert curve[-1]["episodes"] > 100 * curve[0]["episodes"]

@@ -9,6 +9,7 @@ import numpy as np
 from selection_bench import pools
 
 from robopolicy.ranking.allocation import halving_plan, sequential_halving
+from robopolicy.ranking.sequential import log_e_path
 from robopolicy.ranking.statistics import stream
 from vsdr_study.report import scores
 from vsdr_study.tables import Tables
@@ -17,6 +18,7 @@ Array = np.ndarray
 NEAR = 0.02  # of the best success rate
 EACH = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # episodes a policy, of those that share all equally
 SHORTLIST = 8
+PAIRS, ALPHA = 50, 0.05  # of the anytime-valid test between the incumbent and a challenger: most of them, its level
 NEXT_REAL = {
     "UCB, target only": pools.independent_ucb,
     "round robin, top 3 of simulation": pools.round_robin_top_3,
@@ -48,7 +50,13 @@ def spend(tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, 
             regrets.append(pools.regret_by_trial(strategy, pool, num_trials))
         found[name] = [_row(t, np.array(regrets)[:, t]) for t in range(num_trials + 1)]
     near = {name: _first(rows) for name, rows in found.items()}
-    return {"curves": found, "episodes_until_near": near, "near": NEAR, "repeats": repeats, "shortlist": SHORTLIST}
+    shortlists = {"simulation": sim, "VSDR": vsdr}
+    tested = {
+        f"{name}, then the test": _challenged(real, np.argsort(-order, kind="stable")[:SHORTLIST], repeats, seed)
+        for name, order in shortlists.items()
+    }
+    settings = {"near": NEAR, "repeats": repeats, "shortlist": SHORTLIST, "pairs": PAIRS, "alpha": ALPHA}
+    return {"curves": found, "episodes_until_near": near, "tested": tested, **settings}
 
 
 def _row(episodes: int, regrets: Array) -> dict[str, float]:
@@ -79,6 +87,23 @@ def _halved(real: Array, among: Array, repeats: int, seed: int) -> list[dict[str
             regrets.append(real.max() - real[among[best]])
         rows.append(_row(budget, np.array(regrets)))
     return rows
+
+
+def _challenged(real: Array, shortlist: Array, repeats: int, seed: int) -> dict[str, float]:
+    """Episodes and regret where the best scored stays unless the test shows a challenger to be better, one after the other."""
+    spent, regrets = [], []
+    for repeat in range(repeats):
+        generator, incumbent, episodes = stream(seed, "test", repeat), int(shortlist[0]), 0
+        for challenger in shortlist[1:]:
+            ours, theirs = (generator.random(PAIRS) < real[p] for p in (incumbent, int(challenger)))
+            crossed = np.flatnonzero(log_e_path(ours, theirs, "two-sided") >= -np.log(ALPHA))
+            pairs = int(crossed[0]) + 1 if crossed.size else PAIRS
+            episodes += 2 * pairs
+            if crossed.size and theirs[:pairs].mean() > ours[:pairs].mean():
+                incumbent = int(challenger)
+        spent.append(episodes)
+        regrets.append(real.max() - real[incumbent])
+    return _row(float(np.mean(spent)), np.array(regrets))
 
 
 def _uniform(real: Array, among: Array, repeats: int, seed: int) -> list[dict[str, float]]:
