@@ -1,6 +1,7 @@
 """Branched rollouts: what they say is what the simulator does, and what a critic's quality makes of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from robopolicy.spec import (
     ENVIRONMENT_STATE,
     HAS_SUCCESSOR,
     OUTCOME,
+    PROGRESS,
     STATE,
     SUCCESS,
     TASK,
@@ -162,11 +164,12 @@ def made(states=6, chunks=4, rollouts=2, seed=0, horizon=3):
     candidates = rng.normal(size=(states, chunks, 4, 1)).astype(np.float32)
     success = np.repeat((candidates[:, :, 0, :1] > 0), rollouts, 2)
     steps = np.where(success, 5, 20)
+    progress = np.where(success[..., None], 1.0, 0.25) * np.ones(20, np.float32)
     events = {"drop": np.where(success, NO_EVENT, 4), "force": np.full(success.shape, NO_EVENT)}
     spec = DatasetSpec({STATE: FeatureSpec((2,)), ACTION: FeatureSpec((1,))}, 10.0)
     observation = {STATE: state, TASK: np.full(states, "lift")}
     rows = np.arange(states)
-    return Branches(observation, candidates, success, steps, events, rows // 2, rows, spec, horizon, {"seed": seed})
+    return Branches(observation, candidates, success, steps, progress, events, rows // 2, rows, spec, horizon, {"seed": seed})
 
 
 def test_branches_survive_a_file_and_split_by_episode(tmp_path):
@@ -187,6 +190,8 @@ def test_values_are_discounted_success_and_events_have_a_horizon():
     assert np.allclose(branches.values(0.5), np.where(branches.success[..., 0], 0.5**4, 0.0))
     assert np.array_equal(branches.unsafe(["drop"]), ~branches.success)
     assert not branches.unsafe(["drop"], horizon=3).any()
+    rising = replace(branches, progress=np.broadcast_to(np.array([0.2, 0.4, 1.0]), (*branches.success.shape, 3)))
+    assert np.allclose(rising.progress_values(0.5), 0.5 * 0.2 + 0.25 * 0.4 + 0.25 * 1.0)
     with pytest.raises(ValueError, match="did you mean 'drop'"):
         branches.unsafe(["dropp"])
 
@@ -199,6 +204,7 @@ def test_windows_of_branches_hold_every_try_once(tmp_path):
     assert batch[ACTION].shape == (48, 3, 1)
     assert np.array_equal(batch[OUTCOME].reshape(branches.success.shape), branches.success.astype(np.float32))
     assert np.array_equal(batch[UNSAFE], 1 - batch[OUTCOME])
+    assert np.allclose(batch[PROGRESS], np.where(batch[SUCCESS], 1.0, 0.25))
     with pytest.raises(SpecError, match="3 steps of the branches"):
         BranchWindows(branches, (STATE,), 1, 4)
     with pytest.raises(SpecError, match="obs_horizon=2"):

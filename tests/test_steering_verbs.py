@@ -54,6 +54,8 @@ def test_branches_have_the_policys_states_and_their_own_facts(made):
     assert branches.facts["env_kwargs"]["max_episode_steps"] == 24
     assert "4 states x 3 candidates x 1 continuations" in lines[0]
     assert (branches.steps > 0).all()
+    assert branches.progress.shape == (*branches.steps.shape, 24)
+    assert np.array_equal(branches.progress[..., -1] == 1, branches.success)
     assert set(branches.events) == {"collision", "drop", "force"}
     arm = pipeline.find_checkpoints(policy)[0]
     env_id, env_kwargs = pipeline.task_env(settings("branch", OBSERVED, SHORT, "checkpoint=x", "out=y")["task"], "wide")
@@ -79,7 +81,7 @@ def test_a_critic_that_needs_more_than_it_is_given_says_what(made, tmp_path):
     folder, _, _ = made
     with pytest.raises(SpecError, match=r"data\.proposals\.checkpoint=CHECKPOINT"):
         trained(tmp_path / "a", folder / "data", "critic=cal_ql")
-    with pytest.raises(SpecError, match="critic=success and critic=safety"):
+    with pytest.raises(SpecError, match="critic=success, progress and safety"):
         trained(tmp_path / "b", folder / "branches", "critic=iql")
 
 

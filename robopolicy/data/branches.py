@@ -22,6 +22,7 @@ from robopolicy.spec import (
     EPISODE,
     EPISODE_LENGTH,
     OUTCOME,
+    PROGRESS,
     STEP,
     SUCCESS,
     TASK,
@@ -35,7 +36,7 @@ from robopolicy.spec import (
 
 FILE, INFO = "branches.npz", "branches.json"
 NEVER = -1  # steps until an event that does not happen
-_PARTS = ("candidates", "success", "steps", "seeds", "decisions")
+_PARTS = ("candidates", "success", "steps", "progress", "seeds", "decisions")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Branches:
 
     observation: {key: [S, To, ...]}; TASK is str [S]. candidates: float32 [S, K, H, A], physical units; number 0 is what the
         base policy would execute. success: bool [S, K, M]. steps: int64 [S, K, M], from the state to the end of the episode.
+    progress: float32 [S, K, M, T], the task's progress after each of these steps; the last value goes on.
     events: {name: int64 [S, K, M]}, steps until it first happens, NEVER if it does not.
     seeds, decisions: int64 [S], the episode of a state and its control step in it.
     spec: features and rate. execute_horizon: steps of a chunk that are executed. facts: where it comes from, JSON values.
@@ -53,6 +55,7 @@ class Branches:
     candidates: Array
     success: Array
     steps: Array
+    progress: Array
     events: Mapping[str, Array]
     seeds: Array
     decisions: Array
@@ -66,6 +69,12 @@ class Branches:
     def values(self, gamma: float = 0.99) -> Array:
         """Discounted success [S, K], the mean over continuations: gamma to the steps until success, 0 without it."""
         return (self.success * gamma ** (self.steps - 1.0)).mean(2)
+
+    def progress_values(self, gamma: float) -> Array:
+        """Discounted mean of the progress that follows [S, K, M], the last value going on for ever."""
+        weights = (1 - gamma) * gamma ** np.arange(self.progress.shape[-1])
+        weights[-1] /= 1 - gamma
+        return self.progress @ weights
 
     def unsafe(self, names: Sequence[str] | None = None, horizon: int | None = None) -> Array:
         """Whether one of the events `names` (None = any) happens within `horizon` steps (None = ever), bool [S, K, M].
@@ -167,11 +176,11 @@ class BranchWindows:
     """Branches as training windows: one for every state, chunk and continuation. The interface is that of data.windows.
 
     Besides what Windows gives: UNSAFE float32 [B], 1 where an event of `events` happens within `horizon` steps.
-    OUTCOME, STEP and EPISODE_LENGTH say how and how soon the continuation ended.
+    OUTCOME, STEP and EPISODE_LENGTH say how and how soon the continuation ended, PROGRESS float32 [B] what it came to.
 
     Args:
         observation_keys, obs_horizon, action_horizon: see Windows.
-        events, horizon: see Branches.unsafe.
+        events, horizon: see Branches.unsafe. gamma: of PROGRESS, see Branches.progress_values.
 
     Raises:
         SpecError: a key that was not recorded, or a horizon longer than what was.
@@ -185,6 +194,7 @@ class BranchWindows:
         action_horizon: int,
         events: Sequence[str] | None = None,
         horizon: int | None = None,
+        gamma: float = 0.99,
     ) -> None:
         self.data_hash, self.obs_horizon, self.action_horizon = branches.hash, obs_horizon, action_horizon
         self.branches, self.observation_keys = branches, tuple(observation_keys)
@@ -204,6 +214,7 @@ class BranchWindows:
         self.spec = DatasetSpec(features, branches.spec.fps)
         self._shape = branches.success.shape
         self._unsafe = branches.unsafe(events, horizon).astype(np.float32)
+        self._progress = branches.progress_values(gamma).astype(np.float32)
         self.episodes, self.lengths = branches.seeds, branches.steps.reshape(-1)
 
     def __len__(self) -> int:
@@ -232,4 +243,5 @@ class BranchWindows:
         success = b.success[state, chunk, rollout]
         zero, ends = np.zeros(len(success), np.int64), b.steps[state, chunk, rollout]
         batch |= {SUCCESS: success, OUTCOME: success.astype(np.float32), UNSAFE: self._unsafe[state, chunk, rollout]}
+        batch[PROGRESS] = self._progress[state, chunk, rollout]
         return batch | {EPISODE: b.seeds[state], STEP: zero, EPISODE_LENGTH: ends.astype(np.int64)}

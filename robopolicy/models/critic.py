@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.batch import Batch, Phase
+from robopolicy.models.chunk_features import ChunkFeatures
 from robopolicy.models.critic_heads import ActionHeads, ValueOutput
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.support import Support
@@ -114,8 +115,10 @@ class ChunkCritic(Trainable):
         ]
         self.further_encoders = nn.ModuleList([sharing(each, self.encoder) for each in more])
         self.output = ValueOutput(output)
-        self.heads = ActionHeads(num_heads, self.encoder.width, execute_horizon * action.shape[0], hidden, self.output.size)
-        self.support = Support(support_size, self.encoder.width, execute_horizon * action.shape[0])
+        self.chunk_features = ChunkFeatures(self.observation, execute_horizon, action.shape[0], self.normalizer)
+        self.context_width = self.encoder.width + self.chunk_features.anchor_width
+        self.heads = ActionHeads(num_heads, self.context_width, self.chunk_features.width, hidden, self.output.size)
+        self.support = Support(support_size, self.context_width, execute_horizon * action.shape[0])
 
     @property
     def spec(self) -> CriticSpec:  # type: ignore[override]
@@ -137,15 +140,31 @@ class ChunkCritic(Trainable):
 
     def contexts(self, batch: Batch, generator: torch.Generator | None = None) -> Contexts:
         """A context for every head [E, B, D]."""
-        return per_head([self.encoder, *self.further_encoders], batch, self.num_heads, generator)
+        return self.contexts_by([self.encoder, *self.further_encoders], batch, generator)
+
+    def contexts_by(
+        self, encoders: Sequence[nn.Module], batch: Batch, generator: torch.Generator | None = None
+    ) -> Contexts:
+        """Contexts [E, B, D]: the encoders' in turn, and the anchors of chunk features."""
+        found = [encoder(batch, generator) for encoder in encoders]
+        if self.chunk_features.things:
+            anchors = self.chunk_features.anchors(batch)
+            found = [torch.cat([context, anchors], -1) for context in found]
+        if len(found) == 1:
+            return found[0].expand(self.num_heads, -1, -1)
+        return torch.stack([found[head % len(found)] for head in range(self.num_heads)])
 
     def prefix(self, batch: Batch, key: str = ACTION) -> Tensor:
         """Normalised prefixes [B, h, A] of a batch's chunks [B, H, A], or [B, N, h, A] of several."""
         return self.normalizer.normalize(ACTION, batch[key][..., : self.execute_horizon, :])
 
+    def raw(self, contexts_EBD: Contexts, actions_BNHA: Tensor, heads: nn.Module | None = None) -> Tensor:
+        """Raw outputs [E, B, N, size] of normalised prefixes [B, N, h, A], by its own heads or others like them."""
+        return (heads or self.heads)(contexts_EBD, self.chunk_features(contexts_EBD[0], actions_BNHA))
+
     def values(self, contexts_EBD: Contexts, actions_BNHA: Tensor) -> Tensor:
         """Values [E, B, N] of normalised prefixes [B, N, h, A]."""
-        return self.output.value(self.heads(contexts_EBD, actions_BNHA))
+        return self.output.value(self.raw(contexts_EBD, actions_BNHA))
 
     def weights(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Weights [E, B] of windows in each head's losses: those of the batch, and the part of it that a head sees."""
@@ -189,16 +208,6 @@ def copied(encoder: ObservationEncoder, owner: ObservationEncoder) -> Observatio
     return sharing(copy.deepcopy(encoder), owner).requires_grad_(False)
 
 
-def per_head(encoders: Sequence[nn.Module], batch: Batch, num_heads: int, generator: torch.Generator | None = None) -> Contexts:
-    """Contexts [E, B, D]: the encoders' in turn."""
-    found = [encoder(batch, generator) for encoder in encoders]
-    return (
-        torch.stack([found[head % len(found)] for head in range(num_heads)])
-        if len(found) > 1
-        else found[0].expand(num_heads, -1, -1)
-    )
-
-
 class OutcomeCritic(ChunkCritic):
     """Regresses what became of an episode after a chunk. Monte-Carlo: unbiased, about whoever acted in the data.
 
@@ -218,7 +227,7 @@ class OutcomeCritic(ChunkCritic):
         self.check_phase(phase)
         contexts, prefix, target = self.contexts(batch, generator), self.prefix(batch), self.target(batch)
         self.support.remember(contexts[0], prefix)
-        raw = self.heads(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
+        raw = self.raw(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
         weights = self.weights(batch, generator)
         loss = (self.output.error(raw, target) * weights).sum() / weights.sum().clamp(min=1e-6)
         values = self.output.value(raw.detach())
