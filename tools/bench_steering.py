@@ -29,13 +29,14 @@ from steering_bench import overhead, summary
 from steering_bench.cells import Cell, Method, in_rounds
 from steering_bench.study import QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
 
-from robopolicy.evaluation.critic_quality import branch_scores, quality
+from robopolicy.evaluation.critic_quality import branch_scores, quality, worth
 from robopolicy.policies.load import load_critic
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
 TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
-PERTURB: dict[str, dict[str, Any]] = {"carp": {"std": 0.15, "share": 0.75}, "diffusion": {}}  # CARP's draws are all alike
+NOISE = {"std": 0.15, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
+PERTURB: dict[str, dict[str, Any]] = {"carp": NOISE, "diffusion": NOISE}
 SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
 DEFAULT = ("progress", "both", SMALL)
 DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0, "min_gain": None}
@@ -121,7 +122,7 @@ def _arguments() -> argparse.Namespace:
 
 def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
     """Success of all arms on the same worlds, and what is claimed of them."""
-    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths]
+    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths if s in study.sizes.bases[f"{t}/{f}"]]
     few = max(args.episodes // 3, 1)
     plans: list[tuple[str, int, list[Cell]]] = []
     primary = [Cell(*base, method, args.split) for base in bases for method in (BASE, default_method())]
@@ -185,8 +186,8 @@ def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any
             for kind, data, overrides in kinds:
                 critic = load_critic(study.critic(task, family, kind, data, overrides)[1])
                 for where in (TRAINED_IN, REPORTED_IN):
-                    branches = study.branch_data(study.branches(task, family, "medium", where))
-                    found = quality(branch_scores(critic, branches), branches.values(critic.gamma)).to_dict()
+                    branches = study.branch_data(study.branches(task, family, study.best(task, family), where))
+                    found = quality(branch_scores(critic, branches), worth(critic, branches)).to_dict()
                     rows.append({"task": task, "family": family, "critic": kind, "worlds": where, **found})
                     print(_quality_line(rows[-1]), flush=True)
     return rows

@@ -29,6 +29,8 @@ class ChunkFeatures(nn.Module):
         observation: what the critic sees. steps, size: h and A. normalizer: of the critic; read, not held.
     """
 
+    normalizer: Normalizer
+
     def __init__(self, observation: Features, steps: int, size: int, normalizer: Normalizer) -> None:
         super().__init__()
         object.__setattr__(self, "normalizer", normalizer)

@@ -142,9 +142,7 @@ class ChunkCritic(Trainable):
         """A context for every head [E, B, D]."""
         return self.contexts_by([self.encoder, *self.further_encoders], batch, generator)
 
-    def contexts_by(
-        self, encoders: Sequence[nn.Module], batch: Batch, generator: torch.Generator | None = None
-    ) -> Contexts:
+    def contexts_by(self, encoders: Sequence[nn.Module], batch: Batch, generator: torch.Generator | None = None) -> Contexts:
         """Contexts [E, B, D]: the encoders' in turn, and the anchors of chunk features."""
         found = [encoder(batch, generator) for encoder in encoders]
         if self.chunk_features.things:
