@@ -26,7 +26,6 @@ from robopolicy.spec import (
     ENVIRONMENT_STATE,
     HAS_SUCCESSOR,
     OUTCOME,
-    PROGRESS,
     STATE,
     SUCCESS,
     TASK,
@@ -204,7 +203,6 @@ def test_windows_of_branches_hold_every_try_once(tmp_path):
     assert batch[ACTION].shape == (48, 3, 1)
     assert np.array_equal(batch[OUTCOME].reshape(branches.success.shape), branches.success.astype(np.float32))
     assert np.array_equal(batch[UNSAFE], 1 - batch[OUTCOME])
-    assert np.allclose(batch[PROGRESS], np.where(batch[SUCCESS], 1.0, 0.25))
     with pytest.raises(SpecError, match="3 steps of the branches"):
         BranchWindows(branches, (STATE,), 1, 4)
     with pytest.raises(SpecError, match="obs_horizon=2"):

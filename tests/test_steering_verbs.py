@@ -81,7 +81,7 @@ def test_a_critic_that_needs_more_than_it_is_given_says_what(made, tmp_path):
     folder, _, _ = made
     with pytest.raises(SpecError, match=r"data\.proposals\.checkpoint=CHECKPOINT"):
         trained(tmp_path / "a", folder / "data", "critic=cal_ql")
-    with pytest.raises(SpecError, match="critic=success, progress and safety"):
+    with pytest.raises(SpecError, match="critic=success and critic=safety"):
         trained(tmp_path / "b", folder / "branches", "critic=iql")
 
 

@@ -35,7 +35,7 @@ from robopolicy.policies.load import load_critic
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
 TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
-NOISE = {"std": 0.15, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
+NOISE = {"std": 0.2, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
 PERTURB: dict[str, dict[str, Any]] = {"carp": NOISE, "diffusion": NOISE}
 SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
 DEFAULT = ("progress", "both", SMALL)

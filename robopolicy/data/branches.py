@@ -22,7 +22,6 @@ from robopolicy.spec import (
     EPISODE,
     EPISODE_LENGTH,
     OUTCOME,
-    PROGRESS,
     STEP,
     SUCCESS,
     TASK,
@@ -176,11 +175,11 @@ class BranchWindows:
     """Branches as training windows: one for every state, chunk and continuation. The interface is that of data.windows.
 
     Besides what Windows gives: UNSAFE float32 [B], 1 where an event of `events` happens within `horizon` steps.
-    OUTCOME, STEP and EPISODE_LENGTH say how and how soon the continuation ended, PROGRESS float32 [B] what it came to.
+    OUTCOME, STEP and EPISODE_LENGTH say how and how soon the continuation ended.
 
     Args:
         observation_keys, obs_horizon, action_horizon: see Windows.
-        events, horizon: see Branches.unsafe. gamma: of PROGRESS, see Branches.progress_values.
+        events, horizon: see Branches.unsafe.
 
     Raises:
         SpecError: a key that was not recorded, or a horizon longer than what was.
@@ -194,7 +193,6 @@ class BranchWindows:
         action_horizon: int,
         events: Sequence[str] | None = None,
         horizon: int | None = None,
-        gamma: float = 0.99,
     ) -> None:
         self.data_hash, self.obs_horizon, self.action_horizon = branches.hash, obs_horizon, action_horizon
         self.branches, self.observation_keys = branches, tuple(observation_keys)
@@ -214,7 +212,6 @@ class BranchWindows:
         self.spec = DatasetSpec(features, branches.spec.fps)
         self._shape = branches.success.shape
         self._unsafe = branches.unsafe(events, horizon).astype(np.float32)
-        self._progress = branches.progress_values(gamma).astype(np.float32)
         self.episodes, self.lengths = branches.seeds, branches.steps.reshape(-1)
 
     def __len__(self) -> int:
@@ -243,5 +240,4 @@ class BranchWindows:
         success = b.success[state, chunk, rollout]
         zero, ends = np.zeros(len(success), np.int64), b.steps[state, chunk, rollout]
         batch |= {SUCCESS: success, OUTCOME: success.astype(np.float32), UNSAFE: self._unsafe[state, chunk, rollout]}
-        batch[PROGRESS] = self._progress[state, chunk, rollout]
         return batch | {EPISODE: b.seeds[state], STEP: zero, EPISODE_LENGTH: ends.astype(np.int64)}

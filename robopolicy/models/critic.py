@@ -13,16 +13,18 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robopolicy.batch import Batch, Phase
 from robopolicy.models.chunk_features import ChunkFeatures
-from robopolicy.models.critic_heads import ActionHeads, ValueOutput
+from robopolicy.models.critic_heads import ActionHeads, StateHeads, ValueOutput
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.support import Support
 from robopolicy.models.trainable import Metrics, Trainable
 from robopolicy.spec import (
     ACTION,
     EPISODE_LENGTH,
+    HAS_SUCCESSOR,
     OUTCOME,
     PROGRESS,
     STEP,
@@ -34,6 +36,8 @@ from robopolicy.spec import (
     Features,
     FeatureSpec,
     Observation,
+    SpecError,
+    successor,
 )
 
 CRITIC = "critic"
@@ -206,6 +210,14 @@ def copied(encoder: ObservationEncoder, owner: ObservationEncoder) -> Observatio
     return sharing(copy.deepcopy(encoder), owner).requires_grad_(False)
 
 
+def next_batch(batch: Batch, observation: Features) -> Batch:
+    """The observation after the chunk, under the names of the present one."""
+    for key in observation:
+        if successor(key) not in batch and key in batch and batch[key].ndim > 1:
+            raise SpecError(f"the batch lacks {successor(key)!r}: give Windows a successor_horizon")
+    return {key: batch.get(successor(key), batch[key]) for key in observation}
+
+
 class OutcomeCritic(ChunkCritic):
     """Regresses what became of an episode after a chunk. Monte-Carlo: unbiased, about whoever acted in the data.
 
@@ -223,11 +235,13 @@ class OutcomeCritic(ChunkCritic):
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Cross-entropy to the target."""
         self.check_phase(phase)
-        contexts, prefix, target = self.contexts(batch, generator), self.prefix(batch), self.target(batch)
+        return self.regression(self.contexts(batch, generator), batch, self.target(batch), self.weights(batch, generator))
+
+    def regression(self, contexts: Contexts, batch: Batch, target: Tensor, weights_EB: Tensor) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of the chunks' values to a target [B] or [E, B], and metrics."""
+        prefix = self.prefix(batch)
         self.support.remember(contexts[0], prefix)
         raw = self.raw(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
-        weights = self.weights(batch, generator)
-        loss = (self.output.error(raw, target) * weights).sum() / weights.sum().clamp(min=1e-6)
         values = self.output.value(raw.detach())
         metrics: Metrics = {
             "value": values.mean(),
@@ -235,7 +249,12 @@ class OutcomeCritic(ChunkCritic):
             "absolute_error": (values.mean(0) - target).abs().mean(),
             "disagreement": values.std(0).mean() if len(values) > 1 else 0.0,
         }
-        return loss, metrics
+        return weighted_mean(self.output.error(raw, target), weights_EB), metrics
+
+
+def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
+    """Mean of errors under weights, which may all be 0."""
+    return (errors * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 class SuccessCritic(OutcomeCritic):
@@ -255,14 +274,35 @@ class ProgressCritic(OutcomeCritic):
     """The discounted mean of the rewards from a chunk on, which must lie in [0, 1]: made for a task's progress (reward=dense).
 
     Progress says much sooner than success whether a chunk was good, so such a critic tells chunks apart where one of success
-    sees little but the state. On rewards that are 1 at success and else 0 it is the SuccessCritic.
+    sees little but the state. What followed the chunk is replaced by what is usual after where it led: a value of states is
+    regressed beside, so that the luck of later decisions does not drown what one chunk is worth.
+
+    Args:
+        observation, action, control_hz, options: see ChunkCritic.
     """
 
     extra_keys = (PROGRESS,)
 
+    def __init__(self, observation: Features, action: FeatureSpec, control_hz: float, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(observation, action, control_hz, **options)
+        self.state_heads = StateHeads(self.num_heads, self.context_width, options.get("hidden", 128))
+        self.successor_horizon = self.execute_horizon
+
     def target(self, batch: Batch) -> Tensor:
-        """The discounted rewards."""
-        return batch[PROGRESS]
+        """Rewards during the chunk, then the value of the state after it [E, B]; all rewards where the episode ended."""
+        with torch.no_grad():
+            usual = self.state_heads(self.contexts(next_batch(batch, self.observation))).sigmoid()
+        luck = (batch[successor(PROGRESS)] - usual) * batch[HAS_SUCCESSOR]
+        return (batch[PROGRESS] - self.gamma**self.execute_horizon * luck).clamp(0, 1)
+
+    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of the chunks' values to the target, and of the states' to the rewards that followed."""
+        self.check_phase(phase)
+        contexts, weights = self.contexts(batch, generator), self.weights(batch, generator)
+        of_chunks, metrics = self.regression(contexts, batch, self.target(batch), weights)
+        logits, rewards = self.state_heads(contexts), batch[PROGRESS].expand(self.num_heads, -1)
+        errors = functional.binary_cross_entropy_with_logits(logits.float(), rewards.float(), reduction="none")
+        return of_chunks + weighted_mean(errors, weights), metrics
 
 
 class SafetyCritic(OutcomeCritic):

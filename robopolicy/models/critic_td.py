@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.batch import Batch
-from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome
+from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome, next_batch
 from robopolicy.models.critic_heads import StateHeads
 from robopolicy.models.trainable import Metrics
 from robopolicy.spec import (
@@ -116,14 +116,6 @@ class BootstrapCritic(ChunkCritic):
 
 def _frozen(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(False)
-
-
-def next_batch(batch: Batch, observation: Features) -> Batch:
-    """The observation after the chunk, under the names of the present one."""
-    for key in observation:
-        if successor(key) not in batch and key in batch and batch[key].ndim > 1:
-            raise SpecError(f"the batch lacks {successor(key)!r}: give Windows a successor_horizon")
-    return {key: batch.get(successor(key), batch[key]) for key in observation}
 
 
 class IqlCritic(BootstrapCritic):

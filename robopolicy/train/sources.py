@@ -87,13 +87,10 @@ class Branched:
             SpecError: a module that needs more than how each try ended.
         """
         spec, name = module.spec, type(module).__name__
-        if not isinstance(spec, CriticSpec) or module.successor_horizon or PROPOSALS in module.extra_keys:
-            raise SpecError(
-                f"{name} learns from recorded episodes; branched rollouts are for critic=success, progress and safety"
-            )
-        events, horizons = (options.get("events"), options.get("event_horizon")), (spec.obs_horizon, spec.execute_horizon)
-        gamma = getattr(module, "gamma", 0.99)
-        return BranchWindows(self.branches, tuple(spec.observation), *horizons, *events, gamma=gamma)
+        if not isinstance(spec, CriticSpec) or module.successor_horizon or module.extra_keys:
+            raise SpecError(f"{name} learns from recorded episodes; branched rollouts are for critic=success and critic=safety")
+        events = options.get("events"), options.get("event_horizon")
+        return BranchWindows(self.branches, tuple(spec.observation), spec.obs_horizon, spec.execute_horizon, *events)
 
 
 def source(options: Mapping[str, Any]) -> Recorded | Branched:
