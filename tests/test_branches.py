@@ -14,9 +14,17 @@ from robopolicy.data.collect import environment, robot_env
 from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.evaluation import branches as branching
 from robopolicy.evaluation.branches import Limits, OracleActor, branch_point, decision_points, follow, try_chunk
-from robopolicy.evaluation.critic_quality import NEVER, best_checkpoint, measured_gain, proven_gain, quality, row_correlation
+from robopolicy.evaluation.critic_quality import (
+    NEVER,
+    best_checkpoint,
+    measured_gain,
+    proven_gain,
+    quality,
+    row_correlation,
+    worth,
+)
 from robopolicy.evaluation.rollout import PolicyActor
-from robopolicy.models.critic import SafetyCritic, SuccessCritic
+from robopolicy.models.critic import ProgressCritic, SafetyCritic, SuccessCritic
 from robopolicy.models.critic_td import IqlCritic
 from robopolicy.ope.dynamics_gap import GapConfig
 from robopolicy.policies.selection import Selection, select
@@ -230,6 +238,12 @@ def test_quality_knows_a_perfect_a_blind_and_a_reversed_critic():
     assert reverse.captured <= 0
     assert perfect.num_states == sum(row.std() > 0 for row in worth)
     assert row_correlation(np.array([[1.0, 2, 3]]), np.array([[1.0, 3, 2]]))[0] == pytest.approx(0.5)
+
+
+def test_a_critic_is_judged_in_what_it_predicts():
+    branches, given = made(), (made().spec.observation, FeatureSpec((1,)), 10.0)
+    assert np.array_equal(worth(SuccessCritic(*given, gamma=0.9), branches), branches.values(0.9))
+    assert np.array_equal(worth(ProgressCritic(*given, gamma=0.9), branches), branches.progress_values(0.9).mean(2))
 
 
 def test_only_gains_that_came_true_are_proven():

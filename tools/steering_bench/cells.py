@@ -87,7 +87,7 @@ def play_cell(study: Study, cell: Cell, start: int, stop: int) -> pa.Table:
     suite = suite_of(study, cell, stop)
     facts = [sha256(arm.checkpoint), arm.critic and sha256(arm.critic), dict(arm.steer), dict(arm.perturb), cell.method.oracle]
     digest = hashlib.sha256(json.dumps([*facts, suite.env_id, suite.env_kwargs], sort_keys=True).encode()).hexdigest()[:12]
-    name = f"{'-'.join(cell.base)}-{cell.split}-{cell.method.name}-{digest}"
+    name = f"{'-'.join(cell.base)}-{cell.split}-{digest}"  # methods that come to the same are played once
     file = study.root / "cells" / name / f"{start:05d}_{stop:05d}.parquet"
     if file.is_file():
         return pq.read_table(file)
