@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 from provenance import provenance, write_json
 from steering_bench import overhead, summary
-from steering_bench.cells import Cell, Method, in_rounds
+from steering_bench.cells import Cell, Method, in_rounds, proof
 from steering_bench.study import QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
 
 from robopolicy.evaluation.critic_quality import branch_scores, quality, worth
@@ -133,7 +133,7 @@ def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
         plans.append(("controls", few, [Cell(*base, m, args.split) for base in bases for m in (BASE, *wanted)]))
     if "numbers" in args.parts:
         numbers = NUMBERS[:3] if args.quick else NUMBERS
-        of_number = [Method(f"k{n}", DEFAULT, {**DEFAULT_RULE, "num_samples": n}) for n in numbers]
+        of_number = [Method(f"k{n}", DEFAULT, {**DEFAULT_RULE, "num_samples": n, "min_gain": 0.0}) for n in numbers]
         plans.append(("numbers", few, [Cell(*base, m, args.split) for base in bases for m in (BASE, *of_number)]))
     found: dict[str, Any] = {}
     for name, episodes, cells in plans:
@@ -142,7 +142,7 @@ def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
         found[name] = rows
         print(f"\n{name}\n{summary.table(rows)}", flush=True)
         if name == "primary":
-            found |= _claims(rows, pairs)
+            found |= {**_claims(rows, pairs), "proofs": {cell.key: proof(study, cell) for cell in cells if cell.key in pairs}}
     return found
 
 

@@ -57,6 +57,7 @@ class Sizes:
     rollouts: int = 160  # of each strength
     critic_steps: int = 2500
     critic_batch: int = 256
+    proof: int = 75  # pairs of episodes in the development worlds that open the gate
     branched: int = 12  # episodes
     states: int = 4
     candidates: int = 5
@@ -72,6 +73,7 @@ QUICK = Sizes(
     rollouts=3,
     critic_steps=40,
     critic_batch=64,
+    proof=2,
     branched=2,
     states=2,
     candidates=3,
