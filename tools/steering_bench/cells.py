@@ -29,14 +29,14 @@ BLOCK = 25  # episodes that are kept together
 class Method:
     """How a base policy is steered. critic: (option of conf/critic, data, overrides), None = not at all.
 
-    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic; perturb: whether candidates are.
+    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic; noise: over the family's perturbation.
     """
 
     name: str
     critic: tuple[str, str, tuple[str, ...]] | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
     oracle: int = 0
-    perturb: bool = True
+    noise: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Cell:
 def arm_of(study: Study, cell: Cell) -> Arm:
     """The arm that a cell plays."""
     arm = replace(study.arm(*cell.base), name=cell.method.name)
-    if cell.method.perturb and (cell.method.critic or cell.method.oracle):
-        arm = replace(arm, perturb=dict(study.perturb.get(cell.family, {})))
+    if cell.method.critic or cell.method.oracle:
+        arm = replace(arm, perturb={**study.perturb.get(cell.family, {}), **cell.method.noise})
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic
