@@ -197,15 +197,19 @@ def chosen_critic(path: str | Path) -> Path:
     return critic_quality.best_checkpoint(found, Path(path) / critic_quality.FILE)
 
 
-def _proven_gain(critic: Path) -> float:
-    """steer.min_gain of a critic's checkpoint by the quality.json of its run."""
-    from robopolicy.evaluation import critic_quality
+def _proven_gain(critic: Path, policy: str | Path) -> float:
+    """steer.min_gain of a critic's checkpoint for a policy's: 0 where paired episodes proved a gain, else by branches."""
+    from robopolicy.evaluation import critic_quality, proof
 
+    proven = proof.recorded(critic, sha256(policy))
+    if proven:
+        return 0.0
     found = critic_quality.measured_gain(critic, critic.parent.parent / critic_quality.FILE)
+    found = critic_quality.NEVER if proven is False and found == 0.0 else found
     if found == critic_quality.NEVER:
         logger.warning(
-            "%s was not shown to know more than the policy on branched rollouts: steering leaves the policy alone; train it on "
-            "more of the policy's own rollouts, branch more episodes, or set steer.min_gain=0 to follow it all the same",
+            "%s was not shown to know more than the policy: steering leaves the policy alone; prove it with paired episodes in "
+            "the worlds of training (evaluate steer.prove=true), or set steer.min_gain=0 to follow it all the same",
             critic,
         )
     return found
@@ -253,10 +257,10 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
     steer: `critic` (its checkpoint or run); perhaps `safety` (the same), `perturb` (keyword arguments of Perturbed for the
     candidates), and keyword arguments of SteeredPolicy.
     """
-    options = {key: value for key, value in steer.items() if key not in ("critic", "safety", "perturb")}
+    options = {key: value for key, value in steer.items() if key not in ("critic", "safety", "perturb", "prove")}
     critic, safety = (str(chosen_critic(steer[key])) if steer.get(key) else None for key in ("critic", "safety"))
     if options.get("min_gain", 0.0) is None:
-        options["min_gain"] = _proven_gain(Path(str(critic)))
+        options["min_gain"] = _proven_gain(Path(str(critic)), arm.checkpoint)
     perturb = steer.get("perturb") or {}
     return replace(arm, name=f"{arm.name}+steer", critic=critic, safety=safety, perturb=perturb, steer=options)
 
@@ -278,11 +282,12 @@ def evaluate_arms(
 
 def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb evaluate: success of every checkpoint with its interval; the paired difference where a critic steers."""
+    from robopolicy.evaluation.proof import record
     from robopolicy.ranking.intervals import wilson
     from robopolicy.ranking.rank import compare
 
     arms = [replace(arm, instruction=settings["instruction"]) for arm in find_checkpoints(settings["checkpoint"])]
-    steer = settings["steer"]
+    steer = {**settings["steer"], "min_gain": 0.0} if settings["steer"]["prove"] else settings["steer"]
     pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
     lines = [_draw_decision(pairs, _suite(settings), settings["picture"])] if settings["picture"]["file"] else []
@@ -300,6 +305,10 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             f"{other.name} against {base.name}: {found.difference:+.1%} ({least:+.1%} to {most:+.1%}), "
             f"exact McNemar p = {'undefined' if found.p_value is None else format(found.p_value, '.3g')}"
         )
+        if steer["prove"]:
+            facts = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
+            proven = record(Path(str(other.critic)), sha256(base.checkpoint), facts)
+            lines.append(f"{other.name}: {'proven' if proven else 'not proven'}, written for steer.min_gain=null")
     return lines
 
 

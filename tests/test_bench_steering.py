@@ -60,12 +60,12 @@ def test_blocks_are_played_in_turn_and_kept(tmp_path, monkeypatch):
     played = []
 
     def episode(arm, suite, seed, oracle):
-        played.append((arm.name, seed))
-        row = {"condition": str(seed), "success": arm.name == "b", "length": 1, "progress": 0.0}
+        played.append((arm.checkpoint, seed))
+        row = {"condition": str(seed), "success": arm.checkpoint == "b", "length": 1, "progress": 0.0}
         return {**row, "seconds": 0.0, "deviation": 0.0, "decisions": 1}
 
     monkeypatch.setattr(cells, "_episode", episode)
-    monkeypatch.setattr(cells, "arm_of", lambda study, cell: cells.Arm(cell.method.name, "x"))
+    monkeypatch.setattr(cells, "arm_of", lambda study, cell: cells.Arm(cell.method.name, cell.method.name[0]))
     monkeypatch.setattr(cells, "sha256", lambda path: path)
     both = [Cell("lift", "carp", "weak", Method(name), "held_out") for name in "ab"]
     found = cells.in_rounds(study, both, 60, lambda cell, rows: None, lambda: len(played) >= 75)
@@ -75,6 +75,9 @@ def test_blocks_are_played_in_turn_and_kept(tmp_path, monkeypatch):
     again = cells.in_rounds(study, both, 60, lambda cell, rows: None, lambda: False)
     assert len(played) == 120
     assert {len(rows) for rows in again.values()} == {60}
+    same = Cell(*both[0].base, Method("a whose gate is shut"), "held_out")
+    assert len(cells.in_rounds(study, [same], 60, lambda cell, rows: None, lambda: False)[same.key]) == 60
+    assert len(played) == 120  # what comes to the same is not played again
 
 
 def test_splits_and_uses_share_no_episode(tmp_path):
@@ -87,7 +90,7 @@ def test_splits_and_uses_share_no_episode(tmp_path):
 
 
 def test_arms_have_different_names_and_the_overhead_is_a_ratio():
-    names = [method.name for method in bench_steering.controls()]
+    names = [method.name for method in bench_steering.controls("push")]
     assert len(set(names)) == len(names)
     assert {"random", "worst", "medoid", "paper_beta0", "paper_beta0.1", "paper_beta1", "oracle"} <= set(names)
     rows = overhead.measure(1, (2,))

@@ -1,6 +1,7 @@
 """Branched rollouts: what they say is what the simulator does, and what a critic's quality makes of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,17 @@ from robopolicy.data.collect import environment, robot_env
 from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.evaluation import branches as branching
 from robopolicy.evaluation.branches import Limits, OracleActor, branch_point, decision_points, follow, try_chunk
-from robopolicy.evaluation.critic_quality import NEVER, best_checkpoint, measured_gain, proven_gain, quality, row_correlation
+from robopolicy.evaluation.critic_quality import (
+    NEVER,
+    best_checkpoint,
+    measured_gain,
+    proven_gain,
+    quality,
+    row_correlation,
+    worth,
+)
 from robopolicy.evaluation.rollout import PolicyActor
-from robopolicy.models.critic import SafetyCritic, SuccessCritic
+from robopolicy.models.critic import ProgressCritic, SafetyCritic, SuccessCritic
 from robopolicy.models.critic_td import IqlCritic
 from robopolicy.ope.dynamics_gap import GapConfig
 from robopolicy.policies.selection import Selection, select
@@ -162,11 +171,12 @@ def made(states=6, chunks=4, rollouts=2, seed=0, horizon=3):
     candidates = rng.normal(size=(states, chunks, 4, 1)).astype(np.float32)
     success = np.repeat((candidates[:, :, 0, :1] > 0), rollouts, 2)
     steps = np.where(success, 5, 20)
+    progress = np.where(success[..., None], 1.0, 0.25) * np.ones(20, np.float32)
     events = {"drop": np.where(success, NO_EVENT, 4), "force": np.full(success.shape, NO_EVENT)}
     spec = DatasetSpec({STATE: FeatureSpec((2,)), ACTION: FeatureSpec((1,))}, 10.0)
     observation = {STATE: state, TASK: np.full(states, "lift")}
     rows = np.arange(states)
-    return Branches(observation, candidates, success, steps, events, rows // 2, rows, spec, horizon, {"seed": seed})
+    return Branches(observation, candidates, success, steps, progress, events, rows // 2, rows, spec, horizon, {"seed": seed})
 
 
 def test_branches_survive_a_file_and_split_by_episode(tmp_path):
@@ -187,6 +197,8 @@ def test_values_are_discounted_success_and_events_have_a_horizon():
     assert np.allclose(branches.values(0.5), np.where(branches.success[..., 0], 0.5**4, 0.0))
     assert np.array_equal(branches.unsafe(["drop"]), ~branches.success)
     assert not branches.unsafe(["drop"], horizon=3).any()
+    rising = replace(branches, progress=np.broadcast_to(np.array([0.2, 0.4, 1.0]), (*branches.success.shape, 3)))
+    assert np.allclose(rising.progress_values(0.5), 0.5 * 0.2 + 0.25 * 0.4 + 0.25 * 1.0)
     with pytest.raises(ValueError, match="did you mean 'drop'"):
         branches.unsafe(["dropp"])
 
@@ -226,6 +238,12 @@ def test_quality_knows_a_perfect_a_blind_and_a_reversed_critic():
     assert reverse.captured <= 0
     assert perfect.num_states == sum(row.std() > 0 for row in worth)
     assert row_correlation(np.array([[1.0, 2, 3]]), np.array([[1.0, 3, 2]]))[0] == pytest.approx(0.5)
+
+
+def test_a_critic_is_judged_in_what_it_predicts():
+    branches, given = made(), (made().spec.observation, FeatureSpec((1,)), 10.0)
+    assert np.array_equal(worth(SuccessCritic(*given, gamma=0.9), branches), branches.values(0.9))
+    assert np.array_equal(worth(ProgressCritic(*given, gamma=0.9), branches), branches.progress_values(0.9).mean(2))
 
 
 def test_only_gains_that_came_true_are_proven():

@@ -5,14 +5,17 @@ import pytest
 import torch
 
 from robopolicy.batch import fake_batch
+from robopolicy.data.transforms import vector_statistics
 from robopolicy.data.windows import discounted_rewards
+from robopolicy.models.chunk_features import soft_clip, spread
 from robopolicy.models.critic import ProgressCritic, SafetyCritic, SuccessCritic
-from robopolicy.models.critic_heads import ValueOutput, gaussian_bins, soft_clip
+from robopolicy.models.critic_heads import ValueOutput, gaussian_bins
 from robopolicy.models.critic_td import CalQlCritic, IqlCritic
 from robopolicy.models.support import Support
 from robopolicy.spec import (
     ACTION,
     CHUNK_SUCCESS,
+    ENVIRONMENT_STATE,
     EPISODE_LENGTH,
     HAS_SUCCESSOR,
     OUTCOME,
@@ -208,12 +211,23 @@ def test_discounted_rewards_are_discounted_success_where_rewards_are_success():
     assert dense.max() <= 1
 
 
-def test_the_progress_critic_learns_rewards_to_come(generator):
-    def change(batch):
-        return {**batch, PROGRESS: torch.where(batch[ACTION].mean((1, 2)) > 0, 0.8, 0.3)}
+def test_the_progress_critic_learns_rewards_to_come_without_the_luck_of_later_decisions(generator):
+    kept = GAMMA**STEPS
 
-    found = values(trained(make(ProgressCritic), generator, 80, change=change)[0])
-    assert found == pytest.approx(np.array([[0.8, 0.3]] * 2), abs=0.1)
+    def change(batch):
+        later = 0.5 + 0.4 * (2.0 * (torch.rand(SIZE, generator=generator) < 0.5) - 1)  # whatever the chunk was
+        now = torch.where(batch[ACTION].mean((1, 2)) > 0, 0.8, 0.3)
+        whole = (1 - kept) * now + kept * later
+        return {**batch, PROGRESS: whole, successor(PROGRESS): later, HAS_SUCCESSOR: torch.ones(SIZE, dtype=torch.bool)}
+
+    critic, _ = trained(make(ProgressCritic), generator, 120, change=change)
+    expected = (1 - kept) * np.array([[0.8, 0.3]] * 2) + kept * 0.5
+    assert values(critic) == pytest.approx(expected, abs=0.06)
+    batch = change(corridor(generator))
+    right = batch[ACTION].mean((1, 2)) > 0
+    assert critic.target(batch)[:, right].std(1).max() < 0.3 * batch[PROGRESS][right].std()
+    ended = critic.target({**batch, HAS_SUCCESSOR: torch.zeros(SIZE, dtype=torch.bool)})
+    assert torch.allclose(ended, batch[PROGRESS].expand(3, -1))
 
 
 def test_support_tells_what_is_like_the_data(generator):
@@ -261,3 +275,43 @@ def test_every_critic_eats_images_and_points_too(generator):
         loss.backward()
         assert torch.isfinite(loss)
         assert all(p.grad is not None for p in critic.encoder.parameters())
+
+
+def panda(things=("object",), **more):
+    """Features of a hand and of things around it."""
+    around = tuple(f"{thing}_{entry}" for thing in things for entry in ("x", "y", "z", "half_x", "half_y", "half_z"))
+    state = FeatureSpec((4,), names=("gripper_opening", "ee_x", "ee_y", "ee_z"))
+    return {STATE: state, ENVIRONMENT_STATE: FeatureSpec((len(around),), names=around), **more}
+
+
+def test_chunk_features_say_where_a_chunk_leads_beside_each_thing(generator):
+    action = FeatureSpec((4,), names=("dx", "dy", "dz", "gripper"))
+    options = {"observation_keys": [STATE, ENVIRONMENT_STATE], "execute_horizon": 4, "hidden": 8, "num_heads": 2}
+    critic = SuccessCritic(panda(("object", "goal")), action, 10.0, **options)
+    scale = np.array([0.02, 0.02, 0.01, 0.5])
+    ramp = np.linspace(-1, 1, 50)[:, None]
+    stats = {key: vector_statistics(ramp * np.ones(f.shape)) for key, f in critic.observation.items()}
+    critic.fit({**stats, ACTION: vector_statistics(ramp * scale)})
+    hand, thing, goal = torch.tensor([0.5, 0.1, 0.2]), torch.tensor([0.45, 0.12, 0.02]), torch.tensor([0.6, 0.0, 0.0])
+    around = torch.cat([thing, torch.ones(3), goal, torch.ones(3)])
+    batch = {STATE: torch.cat([torch.zeros(1), hand]).view(1, 1, -1), ENVIRONMENT_STATE: around.view(1, 1, -1)}
+    observation = {key: value.numpy() for key, value in batch.items()}
+    chunk = 0.01 * torch.randn((1, 3, 4, 4), generator=generator)
+    contexts = critic.encode(observation)
+    found = critic.chunk_features(contexts[0], critic.normalizer.normalize(ACTION, chunk))
+    ways = hand + chunk[..., :3].cumsum(2)
+    expected = spread(torch.cat([ways - thing, ways - goal], -1))
+    assert torch.allclose(found[..., 2 * 4 * 4 :], expected.flatten(2), atol=1e-4)
+    assert critic.score(contexts, chunk.numpy()).shape == (2, 1, 3)
+
+
+def test_critics_of_other_robots_look_at_the_chunk_alone():
+    action = FeatureSpec((3,), names=("dx", "dy", "dz"))
+    for observation, moves in (
+        (OBSERVATION, action),
+        ({STATE: panda()[STATE]}, action),
+        (panda(), FeatureSpec((2,), names=("a", "b"))),
+    ):
+        features = SuccessCritic(observation, moves, 10.0, execute_horizon=4, observation_keys=list(observation)).chunk_features
+        assert not features.things
+        assert features.width == 2 * 4 * moves.shape[0]

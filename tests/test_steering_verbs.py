@@ -7,9 +7,12 @@ import pytest
 from PIL import Image
 
 from robopolicy import pipeline
+from robopolicy.checkpoint import sha256
 from robopolicy.config import compose, to_plain
 from robopolicy.data.branches import Branches
 from robopolicy.evaluation.branches import Plan, branch
+from robopolicy.evaluation.critic_quality import NEVER
+from robopolicy.evaluation.proof import record
 from robopolicy.evaluation.rollout import Suite
 from robopolicy.policies.load import load_critic
 from robopolicy.spec import SpecError
@@ -54,6 +57,8 @@ def test_branches_have_the_policys_states_and_their_own_facts(made):
     assert branches.facts["env_kwargs"]["max_episode_steps"] == 24
     assert "4 states x 3 candidates x 1 continuations" in lines[0]
     assert (branches.steps > 0).all()
+    assert branches.progress.shape == (*branches.steps.shape, 24)
+    assert np.array_equal(branches.progress[..., -1] == 1, branches.success)
     assert set(branches.events) == {"collision", "drop", "force"}
     arm = pipeline.find_checkpoints(policy)[0]
     env_id, env_kwargs = pipeline.task_env(settings("branch", OBSERVED, SHORT, "checkpoint=x", "out=y")["task"], "wide")
@@ -95,6 +100,15 @@ def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):
     assert Image.open(tmp_path / "decision.png").size[0] > 800
     assert "policy@4+steer against policy@4: " in lines[-1]
     assert "exact McNemar p = " in lines[-1]
+    own = [*given[:3], "steer.perturb={std: 0.2, share: 1.0}", "episodes=2", "num_workers=0"]
+    lines = pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *own, "steer.prove=true"))
+    assert lines[-1] == "policy@4+steer: not proven, written for steer.min_gain=null"
+    arm = pipeline.find_checkpoints(policy)[0]
+    options = settings("evaluate", OBSERVED, SHORT, *own)["steer"]
+    assert pipeline.steered(arm, options).steer["min_gain"] == NEVER
+    critic = pipeline.chosen_critic(tmp_path / "critic")
+    assert record(critic, sha256(policy), {"only_base": 2, "only_steered": 11, "p_value": 0.02})
+    assert pipeline.steered(arm, options).steer["min_gain"] == 0.0
     given[-1] = "picture.decision=9"
     with pytest.raises(ValueError, match="has 3 decisions"):  # before any episode is played
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *given))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +27,45 @@ import pyarrow as pa
 import torch
 from provenance import provenance, write_json
 from steering_bench import overhead, summary
-from steering_bench.cells import Cell, Method, in_rounds
+from steering_bench.cells import Cell, Method, in_rounds, proof
 from steering_bench.study import QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
 
-from robopolicy.evaluation.critic_quality import branch_scores, quality
+from robopolicy.evaluation.critic_quality import branch_scores, quality, worth
 from robopolicy.policies.load import load_critic
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
 TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
-PERTURB: dict[str, dict[str, Any]] = {"carp": {"std": 0.15, "share": 0.75}, "diffusion": {}}  # CARP's draws are all alike
+NOISE = {"std": 0.2, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
+PERTURB: dict[str, dict[str, Any]] = {"carp": NOISE, "diffusion": NOISE}
 SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
-DEFAULT = ("progress", "both", SMALL)
+LOOKS_AHEAD = {"push": ("critic.gamma=0.98",)}  # the hand goes round the puck first, which takes seconds
+NOISE_OF = {"push": {"std": 0.07}}  # what is pushed is lost sooner than what is grasped
 DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0, "min_gain": None}
 PAPER = ("cal_ql", "both", (*SMALL, "critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98"))
 BASE = Method("base")
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-def default_method() -> Method:
-    """The default rule with the default critic."""
-    return Method("default", DEFAULT, DEFAULT_RULE)
+def default_critic(task: str, kind: str = "progress") -> tuple[str, str, tuple[str, ...]]:
+    """A critic's kind, data and overrides."""
+    return kind, "both", (*SMALL, *(LOOKS_AHEAD.get(task, ()) if kind == "progress" else ()))
 
 
-def controls() -> list[Method]:
+def method(task: str, name: str, critic: tuple[str, str, tuple[str, ...]] | None = None, **steer: Any) -> Method:
+    """The default rule with the default critic, or what is said otherwise."""
+    return Method(name, critic or default_critic(task), {**DEFAULT_RULE, **steer}, noise=NOISE_OF.get(task, {}))
+
+
+def controls(task: str) -> list[Method]:
     """Other rules, other critics, the paper's variant and the oracle."""
-    found = [Method("ungated", DEFAULT, {**DEFAULT_RULE, "min_gain": 0.0})]
-    others = ("random", "worst", "medoid", "argmax", "softmax")
-    found += [Method(rule, DEFAULT, {"num_samples": DEFAULT_RULE["num_samples"], "rule": rule}) for rule in others]
-    found += [Method(kind, (kind, "both", SMALL), DEFAULT_RULE) for kind in ("success", "iql", "cal_ql")]
+    found = [method(task, "ungated", min_gain=0.0)]
+    found += [method(task, rule, rule=rule, min_gain=0.0) for rule in ("random", "worst", "medoid", "argmax", "softmax")]
+    found += [method(task, kind, default_critic(task, kind)) for kind in ("success", "iql", "cal_ql")]
     for beta in (0.0, 0.1, 1.0):  # in control steps, as the paper's; ours are values in [0, 1]
         rule = {"rule": "softmax", "temperature": 0.02 * beta, "scale_free": False} if beta else {"rule": "argmax"}
-        found.append(Method(f"paper_beta{beta:g}", PAPER, {"num_samples": 10, "heads": "min", **rule}))
-    return [*found, Method("oracle", oracle=16)]
+        found.append(method(task, f"paper_beta{beta:g}", PAPER, num_samples=10, heads="min", min_gain=0.0, **rule))
+    return [*found, Method("oracle", oracle=16, noise=NOISE_OF.get(task, {}))]
 
 
 def main() -> None:
@@ -88,7 +95,8 @@ def main() -> None:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "perturb": PERTURB,
-        "critic": list(DEFAULT),
+        "noise_of": NOISE_OF,
+        "critics": {task: list(default_critic(task)) for task in args.tasks},
         "rule": DEFAULT_RULE,
         "split": args.split,
         "parts": list(args.parts),
@@ -121,19 +129,19 @@ def _arguments() -> argparse.Namespace:
 
 def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
     """Success of all arms on the same worlds, and what is claimed of them."""
-    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths]
+    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths if s in study.sizes.bases[f"{t}/{f}"]]
     few = max(args.episodes // 3, 1)
     plans: list[tuple[str, int, list[Cell]]] = []
-    primary = [Cell(*base, method, args.split) for base in bases for method in (BASE, default_method())]
-    if "primary" in args.parts:
-        plans.append(("primary", args.episodes, primary))
-    if "controls" in args.parts:
-        wanted = [m for m in controls() if not args.methods or m.name in args.methods]
-        plans.append(("controls", few, [Cell(*base, m, args.split) for base in bases for m in (BASE, *wanted)]))
-    if "numbers" in args.parts:
-        numbers = NUMBERS[:3] if args.quick else NUMBERS
-        of_number = [Method(f"k{n}", DEFAULT, {**DEFAULT_RULE, "num_samples": n}) for n in numbers]
-        plans.append(("numbers", few, [Cell(*base, m, args.split) for base in bases for m in (BASE, *of_number)]))
+    numbers = NUMBERS[:3] if args.quick else NUMBERS
+    kept = set(args.methods or ())
+    of: dict[str, Callable[[str], list[Method]]] = {
+        "primary": lambda task: [method(task, "default")],
+        "controls": lambda task: [m for m in controls(task) if not kept or m.name in kept],
+        "numbers": lambda task: [method(task, f"k{n}", num_samples=n, min_gain=0.0) for n in numbers],
+    }
+    for part in (part for part in of if part in args.parts):
+        cells = [Cell(*base, m, args.split) for base in bases for m in (BASE, *of[part](base[0]))]
+        plans.append((part, args.episodes if part == "primary" else few, cells))
     found: dict[str, Any] = {}
     for name, episodes, cells in plans:
         tables = in_rounds(study, cells, episodes, _progress, until)
@@ -141,7 +149,7 @@ def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
         found[name] = rows
         print(f"\n{name}\n{summary.table(rows)}", flush=True)
         if name == "primary":
-            found |= _claims(rows, pairs)
+            found |= {**_claims(rows, pairs), "proofs": {cell.key: proof(study, cell) for cell in cells if cell.key in pairs}}
     return found
 
 
@@ -179,14 +187,14 @@ def _claims(rows: list[dict[str, Any]], pairs: dict[str, Any]) -> dict[str, Any]
 def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Quality of critics on branched rollouts, in the worlds of training and in shifted ones."""
     rows = []
-    kinds = (DEFAULT,) if args.quick else tuple((kind, "both", SMALL) for kind in ("progress", "success", "iql", "cal_ql"))
+    kinds = ("progress",) if args.quick else ("progress", "success", "iql", "cal_ql")
     for task in args.tasks:
         for family in args.families:
-            for kind, data, overrides in kinds:
-                critic = load_critic(study.critic(task, family, kind, data, overrides)[1])
+            for kind in kinds:
+                critic = load_critic(study.critic(task, family, *default_critic(task, kind))[1])
                 for where in (TRAINED_IN, REPORTED_IN):
-                    branches = study.branch_data(study.branches(task, family, "medium", where))
-                    found = quality(branch_scores(critic, branches), branches.values(critic.gamma)).to_dict()
+                    branches = study.branch_data(study.branches(task, family, study.best(task, family), where))
+                    found = quality(branch_scores(critic, branches), worth(critic, branches)).to_dict()
                     rows.append({"task": task, "family": family, "critic": kind, "worlds": where, **found})
                     print(_quality_line(rows[-1]), flush=True)
     return rows

@@ -35,7 +35,7 @@ from robopolicy.spec import (
 
 FILE, INFO = "branches.npz", "branches.json"
 NEVER = -1  # steps until an event that does not happen
-_PARTS = ("candidates", "success", "steps", "seeds", "decisions")
+_PARTS = ("candidates", "success", "steps", "progress", "seeds", "decisions")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Branches:
 
     observation: {key: [S, To, ...]}; TASK is str [S]. candidates: float32 [S, K, H, A], physical units; number 0 is what the
         base policy would execute. success: bool [S, K, M]. steps: int64 [S, K, M], from the state to the end of the episode.
+    progress: float32 [S, K, M, T], the task's progress after each of these steps; the last value goes on.
     events: {name: int64 [S, K, M]}, steps until it first happens, NEVER if it does not.
     seeds, decisions: int64 [S], the episode of a state and its control step in it.
     spec: features and rate. execute_horizon: steps of a chunk that are executed. facts: where it comes from, JSON values.
@@ -53,6 +54,7 @@ class Branches:
     candidates: Array
     success: Array
     steps: Array
+    progress: Array
     events: Mapping[str, Array]
     seeds: Array
     decisions: Array
@@ -66,6 +68,12 @@ class Branches:
     def values(self, gamma: float = 0.99) -> Array:
         """Discounted success [S, K], the mean over continuations: gamma to the steps until success, 0 without it."""
         return (self.success * gamma ** (self.steps - 1.0)).mean(2)
+
+    def progress_values(self, gamma: float) -> Array:
+        """Discounted mean of the progress that follows [S, K, M], the last value going on for ever."""
+        weights = (1 - gamma) * gamma ** np.arange(self.progress.shape[-1])
+        weights[-1] /= 1 - gamma
+        return self.progress @ weights
 
     def unsafe(self, names: Sequence[str] | None = None, horizon: int | None = None) -> Array:
         """Whether one of the events `names` (None = any) happens within `horizon` steps (None = ever), bool [S, K, M].

@@ -54,11 +54,12 @@ class Limits:
 
 @dataclass
 class Ending:
-    """How an episode went on: success, steps until its end, and the step of each event's first time."""
+    """How an episode went on: success, steps until its end, the step of each event's first time, progress after each step."""
 
     success: bool
     steps: int
     events: dict[str, int] = field(default_factory=dict)
+    progress: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def follow(robot: RobotEnv, actor: PolicyActor, start: int, limit: int, limits: 
             action = actor.act(robot, robot.observe() if wanted else None)
         else:
             action = actor.executor.next()
-        _, ending.success, _, _ = robot.advance(np.clip(action, robot.action_space.low, robot.action_space.high))  # type: ignore[attr-defined]
+        _, ending.success, _, info = robot.advance(np.clip(action, robot.action_space.low, robot.action_space.high))  # type: ignore[attr-defined]
         ending.steps += 1
+        ending.progress.append(info["progress"])
         for name in limits.events(robot) if limits else ():
             ending.events.setdefault(name, ending.steps)
     return ending
@@ -179,6 +181,7 @@ def branch_episode(unit: tuple[int, Arm, Suite, Plan]) -> Branches | None:
         np.stack([record[1] for record in records]).astype(np.float32),
         _table(endings, lambda e: e.success).astype(bool),
         _table(endings, lambda e: e.steps),
+        _progress(endings, time_limit(env)),
         events,
         np.full(len(records), seed, np.int64),
         np.array([points[i].step for i in chosen], np.int64),
@@ -189,6 +192,13 @@ def branch_episode(unit: tuple[int, Arm, Suite, Plan]) -> Branches | None:
 
 def _table(endings: Sequence[Sequence[Sequence[Ending]]], value: Any) -> Array:
     return np.array([[[value(ending) for ending in row] for row in state] for state in endings], np.int64)
+
+
+def _progress(endings: Sequence[Sequence[Sequence[Ending]]], length: int) -> Array:
+    """Progress float32 [S, K, M, length]; the last value goes on."""
+    return np.array(
+        [[[np.pad(e.progress, (0, length - e.steps), "edge") for e in row] for row in state] for state in endings], np.float32
+    )
 
 
 def branch_point(

@@ -20,7 +20,7 @@ from robopolicy.files import atomic_write
 from robopolicy.models.critic import ChunkCritic
 from robopolicy.policies.load import load_critic
 from robopolicy.policies.selection import Selection, select
-from robopolicy.spec import Array
+from robopolicy.spec import PROGRESS, Array
 
 FILE = "quality.json"
 BINS = 10
@@ -141,6 +141,13 @@ def _sensitivity(values: Array) -> float:
     return float(values.std(1).mean() / between) if between > 0 else float("nan")
 
 
+def worth(critic: ChunkCritic, branches: Branches) -> Array:
+    """What came of the branches' chunks [S, K], in what the critic predicts: discounted progress, or discounted success."""
+    if PROGRESS in critic.extra_keys:
+        return branches.progress_values(critic.gamma).mean(2)
+    return branches.values(critic.gamma)
+
+
 def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = None) -> dict[str, Quality]:
     """{folder name: its quality} of critics' checkpoints, written to `file` as JSON where one is given.
 
@@ -152,7 +159,7 @@ def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = N
         critic = load_critic(folder)
         if not isinstance(critic, ChunkCritic):
             raise ValueError(f"{folder} holds a {type(critic).__name__}; branches judge critics that `train critic=...` made")
-        found[folder.name] = quality(branch_scores(critic, branches), branches.values(critic.gamma))
+        found[folder.name] = quality(branch_scores(critic, branches), worth(critic, branches))
     if file is not None:
         content = {"branches": branches.hash, "checkpoints": {name: each.to_dict() for name, each in found.items()}}
         atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())

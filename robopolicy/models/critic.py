@@ -13,15 +13,18 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robopolicy.batch import Batch, Phase
-from robopolicy.models.critic_heads import ActionHeads, ValueOutput
+from robopolicy.models.chunk_features import ChunkFeatures
+from robopolicy.models.critic_heads import ActionHeads, StateHeads, ValueOutput
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.support import Support
 from robopolicy.models.trainable import Metrics, Trainable
 from robopolicy.spec import (
     ACTION,
     EPISODE_LENGTH,
+    HAS_SUCCESSOR,
     OUTCOME,
     PROGRESS,
     STEP,
@@ -33,6 +36,8 @@ from robopolicy.spec import (
     Features,
     FeatureSpec,
     Observation,
+    SpecError,
+    successor,
 )
 
 CRITIC = "critic"
@@ -114,8 +119,10 @@ class ChunkCritic(Trainable):
         ]
         self.further_encoders = nn.ModuleList([sharing(each, self.encoder) for each in more])
         self.output = ValueOutput(output)
-        self.heads = ActionHeads(num_heads, self.encoder.width, execute_horizon * action.shape[0], hidden, self.output.size)
-        self.support = Support(support_size, self.encoder.width, execute_horizon * action.shape[0])
+        self.chunk_features = ChunkFeatures(self.observation, execute_horizon, action.shape[0], self.normalizer)
+        self.context_width = self.encoder.width + self.chunk_features.anchor_width
+        self.heads = ActionHeads(num_heads, self.context_width, self.chunk_features.width, hidden, self.output.size)
+        self.support = Support(support_size, self.context_width, execute_horizon * action.shape[0])
 
     @property
     def spec(self) -> CriticSpec:  # type: ignore[override]
@@ -137,15 +144,29 @@ class ChunkCritic(Trainable):
 
     def contexts(self, batch: Batch, generator: torch.Generator | None = None) -> Contexts:
         """A context for every head [E, B, D]."""
-        return per_head([self.encoder, *self.further_encoders], batch, self.num_heads, generator)
+        return self.contexts_by([self.encoder, *self.further_encoders], batch, generator)
+
+    def contexts_by(self, encoders: Sequence[nn.Module], batch: Batch, generator: torch.Generator | None = None) -> Contexts:
+        """Contexts [E, B, D]: the encoders' in turn, and the anchors of chunk features."""
+        found = [encoder(batch, generator) for encoder in encoders]
+        if self.chunk_features.things:
+            anchors = self.chunk_features.anchors(batch)
+            found = [torch.cat([context, anchors], -1) for context in found]
+        if len(found) == 1:
+            return found[0].expand(self.num_heads, -1, -1)
+        return torch.stack([found[head % len(found)] for head in range(self.num_heads)])
 
     def prefix(self, batch: Batch, key: str = ACTION) -> Tensor:
         """Normalised prefixes [B, h, A] of a batch's chunks [B, H, A], or [B, N, h, A] of several."""
         return self.normalizer.normalize(ACTION, batch[key][..., : self.execute_horizon, :])
 
+    def raw(self, contexts_EBD: Contexts, actions_BNHA: Tensor, heads: nn.Module | None = None) -> Tensor:
+        """Raw outputs [E, B, N, size] of normalised prefixes [B, N, h, A], by its own heads or others like them."""
+        return (heads or self.heads)(contexts_EBD, self.chunk_features(contexts_EBD[0], actions_BNHA))
+
     def values(self, contexts_EBD: Contexts, actions_BNHA: Tensor) -> Tensor:
         """Values [E, B, N] of normalised prefixes [B, N, h, A]."""
-        return self.output.value(self.heads(contexts_EBD, actions_BNHA))
+        return self.output.value(self.raw(contexts_EBD, actions_BNHA))
 
     def weights(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Weights [E, B] of windows in each head's losses: those of the batch, and the part of it that a head sees."""
@@ -189,14 +210,12 @@ def copied(encoder: ObservationEncoder, owner: ObservationEncoder) -> Observatio
     return sharing(copy.deepcopy(encoder), owner).requires_grad_(False)
 
 
-def per_head(encoders: Sequence[nn.Module], batch: Batch, num_heads: int, generator: torch.Generator | None = None) -> Contexts:
-    """Contexts [E, B, D]: the encoders' in turn."""
-    found = [encoder(batch, generator) for encoder in encoders]
-    return (
-        torch.stack([found[head % len(found)] for head in range(num_heads)])
-        if len(found) > 1
-        else found[0].expand(num_heads, -1, -1)
-    )
+def next_batch(batch: Batch, observation: Features) -> Batch:
+    """The observation after the chunk, under the names of the present one."""
+    for key in observation:
+        if successor(key) not in batch and key in batch and batch[key].ndim > 1:
+            raise SpecError(f"the batch lacks {successor(key)!r}: give Windows a successor_horizon")
+    return {key: batch.get(successor(key), batch[key]) for key in observation}
 
 
 class OutcomeCritic(ChunkCritic):
@@ -216,11 +235,13 @@ class OutcomeCritic(ChunkCritic):
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Cross-entropy to the target."""
         self.check_phase(phase)
-        contexts, prefix, target = self.contexts(batch, generator), self.prefix(batch), self.target(batch)
+        return self.regression(self.contexts(batch, generator), batch, self.target(batch), self.weights(batch, generator))
+
+    def regression(self, contexts: Contexts, batch: Batch, target: Tensor, weights_EB: Tensor) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of the chunks' values to a target [B] or [E, B], and metrics."""
+        prefix = self.prefix(batch)
         self.support.remember(contexts[0], prefix)
-        raw = self.heads(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
-        weights = self.weights(batch, generator)
-        loss = (self.output.error(raw, target) * weights).sum() / weights.sum().clamp(min=1e-6)
+        raw = self.raw(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
         values = self.output.value(raw.detach())
         metrics: Metrics = {
             "value": values.mean(),
@@ -228,7 +249,12 @@ class OutcomeCritic(ChunkCritic):
             "absolute_error": (values.mean(0) - target).abs().mean(),
             "disagreement": values.std(0).mean() if len(values) > 1 else 0.0,
         }
-        return loss, metrics
+        return weighted_mean(self.output.error(raw, target), weights_EB), metrics
+
+
+def weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
+    """Mean of errors under weights, which may all be 0."""
+    return (errors * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 class SuccessCritic(OutcomeCritic):
@@ -248,14 +274,35 @@ class ProgressCritic(OutcomeCritic):
     """The discounted mean of the rewards from a chunk on, which must lie in [0, 1]: made for a task's progress (reward=dense).
 
     Progress says much sooner than success whether a chunk was good, so such a critic tells chunks apart where one of success
-    sees little but the state. On rewards that are 1 at success and else 0 it is the SuccessCritic.
+    sees little but the state. What followed the chunk is replaced by what is usual after where it led: a value of states is
+    regressed beside, so that the luck of later decisions does not drown what one chunk is worth.
+
+    Args:
+        observation, action, control_hz, options: see ChunkCritic.
     """
 
     extra_keys = (PROGRESS,)
 
+    def __init__(self, observation: Features, action: FeatureSpec, control_hz: float, **options: Unpack[CriticOptions]) -> None:
+        super().__init__(observation, action, control_hz, **options)
+        self.state_heads = StateHeads(self.num_heads, self.context_width, options.get("hidden", 128))
+        self.successor_horizon = self.execute_horizon
+
     def target(self, batch: Batch) -> Tensor:
-        """The discounted rewards."""
-        return batch[PROGRESS]
+        """Rewards during the chunk, then the value of the state after it [E, B]; all rewards where the episode ended."""
+        with torch.no_grad():
+            usual = self.state_heads(self.contexts(next_batch(batch, self.observation))).sigmoid()
+        luck = (batch[successor(PROGRESS)] - usual) * batch[HAS_SUCCESSOR]
+        return (batch[PROGRESS] - self.gamma**self.execute_horizon * luck).clamp(0, 1)
+
+    def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of the chunks' values to the target, and of the states' to the rewards that followed."""
+        self.check_phase(phase)
+        contexts, weights = self.contexts(batch, generator), self.weights(batch, generator)
+        of_chunks, metrics = self.regression(contexts, batch, self.target(batch), weights)
+        logits, rewards = self.state_heads(contexts), batch[PROGRESS].expand(self.num_heads, -1)
+        errors = functional.binary_cross_entropy_with_logits(logits.float(), rewards.float(), reduction="none")
+        return of_chunks + weighted_mean(errors, weights), metrics
 
 
 class SafetyCritic(OutcomeCritic):

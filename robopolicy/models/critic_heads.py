@@ -16,11 +16,6 @@ OUTPUTS = ("probability", "hl_gauss")
 PRIOR = -2.0  # logit that values start from: success is rare, and what bootstraps forgets its start slowly
 
 
-def soft_clip(x: Tensor) -> Tensor:
-    """The identity on [-1, 1], beyond it a bend towards +-2: far actions stay apart without leading the scale."""
-    return torch.where(x.abs() <= 1, x, x.sign() * (1 + torch.tanh(x.abs() - 1)))
-
-
 def gaussian_bins(target: Tensor, num_bins: int, spread: float) -> Tensor:
     """Shares [..., V] of a Gaussian around `target` in [0, 1] in equal bins of [0, 1] (HL-Gauss, arXiv 2403.03950, eq. 4).
 
@@ -66,31 +61,26 @@ class ValueOutput(nn.Module):
 class ActionHeads(nn.Module):
     """E independent networks (context, chunk) -> raw outputs. The chunk enters every layer, so none can leave it out.
 
-    It enters as its steps and as their running sum: where a chunk of motions leads matters more than any one step.
-
     Args:
-        num_heads: E. context_width: D. action_width: h A. hidden: width. size: raw outputs of a head.
+        num_heads: E. context_width: D. chunk_width: F, of ChunkFeatures. hidden: width. size: raw outputs of a head.
     """
 
-    def __init__(self, num_heads: int, context_width: int, action_width: int, hidden: int, size: int) -> None:
+    def __init__(self, num_heads: int, context_width: int, chunk_width: int, hidden: int, size: int) -> None:
         super().__init__()
-        action_width *= 2
         self.from_context = BatchedLinear(num_heads, context_width, hidden)
-        self.from_actions = BatchedLinear(num_heads, action_width, hidden)
-        self.again = BatchedLinear(num_heads, action_width, hidden)
+        self.from_chunk = BatchedLinear(num_heads, chunk_width, hidden)
+        self.again = BatchedLinear(num_heads, chunk_width, hidden)
         self.inner = BatchedLinear(num_heads, hidden, hidden)
         self.outer = BatchedLinear(num_heads, hidden, size)
         if size == 1:
             nn.init.constant_(self.outer.bias, PRIOR)
 
-    def forward(self, context_EBD: Tensor, actions_BNHA: Tensor) -> Tensor:
+    def forward(self, context_EBD: Tensor, chunks_BNF: Tensor) -> Tensor:
         """Raw outputs [E, B, N, size]; the context's share is computed once for all N."""
-        heads, (batch, num) = len(context_EBD), actions_BNHA.shape[:2]
-        steps = soft_clip(actions_BNHA.flatten(0, 1))
-        sums = steps.cumsum(1) / steps.shape[1] ** 0.5
-        flat = torch.cat([steps, sums], -1).flatten(1).expand(heads, -1, -1)
+        batch, num = chunks_BNF.shape[:2]
+        flat = chunks_BNF.flatten(0, 1).expand(len(context_EBD), -1, -1)
         context = self.from_context(context_EBD).unsqueeze(2)  # [E, B, 1, hidden]
-        x = (context + self.from_actions(flat).unflatten(1, (batch, num))).flatten(1, 2)
+        x = (context + self.from_chunk(flat).unflatten(1, (batch, num))).flatten(1, 2)
         x = self.inner(_activate(x)) + self.again(flat)
         return self.outer(_activate(x)).unflatten(1, (batch, num))
 

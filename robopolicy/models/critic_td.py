@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.batch import Batch
-from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome, per_head
+from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome, next_batch
 from robopolicy.models.critic_heads import StateHeads
 from robopolicy.models.trainable import Metrics
 from robopolicy.spec import (
@@ -89,11 +89,11 @@ class BootstrapCritic(ChunkCritic):
 
     def target_contexts(self, batch: Batch) -> Tensor:
         """Contexts [E, B, D] by the slow encoders."""
-        return per_head(list(self.target_encoders), batch, self.num_heads)
+        return self.contexts_by(list(self.target_encoders), batch)
 
     def target_values(self, contexts_EBD: Tensor, actions_BNHA: Tensor) -> Tensor:
         """Values [E, B, N] by the slow heads."""
-        return self.output.value(self.target_nets["heads"](contexts_EBD, actions_BNHA))
+        return self.output.value(self.raw(contexts_EBD, actions_BNHA, self.target_nets["heads"]))
 
     def backup(self, batch: Batch, next_value_EB: Tensor) -> Tensor:
         """Targets [E, B] of the chunks' values."""
@@ -116,14 +116,6 @@ class BootstrapCritic(ChunkCritic):
 
 def _frozen(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net).requires_grad_(False)
-
-
-def next_batch(batch: Batch, observation: Features) -> Batch:
-    """The observation after the chunk, under the names of the present one."""
-    for key in observation:
-        if successor(key) not in batch and key in batch and batch[key].ndim > 1:
-            raise SpecError(f"the batch lacks {successor(key)!r}: give Windows a successor_horizon")
-    return {key: batch.get(successor(key), batch[key]) for key in observation}
 
 
 class IqlCritic(BootstrapCritic):
@@ -151,7 +143,7 @@ class IqlCritic(BootstrapCritic):
         if not 0.5 <= expectile < 1:
             raise ValueError(f"expectile={expectile} must be in [0.5, 1)")
         self.expectile = expectile
-        self.state_heads = StateHeads(self.num_heads, self.encoder.width, options.get("hidden", 128))
+        self.state_heads = StateHeads(self.num_heads, self.context_width, options.get("hidden", 128))
         self._make_targets()
 
     def _tracked(self) -> dict[str, nn.Module]:
@@ -167,7 +159,7 @@ class IqlCritic(BootstrapCritic):
             next_value = self.target_nets["state_heads"](following).sigmoid()
             targets = self.backup(batch, next_value)
             slow_value = self.target_values(self.target_contexts(batch), prefix[:, None]).squeeze(-1)  # [E, B]
-        raw, logits = self.heads(contexts, prefix[:, None]).squeeze(2), self.state_heads(contexts)
+        raw, logits = self.raw(contexts, prefix[:, None]).squeeze(2), self.state_heads(contexts)
         weights = self.weights(batch, generator)
         total = weights.sum().clamp(min=1e-6)
         of_q = (self.output.error(raw, targets) * weights).sum() / total
@@ -229,7 +221,7 @@ class CalQlCritic(BootstrapCritic):
             targets = self.backup(batch, following[pair].amin(0).amax(-1).expand(self.num_heads, -1))
         shape = (len(prefix), self.num_uniform, *prefix.shape[1:])
         uniform = 2 * torch.rand(shape, generator=generator, device=prefix.device) - 1
-        raw = self.heads(contexts, torch.cat([prefix[:, None], uniform, here, there], 1))  # [E, B, 1 + ..., size]
+        raw = self.raw(contexts, torch.cat([prefix[:, None], uniform, here, there], 1))  # [E, B, 1 + ..., size]
         values, done = self.output.value(raw), raw[:, :, 0]
         outcome = discounted_outcome(batch[OUTCOME], batch[EPISODE_LENGTH] - 1 - batch[STEP], self.gamma)
         proposed = values[:, :, 1 + self.num_uniform :]

@@ -31,11 +31,12 @@ class Exploring:
 class Perturbed:
     """A Policy whose candidates differ more: some of them get smooth noise. For policies whose own draws are all alike.
 
-    Candidate 0 stays the policy's own. The noise hardly changes over a chunk, so that it leads somewhere.
+    Candidate 0 stays the policy's own. The noise hardly changes over a chunk, so that it leads somewhere, and its size is drawn
+    evenly up to `std` for each candidate: some try something else, some are near what the policy wants.
 
     Args:
         policy: any Policy, also one that computes its chunk.
-        std: of the noise, as a share of `scale`.
+        std: of the largest noise, as a share of `scale`.
         share: of the candidates that are perturbed; 1 draws nothing but candidate 0 from the policy.
         scale: of each action entry [A], physical units a step; None = the half range in the policy's training data.
         fixed: names of entries that are left alone: between open and closed a gripper has no small step.
@@ -73,7 +74,9 @@ class Perturbed:
         if num_samples == num_own:
             return own
         chosen = np.arange(num_samples - num_own) % num_own
-        noise = smooth_noise((len(own), len(chosen), *own.shape[2:]), own.shape[2], np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        noise = smooth_noise((len(own), len(chosen), *own.shape[2:]), own.shape[2], rng)
+        noise *= rng.random((*noise.shape[:2], 1, 1))
         return np.concatenate([own, own[:, chosen] + (noise * self._scale).astype(np.float32)], 1)
 
 

@@ -16,8 +16,10 @@ from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import environment, play
 from robopolicy.evaluation.branches import OracleActor
 from robopolicy.evaluation.critic_quality import FILE, NEVER, measured_gain
+from robopolicy.evaluation.proof import is_proven
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, observing, write_table
 from robopolicy.policies.steering import Decision, SteeredPolicy
+from robopolicy.ranking.statistics import mcnemar
 from steering_bench.study import DEVELOPMENT, HELD_OUT, REPORTED_IN, TRAINED_IN, Study
 
 BLOCK = 25  # episodes that are kept together
@@ -27,14 +29,14 @@ BLOCK = 25  # episodes that are kept together
 class Method:
     """How a base policy is steered. critic: (option of conf/critic, data, overrides), None = not at all.
 
-    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic; perturb: whether candidates are.
+    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic; noise: over the family's perturbation.
     """
 
     name: str
     critic: tuple[str, str, tuple[str, ...]] | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
     oracle: int = 0
-    perturb: bool = True
+    noise: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,33 @@ class Cell:
 def arm_of(study: Study, cell: Cell) -> Arm:
     """The arm that a cell plays."""
     arm = replace(study.arm(*cell.base), name=cell.method.name)
-    if cell.method.perturb and (cell.method.critic or cell.method.oracle):
-        arm = replace(arm, perturb=dict(study.perturb.get(cell.family, {})))
+    if cell.method.critic or cell.method.oracle:
+        arm = replace(arm, perturb={**study.perturb.get(cell.family, {}), **cell.method.noise})
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic
     run, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
     steer = dict(cell.method.steer)
     if "min_gain" in steer and steer["min_gain"] is None:
-        steer["min_gain"] = measured_gain(checkpoint, run / FILE)
+        steer["min_gain"] = 0.0 if proof(study, cell)["proven"] else measured_gain(checkpoint, run / FILE)
     if steer.get("min_gain", 0.0) >= NEVER:
         return replace(arm, perturb={})  # candidate 0 always: the base itself
     return replace(arm, critic=str(checkpoint), steer=steer)
+
+
+def proof(study: Study, cell: Cell) -> dict[str, Any]:
+    """What opens the gate of a cell's method: paired episodes in the development worlds, base and ungated."""
+    ungated = replace(cell.method, steer={**cell.method.steer, "min_gain": 0.0})
+    arms = (Method("base"), ungated)
+    outcomes = []
+    for method in arms:
+        played, length = Cell(*cell.base, method, "development"), study.sizes.proof
+        arm = arm_of(study, played)
+        tables = [play_cell(study, played, arm, start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+        outcomes.append(pa.concat_tables(tables)["success"].to_numpy(zero_copy_only=False))
+    only_base, only_steered, p_value = mcnemar(*outcomes)
+    found = {"pairs": len(outcomes[0]), "only_base": only_base, "only_steered": only_steered, "p_value": p_value}
+    return {**found, "proven": is_proven(only_base, only_steered, p_value)}
 
 
 def suite_of(study: Study, cell: Cell, episodes: int) -> Suite:
@@ -81,13 +98,12 @@ def suite_of(study: Study, cell: Cell, episodes: int) -> Suite:
     return study.suite(cell.task, where, episodes, use)
 
 
-def play_cell(study: Study, cell: Cell, start: int, stop: int) -> pa.Table:
-    """The rows of episodes start..stop - 1 of a cell, from their file where it is there."""
-    arm = arm_of(study, cell)
+def play_cell(study: Study, cell: Cell, arm: Arm, start: int, stop: int) -> pa.Table:
+    """The rows of episodes start..stop - 1 of a cell and its arm, from their file where it is there."""
     suite = suite_of(study, cell, stop)
     facts = [sha256(arm.checkpoint), arm.critic and sha256(arm.critic), dict(arm.steer), dict(arm.perturb), cell.method.oracle]
     digest = hashlib.sha256(json.dumps([*facts, suite.env_id, suite.env_kwargs], sort_keys=True).encode()).hexdigest()[:12]
-    name = f"{'-'.join(cell.base)}-{cell.split}-{cell.method.name}-{digest}"
+    name = f"{'-'.join(cell.base)}-{cell.split}-{digest}"  # methods that come to the same are played once
     file = study.root / "cells" / name / f"{start:05d}_{stop:05d}.parquet"
     if file.is_file():
         return pq.read_table(file)
@@ -114,11 +130,14 @@ def in_rounds(
 ) -> dict[str, pa.Table]:
     """Episodes of all cells, a block of each in turn, so that a benchmark that is stopped has all of them alike."""
     found: dict[str, list[pa.Table]] = {}
+    arms: dict[str, Arm] = {}
     for start in range(0, episodes, BLOCK):
         for cell in cells:
             if until():
                 break
-            table = play_cell(study, cell, start, min(start + BLOCK, episodes))
+            if cell.key not in arms:
+                arms[cell.key] = arm_of(study, cell)
+            table = play_cell(study, cell, arms[cell.key], start, min(start + BLOCK, episodes))
             found.setdefault(cell.key, []).append(table)
             done(cell, pa.concat_tables(found[cell.key]))
     return {key: pa.concat_tables(tables) for key, tables in found.items()}

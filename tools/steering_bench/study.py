@@ -27,40 +27,53 @@ TRAINED_IN, REPORTED_IN = "wide", "held_out"  # randomisations
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How much of everything. strengths: {name: which checkpoint of a base run, counted from the end}."""
+class Base:
+    """A base policy: trained on so many demonstrations, for so many steps; its place among the run's checkpoints."""
 
+    demonstrations: int
+    steps: int
+    place: int = -1
+
+
+# Strengths by task and family, such that the reporting worlds (on development seeds) show success of .2 to .4 and .5 to .7
+BASES: dict[str, dict[str, Base]] = {
+    "lift/carp": {"weak": Base(15, 600), "medium": Base(100, 1800)},
+    "lift/diffusion": {"weak": Base(100, 1800, 1), "medium": Base(100, 1800)},
+    "push/carp": {"weak": Base(100, 1800), "medium": Base(300, 3000)},
+    "push/diffusion": {"weak": Base(100, 1800)},
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    bases: Mapping[str, Mapping[str, Base]] = field(default_factory=lambda: BASES)
     limit: int = 120  # control steps of an episode
-    demonstrations: int = 60
-    base_steps: int = 2400
-    checkpoints: int = 6
-    weak: int = 0  # place among the run's checkpoints
-    medium: int = -1
+    checkpoints: int = 12
     expert: int = 40
     noisy: int = 80
     imperfect: int = 80
-    rollouts: int = 60  # of each strength
-    critic_steps: int = 1500
-    branched: int = 8  # episodes
-    states: int = 3
-    candidates: int = 6
-
-    @property
-    def strengths(self) -> dict[str, int]:
-        """{name: place of its checkpoint}."""
-        return {"weak": self.weak, "medium": self.medium}
+    rollouts: int = 160  # of each strength
+    critic_steps: int = 2500
+    critic_batch: int = 256
+    proof: int = 75  # pairs of episodes in the development worlds that open the gate
+    branched: int = 12  # episodes
+    states: int = 4
+    candidates: int = 5
 
 
 QUICK = Sizes(
+    bases={"lift/carp": {"weak": Base(3, 60, 0), "medium": Base(3, 60)}},
     limit=60,
-    demonstrations=3,
-    base_steps=60,
     checkpoints=2,
     expert=3,
     noisy=3,
     imperfect=3,
     rollouts=3,
     critic_steps=40,
+    critic_batch=64,
+    proof=2,
     branched=2,
     states=2,
     candidates=3,
@@ -72,8 +85,9 @@ class Study:
     """One seed of the benchmark under the folder `root`.
 
     perturb: of the candidates, by family ({} = a policy's own draws are diverse enough).
-    given: {product: folder} of what exists already and is used in place of what would be made: base-<task>-<family> (a run),
-        experience-<task>-<family> (a dataset), branches-<task>-<family>-<strength>-<randomisation>.
+    given: {product: folder} of what exists already and is used in place of what would be made:
+        base-<task>-<family>-<strength> (a checkpoint), experience-<task>-<family> (a dataset),
+        branches-<task>-<family>-<strength>-<randomisation>.
     """
 
     root: Path
@@ -105,18 +119,14 @@ class Study:
         pipeline.collect_run(path, node, TRAINED_IN, episodes, self.number(use), title=path.name, num_workers=0, **options)
         return path
 
-    def demonstrations(self, task: str) -> Path:
-        """Episodes of the expert, pushed now and then."""
-        return self.collected("demonstrations", task, {"expert": self.sizes.demonstrations}, disturbance=0.008)
-
-    def base(self, task: str, family: str) -> list[Path]:
-        """Checkpoints of a policy of `family`, by ascending step."""
-        name = f"base-{task}-{family}"
+    def base(self, task: str, family: str, strength: str) -> Path:
+        """The checkpoint of a base policy."""
+        name, base = f"base-{task}-{family}-{strength}", self.sizes.bases[f"{task}/{family}"][strength]
         if name in self.given:
-            return list_checkpoints(self.given[name])
-        data = self.demonstrations(task)
+            return self.given[name]
+        data = self.collected("demonstrations", task, {"expert": base.demonstrations}, disturbance=0.008)
         sampler = ["policy.sampler=ddim", "policy.num_inference_steps=6"] if family == "diffusion" else []
-        return self.trained(name, data, [f"policy={family}", *sampler], self.sizes.base_steps, 64)
+        return self.trained(f"base-{task}-{family}", data, [f"policy={family}", *sampler], base.steps, 64)[base.place]
 
     def trained(self, name: str, data: Path, overrides: list[str], steps: int, batch: int) -> list[Path]:
         """Checkpoints of one training run."""
@@ -128,10 +138,13 @@ class Study:
             pipeline.train_run(settings, run)
         return list_checkpoints(run)
 
+    def best(self, task: str, family: str) -> str:
+        """The strongest of the base policies: critics are judged on its branches."""
+        return list(self.sizes.bases[f"{task}/{family}"])[-1]
+
     def arm(self, task: str, family: str, strength: str) -> Arm:
         """The base policy alone."""
-        place = self.sizes.strengths[strength]
-        return Arm("base", str(self.base(task, family)[place]), run=f"{task}/{family}", step=place)
+        return Arm("base", str(self.base(task, family, strength)), run=f"{task}/{family}/{strength}")
 
     def experience(self, task: str, family: str, kind: str) -> list[Path]:
         """Datasets for critics: "mixed" has episodes of flawed experts, "own" the base policies' rollouts, "both" both.
@@ -143,7 +156,7 @@ class Study:
             episodes = {"expert": sizes.expert, "noisy": sizes.noisy, "imperfect": sizes.imperfect}
             found.append(self.collected("mixed", task, episodes, disturbance=0.004))
         if kind in ("own", "both"):
-            for strength in sizes.strengths:
+            for strength in sizes.bases[f"{task}/{family}"]:
                 checkpoint = self.arm(task, family, strength).checkpoint
                 perturb = dict(self.perturb.get(family, {}))
                 found.append(
@@ -174,7 +187,7 @@ class Study:
         return Suite.draw(f"{task}/{randomization}", env_id, env_kwargs, episodes, self.number(use), "select")
 
     def critic(self, task: str, family: str, kind: str, data: str, overrides: tuple[str, ...] = ()) -> tuple[Path, Path]:
-        """A critic's run folder, and the checkpoint in it that orders the branches of the medium base best.
+        """A critic's run folder, and the checkpoint in it that orders the branches of the strongest base best.
 
         kind: option of conf/critic. data: see `experience`.
         """
@@ -189,11 +202,13 @@ class Study:
                 merge(paths=[str(p) for p in parts], out=str(path))
         given = [f"critic={kind}", *overrides]
         if kind == "cal_ql":
-            given.append(f"data.proposals.checkpoint={self.arm(task, family, 'medium').checkpoint}")
-        found = self.trained(f"critic-{task}-{family}-{kind}-{data}", path, given, self.sizes.critic_steps, 128)
+            given.append(f"data.proposals.checkpoint={self.arm(task, family, self.best(task, family)).checkpoint}")
+        found = self.trained(
+            f"critic-{task}-{family}-{kind}-{data}", path, given, self.sizes.critic_steps, self.sizes.critic_batch
+        )
         run = found[0].parent.parent
         if not (run / "quality.json").is_file():
-            pipeline.judge_critics(found, self.branches(task, family, "medium"))
+            pipeline.judge_critics(found, self.branches(task, family, self.best(task, family)))
         return run, pipeline.chosen_critic(run)
 
     def branch_data(self, path: Path) -> Branches:
