@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from vsdr_study import report, trials
 from vsdr_study.design import AXES, QUICK, Configuration, Sizes, axis, configurations, frozen, part, source, targets
-from vsdr_study.runs import HELD_OUT, LAYERS, OWN, PLACEBO, SPARSE, Run, observe_targets, play_run
+from vsdr_study.distances import LAYERS, SPARSE
+from vsdr_study.runs import HELD_OUT, OWN, PLACEBO, Run, observe_targets, play_run
 from vsdr_study.tables import KINDS, Tables, gather, write
 
 from robopolicy.ranking.combine import COMBINERS
@@ -28,12 +29,12 @@ FEW = ("--repeats", "2", "--trials", "2", "--resamples", "50")
 SUITES = (OWN, HELD_OUT, *targets())
 
 
-def made(num_configs: int = 12, seeds: int = 2, knows: float = 1.0, seed: int = 0) -> Tables:
+def made(num_configs: int = 20, seeds: int = 2, knows: float = 1.0, seed: int = 0) -> Tables:
     """Tables of a pool whose real success is simulated success less a loss, which the OOD scores see as far as `knows`."""
     rng = np.random.default_rng(seed)
     episodes, scores, facts = [], [], []
     for c in range(num_configs):
-        quality, loss = rng.uniform(0.4, 0.95), rng.uniform(0.0, 0.4)
+        quality, loss = np.random.default_rng([seed, c]).uniform((0.4, 0.0), (0.95, 0.4))
         for s in range(seeds):
             policy = f"config{c:02d}/{s}"
             facts.append({"policy": policy, "config": f"config{c:02d}", "width": c % 7, "data_hash": "x"})
@@ -59,7 +60,7 @@ def made(num_configs: int = 12, seeds: int = 2, knows: float = 1.0, seed: int = 
 
 
 def reported(tables: Tables) -> dict[str, Any]:
-    return report.report(tables, report.choose(tables, 0), 0, resamples=100)
+    return report.report(tables, report.choose(tables, 0), 0, resamples=40)
 
 
 def test_every_parameter_of_a_preset_belongs_to_one_axis_and_configurations_hold_those_of_their_levels() -> None:
@@ -173,14 +174,15 @@ def test_the_intervals_resample_whole_configurations() -> None:
 
 
 def test_episodes_on_the_target_are_spared_by_a_shortlist_that_knows() -> None:
-    tables = made(num_configs=16)
-    chosen = report.choose(tables, 0)["chosen"]
-    spent = trials.spend(tables, "T3", chosen, repeats=6, num_trials=3, seed=0)
-    at_once = {name: rows[0]["regret"] for name, rows in spent["curves"].items()}
-    assert at_once["VSDR, then halving"] < at_once["simulation, then halving"]
-    tested = spent["tested"]["VSDR, then the test"]
-    assert tested["regret"] <= at_once["VSDR, then halving"] + 1e-9
-    assert tested["episodes"] <= 2 * trials.PAIRS * (trials.SHORTLIST - 1)
+    first = {"VSDR, then halving": 0.0, "simulation, then halving": 0.0}
+    for seed in range(5):
+        tables = made(num_configs=16, seed=seed)
+        spent = trials.spend(tables, "T3", report.choose(tables, 0)["chosen"], repeats=2, num_trials=1, seed=0)
+        for name in first:
+            first[name] += spent["curves"][name][0]["regret"]
+        tested = spent["tested"]["VSDR, then the test"]
+        assert 0 < tested["episodes"] <= 2 * trials.PAIRS * (trials.SHORTLIST - 1)
+    assert first["VSDR, then halving"] < first["simulation, then halving"]
     curve = spent["curves"]["halving over all"]
     assert curve[-1]["regret"] <= curve[0]["regret"]
     assert curve[-1]["episodes"] > 100 * curve[0]["episodes"]

@@ -14,7 +14,8 @@ from robopolicy.ranking.combine import COMBINERS, combine
 from robopolicy.ranking.detectors import DETECTORS
 from robopolicy.ranking.pessimism import kl_robust
 from robopolicy.ranking.statistics import cluster_bootstrap, percentile_interval, stream
-from vsdr_study.runs import HELD_OUT, LAYERS, OWN, PLACEBO, SPARSE
+from vsdr_study.distances import LAYERS, SPARSE
+from vsdr_study.runs import HELD_OUT, OWN, PLACEBO
 from vsdr_study.tables import Tables
 
 Array = np.ndarray

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,28 +21,18 @@ from robopolicy import pipeline
 from robopolicy.checkpoint import git_commit
 from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore
-from robopolicy.evaluation.features import Frames, of_frames
 from robopolicy.evaluation.rollout import Arm, Suite, play_block
 from robopolicy.files import atomic_write
-from robopolicy.policies.base import TrainablePolicy
-from robopolicy.policies.load import load_policy
-from robopolicy.ranking.detectors import DETECTORS, evidence
-from robopolicy.ranking.detectors.base import Standard, effective_rank
-from robopolicy.ranking.detectors.detect import MIN_EFFECTIVE_RANK
 from robopolicy.selection import acted
 from robopolicy.selection.acts import policy_acts
-from robopolicy.selection.features import detection_frames
 from robopolicy.selection.gap import dynamics_gaps
-from robopolicy.selection.target import open_target
-from robopolicy.spec import Observation
 from vsdr_study.design import TASK, Configuration, Sizes, targets
+from vsdr_study.distances import distances
 
 PLACEBO = "placebo"  # fresh observations of a policy's own training worlds: nothing there is out of distribution
 OWN, HELD_OUT = "own", "held_out"  # simulated suites: a policy's own randomisation; the common one that none was trained on
 BEHAVIOUR = "noisy"  # makes the fixed target observations: an expert that misjudges where things are, no policy of the pool
-SUBSETS = 5  # drawn sets of observations for each size
-SPARSE = "mahalanobis"  # the detector of the smaller sets
-LAYERS = ("features", "chunks")  # what detectors look at: the encoder's output; what the policy would do
+MATCHED = "matched"  # of the same behaviour in the same worlds: what detectors may know beside the demonstrations
 
 
 @dataclass(frozen=True)
@@ -92,17 +81,21 @@ def play_run(run: Run, root: Path, sizes: Sizes, observed: Mapping[str, Path]) -
     data = root / "data" / run.name.replace("/", "_")
     arm = _train(run, root, data, sizes)
     trained = time.perf_counter()
-    episodes = [row for suite in _suites(run, sizes) for row in _episodes(arm, suite)]
+    rows = [row for suite in _suites(run, sizes) for row in _episodes(arm, suite)]
     played = time.perf_counter()
-    placebo = _collect(data.with_name(f"{data.name}_{PLACEBO}"), run, sizes, {BEHAVIOUR: sizes.observed}, PLACEBO)
-    scores = [{"policy": arm.name, **row} for row in _scores(arm, {**observed, PLACEBO: placebo}, sizes)]
+    shown = {
+        use: _collect(data.with_name(f"{data.name}_{use}"), run, sizes, {BEHAVIOUR: episodes}, use)
+        for use, episodes in ((PLACEBO, sizes.observed), (MATCHED, 2 * sizes.observed))
+    }
+    seen = {**observed, PLACEBO: shown[PLACEBO]}
+    scores = [{"policy": arm.name, **row} for row in _scores(arm, seen, shown[MATCHED], sizes)]
     seconds = {"train": trained - began, "play": played - trained, "score": time.perf_counter() - played}
     facts = {"policy": arm.name, "config": arm.run, "width": run.configuration.width, "data_hash": EpisodeStore(data).hash}
     facts |= {"commit": git_commit() or "", **{f"{name}_hash": EpisodeStore(path).hash for name, path in observed.items()}}
     facts |= {f"{name}_s": round(value, 1) for name, value in seconds.items()}
-    for kind, rows in (("episodes", episodes), ("scores", scores), ("facts", [facts])):
-        write(tables[kind], pa.Table.from_pylist(rows))
-    for folder in (data, placebo):
+    for kind, of in (("episodes", rows), ("scores", scores), ("facts", [facts])):
+        write(tables[kind], pa.Table.from_pylist(of))
+    for folder in (data, *shown.values()):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -158,11 +151,9 @@ def _episodes(arm: Arm, suite: Suite) -> list[dict[str, Any]]:
     return [{**names, **{key: row[key] for key in kept}} for row in play_block((arm, suite))]
 
 
-def _scores(arm: Arm, observed: Mapping[str, Path], sizes: Sizes) -> Iterator[dict[str, Any]]:
+def _scores(arm: Arm, observed: Mapping[str, Path], matched: Path, sizes: Sizes) -> Iterator[dict[str, Any]]:
     """{"target", "layer", "score", "size", "draw", "value"}; detectors' values grow with distance, others with merit."""
-    policy = load_policy(arm.checkpoint)
-    for layer, make in (("features", policy.features), ("chunks", partial(_chunk, policy))):
-        yield from ({"layer": layer, **row} for row in _distances(arm, policy, make, observed, sizes))
+    yield from distances(arm, observed, matched, sizes.frames, sizes.subsets)
     for name, path in observed.items():
         store = EpisodeStore(path)
         own = {arm.name: policy_acts(arm, str(path), sizes.decisions, 0, None)}
@@ -175,40 +166,3 @@ def _scores(arm: Arm, observed: Mapping[str, Path], sizes: Sizes) -> Iterator[di
             estimate = estimates[arm.name]
             value = estimate.value if estimate.applicable else float("nan")
             yield {"layer": "", "target": name, "score": score, "size": len(store), "draw": 0, "value": value}
-
-
-def _chunk(policy: TrainablePolicy, observation: Observation) -> np.ndarray:
-    chunks = policy.sample(observation, seed=0)[:, 0, : policy.spec.execute_horizon]
-    return chunks.reshape(len(chunks), -1)
-
-
-def _distances(
-    arm: Arm, policy: TrainablePolicy, make: Any, observed: Mapping[str, Path], sizes: Sizes
-) -> Iterator[dict[str, Any]]:
-    """Effect sizes of every detector on every target, and of one detector on smaller sets of observations."""
-    parts = detection_frames(arm, policy, str(observed[next(iter(observed))]))
-    fit, calibration = (of_frames(policy, make, parts[name], sizes.frames, 0)[0] for name in ("fit", "calibration"))
-    standard = Standard.of(fit)
-    if standard.width and effective_rank(standard.covariance(fit)) < MIN_EFFECTIVE_RANK:
-        standard = None  # collapsed: no evidence, see ranking.detectors.detect
-    for name, path in observed.items():
-        frames: Frames = open_target(path).frames(policy.spec.observation, policy.spec.obs_horizon)
-        seen, episode = of_frames(policy, make, frames, sizes.frames, 0)
-        common = {"target": name}
-        if standard is None or not standard.width:
-            yield from ({**common, "score": d, "size": len(seen), "draw": 0, "value": float("nan")} for d in DETECTORS)
-            continue
-        for detector, made in DETECTORS.items():
-            pair = made().fit_standardised(fit, standard).pair(seen, calibration, episode)
-            size = evidence(*pair).effect_size
-            yield {**common, "score": detector, "size": len(seen), "draw": 0, "value": size}
-            if detector == SPARSE:
-                yield from ({**common, "score": detector, **row} for row in _smaller(*pair, sizes.subsets))
-
-
-def _smaller(target: np.ndarray, calibration: np.ndarray, subsets: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """The detector on fewer observations, several draws of each number; the same ones for every policy."""
-    for number in subsets:
-        for draw in range(1, 1 + SUBSETS):
-            rows = np.random.default_rng([number, draw]).permutation(len(target))[:number]
-            yield {"size": number, "draw": draw, "value": evidence(target[rows], calibration).effect_size}

@@ -1,0 +1,88 @@
+"""How far a target lies from what a policy knows: every detector, of two layers, against two references.
+
+A policy is trained on an expert's episodes, and whoever records the target moves otherwise: then all detectors see first of all
+that, in the policy's own training worlds too. So beside the demonstrations there is a second reference, simulated episodes of
+the behaviour that recorded the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robopolicy.evaluation.features import Frames, of_frames
+from robopolicy.evaluation.rollout import Arm
+from robopolicy.policies.base import TrainablePolicy
+from robopolicy.policies.load import load_policy
+from robopolicy.ranking.detectors import DETECTORS, evidence
+from robopolicy.ranking.detectors.base import Standard, effective_rank
+from robopolicy.ranking.detectors.detect import MIN_EFFECTIVE_RANK
+from robopolicy.selection.features import detection_frames
+from robopolicy.selection.target import open_target
+from robopolicy.spec import Observation
+
+Array = np.ndarray
+LOOKED_AT = ("features", "chunks")  # the encoder's output; what the policy would do
+REFERENCES = ("demonstrations", "matched")  # what the policy was trained on; also episodes of the target's behaviour
+LAYERS = tuple("/".join(pair) for pair in product(LOOKED_AT, REFERENCES))
+SPARSE = "mahalanobis"  # the detector of the smaller sets
+SUBSETS = 5  # drawn sets of observations for each size
+
+
+def distances(
+    arm: Arm, observed: Mapping[str, Path], matched: Path, num_frames: int, subsets: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """{"target", "layer", "score", "size", "draw", "value"}: effect sizes of every detector, of one on fewer observations too.
+
+    observed: {target: dataset}. matched: simulated episodes of the same behaviour in the policy's own training worlds.
+    """
+    policy = load_policy(arm.checkpoint)
+    for name, make in (("features", policy.features), ("chunks", partial(_chunk, policy))):
+        parts = detection_frames(arm, policy, str(matched))
+        fit, calibration = (of_frames(policy, make, parts[part], num_frames, 0)[0] for part in ("fit", "calibration"))
+        also, owner = _of(policy, make, matched, num_frames)
+        targets = {target: _of(policy, make, path, num_frames) for target, path in observed.items()}
+        known = {
+            "demonstrations": (fit, calibration),
+            "matched": (np.concatenate([fit, also[owner % 2 == 0]]), also[owner % 2 == 1]),
+        }
+        for reference, pair in known.items():
+            yield from ({"layer": f"{name}/{reference}", **row} for row in _detected(*pair, targets, subsets))
+
+
+def _of(policy: TrainablePolicy, make: Callable[[Observation], Array], path: Path, num_frames: int) -> tuple[Array, Array]:
+    frames: Frames = open_target(path).frames(policy.spec.observation, policy.spec.obs_horizon)
+    return of_frames(policy, make, frames, num_frames, 0)
+
+
+def _chunk(policy: TrainablePolicy, observation: Observation) -> Array:
+    chunks = policy.sample(observation, seed=0)[:, 0, : policy.spec.execute_horizon]
+    return chunks.reshape(len(chunks), -1)
+
+
+def _detected(
+    fit: Array, calibration: Array, targets: Mapping[str, tuple[Array, Array]], subsets: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    standard = Standard.of(fit)
+    collapsed = not standard.width or effective_rank(standard.covariance(fit)) < MIN_EFFECTIVE_RANK  # as detect() has it
+    for (target, (seen, episode)), (detector, made) in product(targets.items(), DETECTORS.items()):
+        row = {"target": target, "score": detector}
+        if collapsed:
+            yield {**row, "size": len(seen), "draw": 0, "value": float("nan")}
+            continue
+        pair = made().fit_standardised(fit, standard).pair(seen, calibration, episode)
+        yield {**row, "size": len(seen), "draw": 0, "value": evidence(*pair).effect_size}
+        if detector == SPARSE:
+            yield from ({**row, **each} for each in _smaller(*pair, subsets))
+
+
+def _smaller(target: Array, calibration: Array, subsets: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """The detector on fewer observations, several draws of each number; the same ones for every policy."""
+    for number, draw in product(subsets, range(1, 1 + SUBSETS)):
+        rows = np.random.default_rng([number, draw]).permutation(len(target))[:number]
+        yield {"size": number, "draw": draw, "value": evidence(target[rows], calibration).effect_size}
