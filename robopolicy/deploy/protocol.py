@@ -98,7 +98,7 @@ def decode(frame: bytes | memoryview, max_bytes: int = MAX_BYTES) -> Message:
         raise ProtocolError(f"a frame of {len(frame)} bytes exceeds the limit of {max_bytes}")
     view = memoryview(frame)
     start = _LENGTH + int.from_bytes(view[:_LENGTH], "big")
-    if len(frame) < max(start, _LENGTH):
+    if len(frame) < start:
         raise ProtocolError(f"not a message: a frame of {len(frame)} bytes that announces a head of {start - _LENGTH}")
     arrays = _Arrays(view[start:])
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.batch import Batch
-from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome, next_batch
+from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome, next_batch, weighted_mean
 from robopolicy.models.critic_heads import StateHeads
 from robopolicy.models.trainable import Metrics
 from robopolicy.spec import (
@@ -161,12 +161,11 @@ class IqlCritic(BootstrapCritic):
             slow_value = self.target_values(self.target_contexts(batch), prefix[:, None]).squeeze(-1)  # [E, B]
         raw, logits = self.raw(contexts, prefix[:, None]).squeeze(2), self.state_heads(contexts)
         weights = self.weights(batch, generator)
-        total = weights.sum().clamp(min=1e-6)
-        of_q = (self.output.error(raw, targets) * weights).sum() / total
+        of_q = weighted_mean(self.output.error(raw, targets), weights)
         above = slow_value > logits.detach().sigmoid()
         asymmetry = torch.where(above, self.expectile, 1 - self.expectile)
         errors = functional.binary_cross_entropy_with_logits(logits.float(), slow_value.float(), reduction="none")
-        of_v = (asymmetry * errors * weights).sum() / total
+        of_v = weighted_mean(asymmetry * errors, weights)
         metrics = self._metrics(self.output.value(raw), targets, batch)
         return of_q + of_v, {**metrics, "loss_q": of_q.detach(), "loss_v": of_v.detach()}
 
@@ -229,9 +228,8 @@ class CalQlCritic(BootstrapCritic):
         others = torch.cat([values[:, :, 1 : 1 + self.num_uniform], proposed.maximum(floor)], -1)
         soft = self.temperature * ((others / self.temperature).logsumexp(-1) - math.log(others.shape[-1]))
         weights = self.weights(batch, generator)
-        total = weights.sum().clamp(min=1e-6)
-        of_q = (self.output.error(done, targets) * weights).sum() / total
-        gap = ((soft - values[:, :, 0]) * weights).sum() / total
+        of_q = weighted_mean(self.output.error(done, targets), weights)
+        gap = weighted_mean(soft - values[:, :, 0], weights)
         metrics = self._metrics(values[:, :, 0], targets, batch)
         metrics |= {"loss_q": of_q.detach(), "gap": gap.detach(), "bound_rate": (proposed < floor).float().mean()}
         return of_q + self.conservatism * gap, metrics

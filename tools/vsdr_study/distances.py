@@ -19,9 +19,8 @@ from robopolicy.evaluation.features import Frames, of_frames
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.policies.base import TrainablePolicy
 from robopolicy.policies.load import load_policy
-from robopolicy.ranking.detectors import DETECTORS, evidence
-from robopolicy.ranking.detectors.base import Standard, effective_rank
-from robopolicy.ranking.detectors.detect import MIN_EFFECTIVE_RANK
+from robopolicy.ranking.detectors import detect, evidence
+from robopolicy.ranking.tables import check_features
 from robopolicy.selection.features import detection_frames
 from robopolicy.selection.target import open_target
 from robopolicy.spec import Observation
@@ -68,17 +67,13 @@ def _chunk(policy: TrainablePolicy, observation: Observation) -> Array:
 def _detected(
     fit: Array, calibration: Array, targets: Mapping[str, tuple[Array, Array]], subsets: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
-    standard = Standard.of(fit)
-    collapsed = not standard.width or effective_rank(standard.covariance(fit)) < MIN_EFFECTIVE_RANK  # as detect() has it
-    for (target, (seen, episode)), (detector, made) in product(targets.items(), DETECTORS.items()):
-        row = {"target": target, "score": detector}
-        if collapsed:
-            yield {**row, "size": len(seen), "draw": 0, "value": float("nan")}
-            continue
-        pair = made().fit_standardised(fit, standard).pair(seen, calibration, episode)
-        yield {**row, "size": len(seen), "draw": 0, "value": evidence(*pair).effect_size}
-        if detector == SPARSE:
-            yield from ({**row, **each} for each in _smaller(*pair, subsets))
+    for target, (seen, episode) in targets.items():
+        arrays = {"fit": fit, "calibration": calibration, "target": seen, "target_episode": episode}
+        found = detect(check_features({target: arrays}, [target])[target], detector=SPARSE, seed=0, num_bootstrap=1)
+        for detector, size in found.effect_sizes.items():
+            yield {"target": target, "score": detector, "size": len(seen), "draw": 0, "value": size}
+        if found.scores is not None:
+            yield from ({"target": target, "score": SPARSE, **row} for row in _smaller(*found.scores, subsets))
 
 
 def _smaller(target: Array, calibration: Array, subsets: tuple[int, ...]) -> Iterator[dict[str, Any]]:

@@ -80,7 +80,7 @@ def _scores(result: Mapping[str, Any]) -> Any:
         found = result["targets"][target]
         for place, name in enumerate(lines):
             line = found.get(name)
-            if line is None or line["spearman"] is None or not np.isfinite(line["spearman"]):
+            if line is None or not np.isfinite(line["spearman"]):
                 continue
             low, high = line.get("spearman_ci") or (line["spearman"],) * 2
             colour = {"vsdr": "C3", "sim": "C0", "ood": "C1"}.get(name, "grey")

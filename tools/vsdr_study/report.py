@@ -131,8 +131,9 @@ def _target(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, r
         value = found["vsdr"]["spearman"] - found[rival]["spearman"]
         found["vsdr"][f"minus_{rival}"], found["vsdr"][f"minus_{rival}_ci"] = value, list(percentile_interval(difference))
     facts = {"mean": real.mean(), "best": real.max(), "worst": real.min(), "episodes": num}
-    controls = _controls(tables, target, chosen, real, seed, resamples)
-    sizes = _by_size(tables, target, chosen, real)
+    placebo = scores(tables, target, observed=PLACEBO)
+    controls = _controls(every, placebo, chosen, real, seed, resamples)
+    sizes = _by_size(tables, target, chosen, real, every["sim"])
     return {**found, "success": {name: float(v) for name, v in facts.items()}, "controls": controls, "by_size": sizes}
 
 
@@ -177,11 +178,18 @@ def _random(real: Array, seed: int, repeats: int) -> dict[str, Any]:
 
 
 def _controls(
-    tables: Tables, target: str, chosen: Mapping[str, str], real: Array, seed: int, permutations: int
+    own: Mapping[str, Array],
+    placebo: Mapping[str, Array],
+    chosen: Mapping[str, str],
+    real: Array,
+    seed: int,
+    permutations: int,
 ) -> dict[str, Any]:
-    """What the OOD term adds when it cannot know anything, and where a policy that sees nothing lands."""
+    """What the OOD term adds when it cannot know anything, and where a policy that sees nothing lands.
+
+    own, placebo: `scores` from the target's observations, and from those of the policies' own training worlds.
+    """
     rule = chosen["vsdr"].split(":")[-1]
-    own = scores(tables, target)
     sim, ood = own["sim"], own[chosen["ood"]]
     alone = metrics.spearman(real, sim)
     gain = metrics.spearman(real, own[chosen["vsdr"]]) - alone
@@ -189,22 +197,20 @@ def _controls(
     permuted = (
         spearmans(real, combine([sim, np.stack([generator.permutation(ood) for _ in range(permutations)])], rule)) - alone
     )
-    placebo = scores(tables, target, observed=PLACEBO).get(chosen["vsdr"])
     blind = combine([np.append(sim, sim.max()), np.append(ood, -np.inf)], rule)
     return {
         "gain": gain,
         "permuted_gain_ci": list(percentile_interval(permuted)),
         "permuted_p": float((1 + (permuted >= gain).sum()) / (1 + len(permuted))),
-        "placebo_gain": None if placebo is None else metrics.spearman(real, placebo) - alone,
+        "placebo_gain": metrics.spearman(real, placebo[chosen["vsdr"]]) - alone if chosen["vsdr"] in placebo else None,
         "constant_encoder_place": int(1 + (blind[:-1] > blind[-1]).sum()),
         "of_policies": len(blind),
     }
 
 
-def _by_size(tables: Tables, target: str, chosen: Mapping[str, str], real: Array) -> dict[str, Any]:
+def _by_size(tables: Tables, target: str, chosen: Mapping[str, str], real: Array, sim: Array) -> dict[str, Any]:
     """Spearman of VSDR by the number of observations: the chosen layer and rule, the detector that was tried on fewer."""
     _, layer, _, rule = chosen["vsdr"].split(":")
-    sim = tables.outcomes(HELD_OUT).mean(1)
     found: dict[str, Any] = {"detector": SPARSE, "layer": layer}
     for size, draws in tables.smaller(target).items():
         distances = [tables.score(target, SPARSE, layer, size, draw) for draw in draws]

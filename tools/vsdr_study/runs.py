@@ -49,7 +49,12 @@ class Run:
 
     def folder(self, root: Path) -> Path:
         """Where its policy lies."""
-        return root / "policies" / self.name.replace("/", "_")
+        return root / "policies" / self.file_name
+
+    @property
+    def file_name(self) -> str:
+        """The name without what a file's may not have."""
+        return self.name.replace("/", "_")
 
 
 def node(sizes: Sizes) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def play_run(run: Run, root: Path, sizes: Sizes, observed: Mapping[str, Path]) -
     if all(file.is_file() for file in tables.values()):
         return
     began = time.perf_counter()
-    data = root / "data" / run.name.replace("/", "_")
+    data = root / "data" / run.file_name
     arm = _train(run, root, data, sizes)
     trained = time.perf_counter()
     rows = [row for suite in _suites(run, sizes) for row in _episodes(arm, suite)]
@@ -101,7 +106,7 @@ def play_run(run: Run, root: Path, sizes: Sizes, observed: Mapping[str, Path]) -
 
 def table_file(root: Path, run: Run, kind: str) -> Path:
     """Where a run's rows are."""
-    return root / "tables" / f"{run.name.replace('/', '_')}.{kind}.parquet"
+    return root / "tables" / f"{run.file_name}.{kind}.parquet"
 
 
 def write(file: Path, table: pa.Table) -> None:

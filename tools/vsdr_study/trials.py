@@ -34,27 +34,22 @@ def spend(tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, 
     """
     real, every = tables.outcomes(target).mean(1), scores(tables, target)
     sim, vsdr, distance = every["sim"], every[chosen["vsdr"]], -every[chosen["ood"]]
-    found: dict[str, list[dict[str, float]]] = {}
-    for name, order, start in (("simulation, then halving", sim, SHORTLIST), ("VSDR, then halving", vsdr, SHORTLIST)):
-        found[name] = _halved(real, np.argsort(-order, kind="stable")[:start], repeats, seed)
-    every_policy = np.arange(len(real))
+    orders = {"simulation": sim, "VSDR": vsdr}
+    shortlists = {name: np.argsort(-order, kind="stable")[:SHORTLIST] for name, order in orders.items()}
+    found = {f"{name}, then halving": _halved(real, best, repeats, seed) for name, best in shortlists.items()}
+    every_policy, unrelated = np.arange(len(real)), np.zeros((len(real), len(real)))
+    scaled = (distance - distance.mean()) / (distance.std() or 1.0) * sim.std()
     found["halving over all"] = _halved(real, every_policy, repeats, seed)
     found["uniform over all"] = _uniform(real, every_policy, repeats, seed)
     for name, strategy in NEXT_REAL.items():
         regrets = []
         for repeat in range(repeats):
             outcomes = stream(seed, "trials", repeat).random((len(real), num_trials)) < real[:, None]
-            none = np.zeros((len(real), len(real)))
-            scaled = (distance - distance.mean()) / (distance.std() or 1.0) * sim.std()
-            pool = pools.Pool(real, sim, scaled, none, outcomes)
+            pool = pools.Pool(real, sim, scaled, unrelated, outcomes)
             regrets.append(pools.regret_by_trial(strategy, pool, num_trials))
         found[name] = [_row(t, np.array(regrets)[:, t]) for t in range(num_trials + 1)]
     near = {name: _first(rows) for name, rows in found.items()}
-    shortlists = {"simulation": sim, "VSDR": vsdr}
-    tested = {
-        f"{name}, then the test": _challenged(real, np.argsort(-order, kind="stable")[:SHORTLIST], repeats, seed)
-        for name, order in shortlists.items()
-    }
+    tested = {f"{name}, then the test": _challenged(real, best, repeats, seed) for name, best in shortlists.items()}
     settings = {"near": NEAR, "repeats": repeats, "shortlist": SHORTLIST, "pairs": PAIRS, "alpha": ALPHA}
     return {"curves": found, "episodes_until_near": near, "tested": tested, **settings}
 
