@@ -295,6 +295,8 @@ def explain(error: BaseException, keys: Iterable[str] = (), prefix: str = "") ->
     full_key = re.search(r"full_key: (\S+)", text)
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found[1] or (full_key[1] if full_key else found[2])
+        if key in keys and full_key:  # it exists, but something in the mapping that it was given does not
+            return f"unknown key {full_key[1]!r}: if what it configures takes it, add it by +{full_key[1]}=VALUE"
         return f"unknown key {key!r}: {_closest(key, keys)}"
     if found := re.search(
         r"Could not find '([^']+)'(?:.*?Available options in '([^']+)':\n(.*?)(?:\nConfig search|\Z))?", text, re.S
