@@ -227,8 +227,29 @@ def test_perturbed_candidates_keep_the_policys_own_first_and_the_gripper_alone()
     assert np.array_equal(half[:, :4], Numbered().sample(looking(), 4, 0))
     with pytest.raises(SpecError, match="scale"):
         Perturbed(Numbered())
+    with pytest.raises(SpecError, match="delay has 'griper'"):
+        Perturbed(Numbered(), scale=np.ones(2), delay={"griper": 2})
     with pytest.raises(SpecError, match="share=2"):
         Perturbed(Numbered(), share=2, scale=np.ones(2))
+
+
+class Closing(Numbered):
+    """Closes its gripper at step 2."""
+
+    def sample(self, observation, num_samples=1, seed=None):
+        chunks = super().sample(observation, num_samples, seed)
+        chunks[..., 1] = np.where(np.arange(chunks.shape[2]) < 2, 1.0, -1.0)
+        return chunks
+
+
+def test_perturbed_candidates_close_the_gripper_sooner_or_later_when_asked_to():
+    policy = Perturbed(Closing(), std=0.0, share=1.0, scale=np.ones(2), delay={"gripper": 2})
+    chunks = policy.sample(looking(), 400, seed=0)
+    assert np.array_equal(chunks[:, 0], Closing().sample(looking(), 1, 0)[:, 0])
+    assert (chunks[..., 0] == chunks[:, :1, :, 0]).all()
+    closed_at = (chunks[0, 1:, :, 1] > 0).sum(1)
+    assert set(np.unique(np.abs(chunks[..., 1]))) == {1.0}
+    assert np.allclose(np.bincount(closed_at) / 399, 0.2, atol=0.07)  # at 0, 1, 2, 3 and 4 alike
 
 
 def fitted(module, scale):

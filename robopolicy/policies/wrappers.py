@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from robopolicy.spec import ACTION, Array, Features, Observation, Policy, PolicySpec, SpecError
+from robopolicy.spec import ACTION, Array, Features, Observation, Policy, PolicySpec, SpecError, did_you_mean
 
 
 class Exploring:
@@ -39,10 +40,12 @@ class Perturbed:
         std: of the largest noise, as a share of `scale`.
         share: of the candidates that are perturbed; 1 draws nothing but candidate 0 from the policy.
         scale: of each action entry [A], physical units a step; None = the half range in the policy's training data.
-        fixed: names of entries that are left alone: between open and closed a gripper has no small step.
+        fixed: names of entries that get no noise: between open and closed a gripper has no small step.
+        delay: {name of an entry: steps}; a perturbed candidate does what it does with this entry up to so many steps later or
+            earlier, drawn evenly: a gripper that closes too soon misses as surely as one in the wrong place.
 
     Raises:
-        SpecError: no scale is known, or one of another size.
+        SpecError: no scale is known or one of another size, or an entry that an action does not have.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Perturbed:
         share: float = 0.5,
         scale: Array | None = None,
         fixed: tuple[str, ...] = ("gripper",),
+        delay: Mapping[str, int] | None = None,
     ) -> None:
         if std < 0 or not 0 <= share <= 1:
             raise SpecError(f"std={std} must not be negative, and share={share} must be in [0, 1]")
@@ -61,7 +65,14 @@ class Perturbed:
             raise SpecError(f"the range of the actions of {type(policy).__name__} is not known: give scale=[...]")
         if found.shape != policy.spec.action.shape:
             raise SpecError(f"scale has shape {list(found.shape)}, an action {list(policy.spec.action.shape)}")
-        self._scale = np.where([name in fixed for name in policy.spec.action.names] or [False], 0.0, found * std)
+        names = policy.spec.action.names
+        for name in delay or {}:
+            if name not in names:
+                raise SpecError(f"delay has {name!r}; {did_you_mean(name, names)}")
+        self._scale = np.where([name in fixed for name in names] or [False], 0.0, found * std)
+        if any(steps < 0 for steps in (delay or {}).values()):
+            raise SpecError(f"delay={delay} must not be negative: entries are moved both ways")
+        self._delay = np.array([(delay or {}).get(name, 0) for name in names])
 
     def reset(self) -> None:
         """Forget the current episode."""
@@ -77,7 +88,17 @@ class Perturbed:
         rng = np.random.default_rng(seed)
         noise = smooth_noise((len(own), len(chosen), *own.shape[2:]), own.shape[2], rng)
         noise *= rng.random((*noise.shape[:2], 1, 1))
-        return np.concatenate([own, own[:, chosen] + (noise * self._scale).astype(np.float32)], 1)
+        moved = own[:, chosen]
+        if self._delay.any():
+            moved = shifted(moved, rng.integers(-self._delay, self._delay + 1, (*noise.shape[:2], len(self._delay))))
+        return np.concatenate([own, moved + (noise * self._scale).astype(np.float32)], 1)
+
+
+def shifted(chunks: Array, steps: Array) -> Array:
+    """Chunks [B, N, H, A] of which every entry happens steps [B, N, A] later (negative: earlier); the ends are held."""
+    horizon = chunks.shape[2]
+    source = np.clip(np.arange(horizon)[:, None] - steps[:, :, None, :], 0, horizon - 1)
+    return np.take_along_axis(chunks, source, axis=2)
 
 
 def action_scale(of: object) -> Array | None:
