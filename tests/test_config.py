@@ -122,7 +122,10 @@ def test_build_wants_a_target():
     ("overrides", "message"),
     [
         (["train.stpes=3"], "unknown key 'train.stpes': did you mean 'train.steps'?"),
-        (["train={steps: 3, stpes: 3}"], "unknown key 'train.stpes': if what it configures takes it, add it by +train.stpes=VALUE"),
+        (
+            ["train={steps: 3, stpes: 3}"],
+            "unknown key 'train.stpes': if what it configures takes it, add it by +train.stpes=VALUE",
+        ),
         (["steps=3"], "unknown key 'steps': did you mean 'train.steps'?"),
         (["polcy=carp"], "unknown key 'polcy': did you mean 'policy'?"),
         (["policy.widht=3"], "unknown key 'policy.widht': did you mean 'policy.width'?"),

@@ -14,7 +14,20 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from vsdr_study import report, trials
-from vsdr_study.design import AXES, QUICK, Configuration, Sizes, axis, configurations, frozen, part, source, targets
+from vsdr_study.design import (
+    AXES,
+    MILDER,
+    QUICK,
+    REGION,
+    Configuration,
+    Sizes,
+    axis,
+    configurations,
+    frozen,
+    part,
+    source,
+    targets,
+)
 from vsdr_study.distances import LAYERS, SPARSE
 from vsdr_study.runs import COMMON, OWN, PLACEBO, Run, observe_targets, play_run
 from vsdr_study.tables import KINDS, Tables, gather, write
@@ -66,11 +79,15 @@ def reported(tables: Tables) -> dict[str, Any]:
 def test_every_parameter_of_a_preset_belongs_to_one_axis_and_configurations_hold_those_of_their_levels() -> None:
     whole = {f"{g}.{n}" for g, members in preset("wide").items() if g != OPTIONAL for n in members}
     whole = {name for name in whole if axis(name)}
-    parts = [{f"{g}.{n}" for g, members in part(preset("wide"), name).items() for n in members} for name in AXES]
+    parts = [{f"{g}.{n}" for g, members in part("wide", name).items() for n in members} for name in AXES]
     assert set.union(*parts) == whole
     assert sum(map(len, parts)) == len(whole)
     looks = Configuration("wide", "none", "none").randomization
-    assert {axis(f"{g}.{n}") for g, members in looks.items() if g != OPTIONAL for n in members} == {"visual"}
+    names = {f"{g}.{n}" for g, members in looks.items() if g != OPTIONAL for n in members}
+    assert {axis(name) for name in names - {"object.x", "object.y"}} == {"visual"}
+    assert looks["object"]["x"] == REGION["x"]
+    assert looks["light"]["direction"] == MILDER["light"]["direction"]
+    assert Configuration("narrow", "none", "none").randomization["light"]["direction"] == preset("narrow")["light"]["direction"]
     assert Configuration("wide", "wide", "wide").width == 6
     assert Configuration("none", "none", "none").width == 0
 

@@ -26,7 +26,7 @@ from robopolicy.files import atomic_write
 from robopolicy.selection import acted
 from robopolicy.selection.acts import policy_acts
 from robopolicy.selection.gap import dynamics_gaps
-from vsdr_study.design import EVERYWHERE, TASK, TRIALS, VIEW, Configuration, Sizes, randomization, targets
+from vsdr_study.design import EVERYWHERE, TASK, VIEW, Configuration, Sizes, randomization, targets, trials
 from vsdr_study.distances import distances
 
 PLACEBO = "placebo"  # fresh observations of a policy's own training worlds: nothing there is out of distribution
@@ -76,7 +76,7 @@ def observe_targets(root: Path, sizes: Sizes) -> dict[str, Path]:
         found[name] = root / "targets" / name
         seed = zlib.crc32(f"observed/{name}".encode())
         options: dict[str, Any] = {"twin": True, "num_workers": 0, "title": f"observe {name}"}
-        pipeline.collect_run(found[name], task, randomization(TRIALS), {BEHAVIOUR: sizes.observed}, seed, **options)
+        pipeline.collect_run(found[name], task, trials(), {BEHAVIOUR: sizes.observed}, seed, **options)
     return found
 
 
@@ -145,7 +145,7 @@ def _suites(run: Run, sizes: Sizes) -> Iterator[Suite]:
     places: list[tuple[str, Any, int, dict[str, Any] | None]] = [
         (OWN, run.configuration.randomization, sizes.own, None),
         (COMMON, randomization(EVERYWHERE), sizes.common, None),
-        *((name, randomization(TRIALS), sizes.target, nominal) for name, nominal in targets().items()),
+        *((name, trials(), sizes.target, nominal) for name, nominal in targets().items()),
     ]
     for name, drawn, episodes, nominal in places:
         env = task["env"] if nominal is None else {**task["env"], "nominal": nominal}
