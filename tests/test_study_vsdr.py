@@ -14,9 +14,22 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from vsdr_study import report, trials
-from vsdr_study.design import AXES, QUICK, Configuration, Sizes, axis, configurations, frozen, part, source, targets
+from vsdr_study.design import (
+    AXES,
+    MILDER,
+    QUICK,
+    REGION,
+    Configuration,
+    Sizes,
+    axis,
+    configurations,
+    frozen,
+    part,
+    source,
+    targets,
+)
 from vsdr_study.distances import LAYERS, SPARSE
-from vsdr_study.runs import HELD_OUT, OWN, PLACEBO, Run, observe_targets, play_run
+from vsdr_study.runs import COMMON, OWN, PLACEBO, Run, observe_targets, play_run
 from vsdr_study.tables import KINDS, Tables, gather, write
 
 from robopolicy.ranking.combine import COMBINERS
@@ -26,7 +39,7 @@ from robopolicy.sim.randomize import OPTIONAL, preset
 from robopolicy.sim.tasks import make_task
 
 FEW = ("--repeats", "2", "--trials", "2", "--resamples", "50")
-SUITES = (OWN, HELD_OUT, *targets())
+SUITES = (OWN, COMMON, *targets())
 
 
 def made(num_configs: int = 20, seeds: int = 2, knows: float = 1.0, seed: int = 0) -> Tables:
@@ -66,11 +79,15 @@ def reported(tables: Tables) -> dict[str, Any]:
 def test_every_parameter_of_a_preset_belongs_to_one_axis_and_configurations_hold_those_of_their_levels() -> None:
     whole = {f"{g}.{n}" for g, members in preset("wide").items() if g != OPTIONAL for n in members}
     whole = {name for name in whole if axis(name)}
-    parts = [{f"{g}.{n}" for g, members in part(preset("wide"), name).items() for n in members} for name in AXES]
+    parts = [{f"{g}.{n}" for g, members in part("wide", name).items() for n in members} for name in AXES]
     assert set.union(*parts) == whole
     assert sum(map(len, parts)) == len(whole)
     looks = Configuration("wide", "none", "none").randomization
-    assert {axis(f"{g}.{n}") for g, members in looks.items() if g != OPTIONAL for n in members} == {"visual"}
+    names = {f"{g}.{n}" for g, members in looks.items() if g != OPTIONAL for n in members}
+    assert {axis(name) for name in names - {"object.x", "object.y"}} == {"visual"}
+    assert looks["object"]["x"] == REGION["x"]
+    assert looks["light"]["direction"] == MILDER["light"]["direction"]
+    assert Configuration("narrow", "none", "none").randomization["light"]["direction"] == preset("narrow")["light"]["direction"]
     assert Configuration("wide", "wide", "wide").width == 6
     assert Configuration("none", "none", "none").width == 0
 
@@ -141,7 +158,7 @@ def test_the_command_chooses_reports_and_draws(tmp_path: Path, monkeypatch: pyte
 
 def test_choosing_looks_at_the_development_target_alone() -> None:
     tables = made()
-    kept = tables.episodes.filter([suite in (OWN, HELD_OUT, "T0") for suite in tables.episodes["suite"].to_pylist()])
+    kept = tables.episodes.filter([suite in (OWN, COMMON, "T0") for suite in tables.episodes["suite"].to_pylist()])
     assert len(kept) < len(tables.episodes)
     assert report.choose(Tables(kept, tables.scores, tables.facts), 0) == report.choose(tables, 0)
 
@@ -208,7 +225,7 @@ def test_a_run_plays_everywhere_and_is_not_repeated(tmp_path: Path) -> None:
     assert tables.policies == [run.name]
     assert tables.width.tolist() == [1.0]
     sizes = {suite: tables.outcomes(suite).shape for suite in SUITES}
-    assert sizes == {OWN: (1, QUICK.own), HELD_OUT: (1, QUICK.held_out), **dict.fromkeys(targets(), (1, QUICK.target))}
+    assert sizes == {OWN: (1, QUICK.own), COMMON: (1, QUICK.common), **dict.fromkeys(targets(), (1, QUICK.target))}
     for target in (*targets(), PLACEBO):
         assert np.isfinite(tables.score(target, SPARSE, LAYERS[0])).all()
         assert tables.smaller(target) == {n: [1, 2, 3, 4, 5] for n in QUICK.subsets}

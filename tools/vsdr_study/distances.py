@@ -1,4 +1,4 @@
-"""How far a target lies from what a policy knows: every detector, of two layers, against two references.
+"""How far a target lies from what a policy knows: every detector, of three layers, against two references.
 
 A policy is trained on an expert's episodes, and whoever records the target moves otherwise: then all detectors see first of all
 that, in the policy's own training worlds too. So beside the demonstrations there is a second reference, simulated episodes of
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from robopolicy.evaluation.features import Frames, of_frames
 from robopolicy.evaluation.rollout import Arm
@@ -26,7 +27,8 @@ from robopolicy.selection.target import open_target
 from robopolicy.spec import Observation
 
 Array = np.ndarray
-LOOKED_AT = ("features", "chunks")  # the encoder's output; what the policy would do
+LOOKED_AT = ("features", "picture", "chunks")  # the encoder's output; what it makes of the picture; what the policy would do
+PICTURE = "observation.images.front"
 REFERENCES = ("demonstrations", "matched")  # what the policy was trained on; also episodes of the target's behaviour
 LAYERS = tuple("/".join(pair) for pair in product(LOOKED_AT, REFERENCES))
 SPARSE = "mahalanobis"  # the detector of the smaller sets
@@ -41,7 +43,8 @@ def distances(
     observed: {target: dataset}. matched: simulated episodes of the same behaviour in the policy's own training worlds.
     """
     policy = load_policy(arm.checkpoint)
-    for name, make in (("features", policy.features), ("chunks", partial(_chunk, policy))):
+    layers = (policy.features, partial(_picture, policy), partial(_chunk, policy))
+    for name, make in zip(LOOKED_AT, layers, strict=True):
         parts = detection_frames(arm, policy, str(matched))
         fit, calibration = (of_frames(policy, make, parts[part], num_frames, 0)[0] for part in ("fit", "calibration"))
         also, owner = _of(policy, make, matched, num_frames)
@@ -57,6 +60,13 @@ def distances(
 def _of(policy: TrainablePolicy, make: Callable[[Observation], Array], path: Path, num_frames: int) -> tuple[Array, Array]:
     frames: Frames = open_target(path).frames(policy.spec.observation, policy.spec.obs_horizon)
     return of_frames(policy, make, frames, num_frames, 0)
+
+
+@torch.no_grad()
+def _picture(policy: TrainablePolicy, observation: Observation) -> Array:
+    encoder = policy.encoder
+    frames = encoder.normalizer.normalize(PICTURE, encoder.tensors(observation, policy.device)[PICTURE])
+    return encoder.parts[encoder.part_of[PICTURE]](frames).cpu().numpy()
 
 
 def _chunk(policy: TrainablePolicy, observation: Observation) -> Array:

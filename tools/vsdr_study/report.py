@@ -15,7 +15,7 @@ from robopolicy.ranking.detectors import DETECTORS
 from robopolicy.ranking.pessimism import kl_robust
 from robopolicy.ranking.statistics import cluster_bootstrap, percentile_interval, stream
 from vsdr_study.distances import LAYERS, SPARSE
-from vsdr_study.runs import HELD_OUT, OWN, PLACEBO
+from vsdr_study.runs import COMMON, OWN, PLACEBO
 from vsdr_study.tables import Tables
 
 Array = np.ndarray
@@ -42,11 +42,11 @@ def scores(tables: Tables, target: str, observed: str | None = None) -> dict[str
     observed: the target whose observations the detectors saw, if another (the placebo).
     """
     seen = observed or target
-    held_out = tables.outcomes(HELD_OUT)
+    common = tables.outcomes(COMMON)
     found = {
-        "sim": held_out.mean(1),
+        "sim": common.mean(1),
         "sim_own": tables.outcomes(OWN).mean(1),
-        "kl_robust": np.array([kl_robust(row, KL_RADIUS).value for row in held_out]),
+        "kl_robust": np.array([kl_robust(row, KL_RADIUS).value for row in common]),
         "width": tables.width,
     }
     found |= {name: tables.score(seen, name) for name in ACTED}

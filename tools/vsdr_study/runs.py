@@ -26,12 +26,14 @@ from robopolicy.files import atomic_write
 from robopolicy.selection import acted
 from robopolicy.selection.acts import policy_acts
 from robopolicy.selection.gap import dynamics_gaps
-from vsdr_study.design import TASK, Configuration, Sizes, targets
+from vsdr_study.design import EVERYWHERE, TASK, VIEW, Configuration, Sizes, randomization, targets, trials
 from vsdr_study.distances import distances
 
 PLACEBO = "placebo"  # fresh observations of a policy's own training worlds: nothing there is out of distribution
-OWN, HELD_OUT = "own", "held_out"  # simulated suites: a policy's own randomisation; the common one that none was trained on
+OWN, COMMON = "own", "common"  # simulated suites: a policy's own randomisation; the widest one, the same for all
 BEHAVIOUR = "noisy"  # makes the fixed target observations: an expert that misjudges where things are, no policy of the pool
+AUGMENTATION = ("shift", "brightness", "contrast", "saturation", "hue")  # off: randomisation is what the study varies
+DISTURBANCE = 0.025  # m; pushes while demonstrations are made: where nothing else varies, cloning fails without them
 MATCHED = "matched"  # of the same behaviour in the same worlds: what detectors may know beside the demonstrations
 
 
@@ -58,9 +60,10 @@ class Run:
 
 
 def node(sizes: Sizes) -> dict[str, Any]:
-    """The task: proprioception and a partial point cloud."""
+    """The task: proprioception and a small picture of the front camera, which looks closer than usual."""
     found = to_plain(compose("collect", [f"task={TASK}", "path=x"]))["task"]
-    env = {"observation": ["state", "points"], "num_points": sizes.num_points, "max_episode_steps": sizes.limit}
+    env = {"observation": ["state", "images.front"], "image_size": sizes.image_size, "nominal": VIEW}
+    env["max_episode_steps"] = sizes.limit
     return {**found, "env": env}
 
 
@@ -73,7 +76,7 @@ def observe_targets(root: Path, sizes: Sizes) -> dict[str, Path]:
         found[name] = root / "targets" / name
         seed = zlib.crc32(f"observed/{name}".encode())
         options: dict[str, Any] = {"twin": True, "num_workers": 0, "title": f"observe {name}"}
-        pipeline.collect_run(found[name], task, "twin", {BEHAVIOUR: sizes.observed}, seed, **options)
+        pipeline.collect_run(found[name], task, trials(), {BEHAVIOUR: sizes.observed}, seed, **options)
     return found
 
 
@@ -117,7 +120,7 @@ def write(file: Path, table: pa.Table) -> None:
 
 def _collect(path: Path, run: Run, sizes: Sizes, episodes: Mapping[str, int], use: str) -> Path:
     seed = zlib.crc32(f"{run.name}/{use}".encode())
-    disturbance = 0.008 if use == "train" else 0.0
+    disturbance = DISTURBANCE if use == "train" else 0.0
     options: dict[str, Any] = {"num_workers": 0, "title": path.name, "disturbance": disturbance}
     pipeline.collect_run(path, node(sizes), run.configuration.randomization, episodes, seed, **options)
     return path
@@ -126,9 +129,10 @@ def _collect(path: Path, run: Run, sizes: Sizes, episodes: Mapping[str, int], us
 def _train(run: Run, root: Path, data: Path, sizes: Sizes) -> Arm:
     """The last checkpoint of the run."""
     _collect(data, run, sizes, {"expert": sizes.demonstrations}, "train")
-    given = ["policy=bc", "inputs=points", f"data.path={data}", f"train.steps={sizes.steps}"]
-    given += [f"train.batch_size={sizes.batch_size}", "train.num_checkpoints=1"]
-    given += [f"train.seed={run.seed}", "train.resume=true", "train.progress=false", "train.num_threads=1"]
+    given = ["policy=bc", "inputs=images", *(f"+inputs.encoder.images.{name}=0" for name in AUGMENTATION)]
+    given += [f"data.path={data}", f"train.steps={sizes.steps}", f"train.batch_size={sizes.batch_size}"]
+    given += ["train.num_checkpoints=1", f"train.seed={run.seed}", "train.resume=true", "train.progress=false"]
+    given += ["train.num_threads=1"]
     settings = to_plain(compose("train", given))
     pipeline.train_run(settings, run.folder(root))
     checkpoint = pipeline.find_checkpoints(run.folder(root))[-1]
@@ -140,12 +144,12 @@ def _suites(run: Run, sizes: Sizes) -> Iterator[Suite]:
     task = node(sizes)
     places: list[tuple[str, Any, int, dict[str, Any] | None]] = [
         (OWN, run.configuration.randomization, sizes.own, None),
-        (HELD_OUT, "held_out", sizes.held_out, None),
-        *((name, "twin", sizes.target, nominal) for name, nominal in targets().items()),
+        (COMMON, randomization(EVERYWHERE), sizes.common, None),
+        *((name, trials(), sizes.target, nominal) for name, nominal in targets().items()),
     ]
-    for name, randomization, episodes, nominal in places:
+    for name, drawn, episodes, nominal in places:
         env = task["env"] if nominal is None else {**task["env"], "nominal": nominal}
-        env_id, env_kwargs = pipeline.task_env({**task, "env": env}, randomization, twin=nominal is not None)
+        env_id, env_kwargs = pipeline.task_env({**task, "env": env}, drawn, twin=nominal is not None)
         seed = zlib.crc32(f"played/{name}".encode())
         yield Suite.draw(name, env_id, env_kwargs, episodes, seed, "select")
 
