@@ -122,14 +122,7 @@ def test_build_wants_a_target():
     ("overrides", "message"),
     [
         (["train.stpes=3"], "unknown key 'train.stpes': did you mean 'train.steps'?"),
-<<<<<<< HEAD
         (["train={zz: 3}"], "unknown key 'train.zz': if what it configures takes it, add it by +train.zz=VALUE"),
-=======
-        (
-            ["train={steps: 3, stpes: 3}"],
-            "unknown key 'train.stpes': if what it configures takes it, add it by +train.stpes=VALUE",
-        ),
->>>>>>> study2
         (["steps=3"], "unknown key 'steps': did you mean 'train.steps'?"),
         (["polcy=carp"], "unknown key 'polcy': did you mean 'policy'?"),
         (["policy.widht=3"], "unknown key 'policy.widht': did you mean 'policy.width'?"),
