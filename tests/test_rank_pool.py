@@ -398,3 +398,37 @@ def test_an_episode_of_a_ranking_is_played_again(whole, runs):
     assert Path(done.lines[1].removeprefix("Film: ")).stat().st_size > 0
     with pytest.raises(RankingError, match="is none of the suite"):
         verbs.replay(settings("rank_replay", f"out={out}", f"checkpoint='{name}'", "condition=5"))
+
+
+@pytest.fixture(scope="module")
+def behaviours(runs):
+    """Long episodes of random actions in the worlds of training: one set to be the target, another to compare with."""
+    task = settings("rank", "+task.env.max_episode_steps=30", *TASK[1:])["task"]
+    for use, seed in (("like_target", 3), ("like_reference", 4)):
+        pipeline.collect_run(runs / use, task, "none", episodes={"random": 8}, seed=seed, disturbance=0.0, num_workers=0)
+    return runs
+
+
+def test_with_a_reference_of_its_recorder_a_target_in_the_worlds_of_training_is_close(behaviours, tmp_path):
+    target = f"target={behaviours / 'like_target'}"
+    found = {}
+    for name, more in (("without", ()), ("with", (f"reference={behaviours / 'like_reference'}",))):
+        ranked(behaviours, tmp_path / name, target, *more)
+        found[name] = Ranking.read(tmp_path / name)
+    distance = {name: np.mean([c.ood for c in each.checkpoints]) for name, each in found.items()}
+    assert distance["without"] > 0.5
+    assert abs(distance["with"]) < 0.4 * distance["without"]
+    assert found["with"].inputs["reference"] == EpisodeStore(behaviours / "like_reference").hash
+    assert "reference" not in found["without"].inputs
+
+
+def test_a_reference_that_cannot_serve_is_refused(behaviours, tmp_path):
+    given = f"reference={behaviours / 'like_reference'}"
+    with pytest.raises(IntegrityError, match="holds episodes of the target"):
+        ranked(behaviours, tmp_path / "same", f"target={behaviours / 'like_reference'}", given)
+    with pytest.raises(RankingError, match="give target= too"):
+        ranked(behaviours, tmp_path / "alone", "target=null", given)
+    task = settings("rank", *TASK)["task"]
+    pipeline.collect_run(tmp_path / "one", task, "none", episodes={"noisy": 1}, seed=5, num_workers=0)
+    with pytest.raises(RankingError, match="1 recorded episodes"):
+        ranked(behaviours, tmp_path / "few", f"reference={tmp_path / 'one'}")

@@ -22,7 +22,7 @@ from robopolicy.files import atomic_write
 from robopolicy.ope.networks import one_thread
 from robopolicy.policies.base import TrainablePolicy
 from robopolicy.policies.load import load_policy
-from robopolicy.ranking.tables import IntegrityError, load_features
+from robopolicy.ranking.tables import IntegrityError, RankingError, load_features
 from robopolicy.selection.target import RecordedTarget, Target, frame_digests, open_target, store_pictures
 from robopolicy.selection.units import hashes
 from robopolicy.spec import Observation
@@ -64,8 +64,8 @@ def detection_frames(arm: Arm, policy: TrainablePolicy, target: str) -> dict[str
     }
 
 
-def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
-    """A checkpoint's features [N, D] of detection_frames, and the episode of every row.
+def policy_features(arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None) -> dict[str, np.ndarray]:
+    """A checkpoint's features [N, D] of what the detectors compare, and the episode of every row; see compared.
 
     Raises:
         ValueError: its policy offers no features. CheckpointError, SpecError: see detection_frames.
@@ -75,22 +75,46 @@ def policy_features(arm: Arm, target: str, num_frames: int, seed: int) -> dict[s
         raise ValueError(
             f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
         )
-    out: dict[str, np.ndarray] = {}
-    for name, frames in detection_frames(arm, policy, target).items():
-        out[name], out[f"{name}_episode"] = of_frames(policy, policy.features, frames, num_frames, seed)
-    return out
+    return compared(arm, policy, policy.features, target, num_frames, seed, reference)
 
 
-def policy_outputs(arm: Arm, target: str, num_frames: int, seed: int) -> dict[str, np.ndarray]:
-    """What a checkpoint would do [N, h A] in detection_frames: the steps it would execute."""
+def policy_outputs(arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None) -> dict[str, np.ndarray]:
+    """What a checkpoint would do [N, h A] where the detectors look: the steps it would execute."""
     policy = load_policy(arm.checkpoint)
 
     def acts(observation: Observation) -> np.ndarray:
         chunks = policy.sample(observation, seed=seed)[:, 0, : policy.spec.execute_horizon]
         return chunks.reshape(len(chunks), -1)
 
-    parts = detection_frames(arm, policy, target)
-    return {name: of_frames(policy, acts, frames, num_frames, seed)[0] for name, frames in parts.items()}
+    found = compared(arm, policy, acts, target, num_frames, seed, reference)
+    return {name: found[name] for name in ("fit", "calibration", "target")}
+
+
+def compared(
+    arm: Arm,
+    policy: TrainablePolicy,
+    make: Callable[[Observation], np.ndarray],
+    target: str,
+    num_frames: int,
+    seed: int,
+    reference: str | None = None,
+) -> dict[str, np.ndarray]:
+    """make(observation) of up to num_frames of each of detection_frames [N, ...], and the episodes int64 [N] of the rows.
+
+    reference: simulated episodes of whoever recorded the target. Every second one is known beside the training data, the
+        others calibrate, in place of the training data: what is left between them and the target is the world.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, frames in detection_frames(arm, policy, target).items():
+        found[name], found[f"{name}_episode"] = of_frames(policy, make, frames, num_frames, seed)
+    if reference is not None:
+        recorded = open_target(reference).frames(policy.spec.observation, policy.spec.obs_horizon)
+        rows, owner = of_frames(policy, make, recorded, num_frames, seed)
+        known = owner % FEATURE_SPLIT == 0
+        found["fit"] = np.concatenate([found["fit"], rows[known]])
+        found["fit_episode"] = np.concatenate([found["fit_episode"], -1 - owner[known]])  # not those of the training data
+        found["calibration"], found["calibration_episode"] = rows[~known], owner[~known]
+    return found
 
 
 Arrays = Mapping[str, np.ndarray]
@@ -136,11 +160,14 @@ def pool_features(
     executor: Executor | None = None,
     shas: Mapping[str, str] | None = None,
     make: Callable[..., Arrays] = policy_features,
+    reference: str | Path | None = None,
 ) -> dict[str, Arrays]:
     """policy_features (or policy_outputs) of every arm by name; see kept_arrays."""
-    path = str(Path(target).absolute())
+    path, identity = str(Path(target).absolute()), [open_target(target).hash, num_frames, seed]
     make_one = partial(make, target=path, num_frames=num_frames, seed=seed)
-    identity = [open_target(path).hash, num_frames, seed]
+    if reference is not None:
+        make_one = partial(make_one, reference=str(Path(reference).absolute()))
+        identity.append(open_target(reference).hash)
     title = make.__name__.removeprefix("policy_")
     return kept_arrays(arms, make_one, identity, Path(folder).absolute(), num_workers, title, executor, shas)
 
@@ -166,6 +193,22 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None
             np.savez(file, allow_pickle=False, **arrays, **{KEY: np.array(key)})  # type: ignore[arg-type]
 
     atomic_write(path, write)
+
+
+def refuse_reference(reference: Target, target: Target) -> None:
+    """Refuse a reference of which the target is a part, or which cannot be split into what is known and what calibrates.
+
+    Raises:
+        IntegrityError: naming what they share. RankingError: it has fewer than two episodes.
+    """
+    shared = reference.hash == target.hash or reference.checksums & target.checksums
+    if shared:
+        raise IntegrityError("the reference holds episodes of the target: record it in simulation, as the target was recorded")
+    if len(reference.checksums) < FEATURE_SPLIT:
+        raise RankingError(
+            f"the reference has {len(reference.checksums)} recorded episodes; every second one calibrates the detectors that "
+            f"know the others: give a dataset of at least {FEATURE_SPLIT}, better 40"
+        )
 
 
 def refuse_leaks(arms: Sequence[Arm], target: Target) -> None:

@@ -88,9 +88,10 @@ def further_scores(
     played: Played,
     target: Target | None,
     path: Path | None,
+    reference: Path | None,
     work: Work,
 ) -> Further:
-    """The scores that settings["also"] names. path: where the target is (target.prepare)."""
+    """The scores that settings["also"] names. path, reference: where those observations are (target.prepare)."""
     found, wanted = Further(), settings["also"]
     if "kl_robust" in wanted:
         found.estimates["kl_robust"] = _robust(played.select)
@@ -100,7 +101,7 @@ def further_scores(
         found.estimates["certified"] = estimates
         found.facts["certificates"] = {"noise": dict(settings["noise"]), "budget": settings["noise_budget"], "lines": lines}
     if "disagreement" in wanted:
-        found.estimates["disagreement"] = _disagreement(settings, pool, path, work)
+        found.estimates["disagreement"] = _disagreement(settings, pool, path, reference, work)
     if set(ACTED) & set(wanted):
         _with_actions(found, settings, pool, target, work)
     return found
@@ -115,7 +116,9 @@ def _robust(episodes: pa.Table) -> dict[str, Estimate]:
     return {str(name): kl_robust(success[owner == name].astype(float), KL_RADIUS) for name in np.unique(owner)}
 
 
-def _disagreement(settings: Mapping[str, Any], pool: Pool, path: Path | None, work: Work) -> dict[str, Estimate]:
+def _disagreement(
+    settings: Mapping[str, Any], pool: Pool, path: Path | None, reference: Path | None, work: Work
+) -> dict[str, Estimate]:
     """Minus how much more the training seeds of a configuration differ on the target than in simulation, at equal step."""
     if path is None:
         return _all(pool, "no target was given")
@@ -128,10 +131,11 @@ def _disagreement(settings: Mapping[str, Any], pool: Pool, path: Path | None, wo
     ensembles = [sorted(names) for names in members.values() if len(names) > 1]
     if not ensembles:
         return found
-    options = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
+    options: dict[str, Any] = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
+    options |= {"make": policy_outputs, "reference": reference}
     arms = [pool.arm(name) for names in ensembles for name in names]
     folder = Path(settings["out"]) / "outputs"
-    outputs = pool_features(arms, path, folder=folder, executor=work.executor, shas=pool.shas, make=policy_outputs, **options)
+    outputs = pool_features(arms, path, folder=folder, executor=work.executor, shas=pool.shas, **options)
     for names in ensembles:
         found |= dict.fromkeys(names, seeds_disagree([outputs[name] for name in names]))
     return found

@@ -26,7 +26,7 @@ from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
 from robopolicy.selection import further, gallery
-from robopolicy.selection.features import features_file, pool_features, refuse_leaks
+from robopolicy.selection.features import features_file, pool_features, refuse_leaks, refuse_reference
 from robopolicy.selection.pool import Work, confirm, expected, find_pool, play_pool, say_cost, with_identity, within_time
 from robopolicy.selection.provenance import now, provenance
 from robopolicy.selection.publish import Finished, publish, read_json
@@ -37,7 +37,7 @@ from robopolicy.spec import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-UNITS, FEATURES, TARGET, SUITE = "units", "features", "target", "suite.yaml"
+UNITS, FEATURES, TARGET, REFERENCE, SUITE = "units", "features", "target", "reference", "suite.yaml"
 NUM_LISTED = 100  # checkpoints whose hash the provenance says
 NUM_OPEN = 1_000_000  # episodes of a table that are sliced and kept; of larger ones those of the finalists are
 DYNAMICS = "Gaps in dynamics"
@@ -102,6 +102,21 @@ def _early(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "combined": combined, "weights": weights, "combiner": combiner}
 
 
+def _reference(settings: Mapping[str, Any], target: Target | None, out: Path) -> Path | None:
+    """Simulated episodes of whoever recorded the target, if they were given.
+
+    Raises:
+        RankingError: there is no target beside them, or they cannot be read or split. IntegrityError: see refuse_reference.
+    """
+    if not settings["reference"]:
+        return None
+    if target is None:
+        raise RankingError("reference= says how whoever recorded target= moves: give target= too")
+    path = prepare(settings["reference"], out / REFERENCE, fps=settings["target_fps"], keys=settings["target_keys"])
+    refuse_reference(open_target(path), target)
+    return path
+
+
 def _weights(path: Path) -> dict[str, float]:
     """The Plackett-Luce weights of a back-test. Raises RankingError when it has none."""
     found = (read_json(path) or {}).get("plackett_luce", {})
@@ -120,8 +135,10 @@ def file_sha(path: str | Path) -> str:
 def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     """Rank a table of scores or of episodes."""
     context: dict[str, Any] = {"not_computed": dict(NOT_SHOWN)}
-    if settings["target"]:
-        raise RankingError("target= needs checkpoints in pool=; beside a score table, give features=FOLDER or a column ood")
+    if settings["target"] or settings["reference"]:
+        raise RankingError(
+            "target= and reference= need checkpoints in pool=; beside a score table, give features=FOLDER or a column ood"
+        )
     if settings["also"]:
         raise RankingError(f"also={list(settings['also'])} needs checkpoints in pool=; in a table, give a score a column")
     large = path.suffix == ".parquet"  # read only when it holds scores
@@ -208,6 +225,7 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
         path = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
         target = open_target(path)
         refuse_leaks(pool.arms, target)
+    reference = _reference(settings, target, out)
     spending = within_time(pool, suite, spending, work)
     cost = say_cost(pool, suite, spending, work)
     logger.info(cost)
@@ -219,13 +237,15 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
         features = {name: load_features(features_file(settings["features"], name)) for name in names}
     elif path is not None:
         keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
-        features = pool_features(pool.arms, path, folder=out / FEATURES, executor=executor, shas=pool.shas, **keys)
+        features = pool_features(
+            pool.arms, path, folder=out / FEATURES, executor=executor, shas=pool.shas, reference=reference, **keys
+        )
     options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"]}
     detected = detect_pool(features, names, **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
     options["detected"] = detected
     played = play_pool(pool, suite, spending, work, features, _early(options))
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
-    more = further.further_scores(settings, pool, suite, played, target, path, work)
+    more = further.further_scores(settings, pool, suite, played, target, path, reference, work)
     for name in settings["combine"] or ():
         if name in more.missing and name not in more.scores:
             raise RankingError(f"combine has {name!r}, which could not be computed: {more.missing[name]}")
@@ -234,6 +254,7 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     ranking = replace(ranking, statistics={**ranking.statistics, **more.statistics})
     ranking, fresh = confirm(ranking, pool, suite, spending, work, settings["baseline"])
     inputs = {"suite": suite.sha} | ({} if target is None else {"target": target.hash})
+    inputs |= {} if reference is None else {"reference": open_target(reference).hash}
     inputs |= {"outcomes": file_sha(settings["outcomes"])} if settings["outcomes"] else {}
     ranking = with_identity(ranking, pool, inputs)
     episodes = played.select if fresh is None else pa.concat_tables([played.select, fresh], promote_options="default")
