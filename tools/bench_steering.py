@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
 TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
 NOISE = {"std": 0.2, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
-PERTURB: dict[str, dict[str, Any]] = {"carp": NOISE, "diffusion": NOISE}
+# CARP's draws hardly differ in when the gripper closes, diffusion's do
+PERTURB: dict[str, dict[str, Any]] = {"carp": {**NOISE, "delay": {"gripper": 4}}, "diffusion": NOISE}
 SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
 LOOKS_AHEAD = {"push": ("critic.gamma=0.98",)}  # the hand goes round the puck first, which takes seconds
 NOISE_OF = {"push": {"std": 0.07}}  # what is pushed is lost sooner than what is grasped

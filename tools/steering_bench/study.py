@@ -54,10 +54,10 @@ class Sizes:
     expert: int = 40
     noisy: int = 80
     imperfect: int = 80
-    rollouts: int = 160  # of each strength
-    critic_steps: int = 2500
+    rollouts: int = 640  # of each strength
+    critic_steps: int = 5000
     critic_batch: int = 256
-    proof: int = 75  # pairs of episodes in the development worlds that open the gate
+    proof: int = 150  # pairs of episodes in the development worlds that open the gate
     branched: int = 12  # episodes
     states: int = 4
     candidates: int = 5
