@@ -5,7 +5,7 @@
     python tools/study_vsdr.py report [--tables FOLDER] [--out FILE.json] [--repeats 20]
 
 run: 27 randomisations of the training worlds (visual, dynamics, camera; each none, narrow or wide) x training seeds; every run
-    has its own demonstrations and training, plays in its own worlds, in common held-out ones and in four targets of the
+    has its own demonstrations and training, plays in its own worlds, in the widest ones and in four targets of the
     other simulator, and is shown a fixed set of observations of each target, which no policy of the pool made. Goes on where it
     was stopped; finished runs are merged into the tables (docs/results/vsdr), which are all that the rest needs.
 choose: fixes detector, layer and combiner on T0 and writes them down. report: T1, T2 and T3 with what was chosen; how well
