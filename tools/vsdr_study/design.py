@@ -2,7 +2,7 @@
 
 The policies see proprioception and small pictures of the front camera, so that a run takes minutes on a CPU. For the same
 reason the camera looks closer, objects lie in a smaller region, and the widest level varies looks and camera less than that of
-the product: what a small network cannot learn in a minute or two, such as strange textures, tells no policies apart.
+the product: worlds in which every policy fails tell none apart.
 """
 
 from __future__ import annotations
