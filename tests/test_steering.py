@@ -229,6 +229,9 @@ def test_perturbed_candidates_keep_the_policys_own_first_and_the_gripper_alone()
         Perturbed(Numbered())
     with pytest.raises(SpecError, match="delay has 'griper'"):
         Perturbed(Numbered(), scale=np.ones(2), delay={"griper": 2})
+    for steps in (-1, 1.5):
+        with pytest.raises(SpecError, match="must be a whole number of steps"):
+            Perturbed(Numbered(), scale=np.ones(2), delay={"gripper": steps})
     with pytest.raises(SpecError, match="share=2"):
         Perturbed(Numbered(), share=2, scale=np.ones(2))
 

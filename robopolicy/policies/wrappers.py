@@ -65,14 +65,14 @@ class Perturbed:
             raise SpecError(f"the range of the actions of {type(policy).__name__} is not known: give scale=[...]")
         if found.shape != policy.spec.action.shape:
             raise SpecError(f"scale has shape {list(found.shape)}, an action {list(policy.spec.action.shape)}")
-        names = policy.spec.action.names
-        for name in delay or {}:
+        names, delay = policy.spec.action.names, dict(delay or {})
+        for name, steps in delay.items():
             if name not in names:
                 raise SpecError(f"delay has {name!r}; {did_you_mean(name, names)}")
+            if steps != int(steps) or steps < 0:
+                raise SpecError(f"delay.{name}={steps} must be a whole number of steps from 0: entries are moved both ways")
         self._scale = np.where([name in fixed for name in names] or [False], 0.0, found * std)
-        if any(steps < 0 for steps in (delay or {}).values()):
-            raise SpecError(f"delay={delay} must not be negative: entries are moved both ways")
-        self._delay = np.array([(delay or {}).get(name, 0) for name in names])
+        self._delay = np.array([int(delay.get(name, 0)) for name in names])
 
     def reset(self) -> None:
         """Forget the current episode."""
