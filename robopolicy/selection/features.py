@@ -28,6 +28,7 @@ from robopolicy.selection.units import hashes
 from robopolicy.spec import Observation
 
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
+Arrays = Mapping[str, np.ndarray]
 KEY = "key"  # in a file: hash of what its content depends on
 
 
@@ -81,13 +82,14 @@ def policy_features(arm: Arm, target: str, num_frames: int, seed: int, reference
 def policy_outputs(arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None) -> dict[str, np.ndarray]:
     """What a checkpoint would do [N, h A] where the detectors look: the steps it would execute."""
     policy = load_policy(arm.checkpoint)
-
-    def acts(observation: Observation) -> np.ndarray:
-        chunks = policy.sample(observation, seed=seed)[:, 0, : policy.spec.execute_horizon]
-        return chunks.reshape(len(chunks), -1)
-
-    found = compared(arm, policy, acts, target, num_frames, seed, reference)
+    found = compared(arm, policy, partial(executed, policy, seed=seed), target, num_frames, seed, reference)
     return {name: found[name] for name in ("fit", "calibration", "target")}
+
+
+def executed(policy: TrainablePolicy, observation: Observation, seed: int) -> np.ndarray:
+    """The steps of its best guess that a policy would execute, flat [B, h A]."""
+    chunks = policy.sample(observation, seed=seed)[:, 0, : policy.spec.execute_horizon]
+    return chunks.reshape(len(chunks), -1)
 
 
 def compared(
@@ -101,8 +103,7 @@ def compared(
 ) -> dict[str, np.ndarray]:
     """make(observation) of up to num_frames of each of detection_frames [N, ...], and the episodes int64 [N] of the rows.
 
-    reference: simulated episodes of whoever recorded the target. Every second one is known beside the training data, the
-        others calibrate, in place of the training data: what is left between them and the target is the world.
+    reference: simulated episodes of whoever recorded the target; see with_reference.
     """
     found: dict[str, np.ndarray] = {}
     for name, frames in detection_frames(arm, policy, target).items():
@@ -110,14 +111,23 @@ def compared(
     if reference is not None:
         recorded = open_target(reference).frames(policy.spec.observation, policy.spec.obs_horizon)
         rows, owner = of_frames(policy, make, recorded, num_frames, seed)
-        known = owner % FEATURE_SPLIT == 0
-        found["fit"] = np.concatenate([found["fit"], rows[known]])
-        found["fit_episode"] = np.concatenate([found["fit_episode"], -1 - owner[known]])  # not those of the training data
-        found["calibration"], found["calibration_episode"] = rows[~known], owner[~known]
+        found |= with_reference(found, rows, owner)
     return found
 
 
-Arrays = Mapping[str, np.ndarray]
+def with_reference(found: Arrays, rows: np.ndarray, owner: np.ndarray) -> dict[str, np.ndarray]:
+    """What is known ("fit") and what calibrates, with rows [N, ...] of a reference's episodes `owner` int64 [N].
+
+    Every second episode is known beside the training data, the others calibrate in place of it: what is left between them and
+    the target is the world.
+    """
+    known = owner % FEATURE_SPLIT == 0
+    return {
+        "fit": np.concatenate([found["fit"], rows[known]]),
+        "fit_episode": np.concatenate([found["fit_episode"], -1 - owner[known]]),  # not those of the training data
+        "calibration": rows[~known],
+        "calibration_episode": owner[~known],
+    }
 
 
 def _make(unit: tuple[Arm, Path, str], make: Callable[[Arm], Arrays]) -> None:

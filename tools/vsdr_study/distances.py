@@ -22,7 +22,7 @@ from robopolicy.policies.base import TrainablePolicy
 from robopolicy.policies.load import load_policy
 from robopolicy.ranking.detectors import detect, evidence
 from robopolicy.ranking.tables import check_features
-from robopolicy.selection.features import detection_frames
+from robopolicy.selection.features import compared, executed, with_reference
 from robopolicy.selection.target import open_target
 from robopolicy.spec import Observation
 
@@ -43,15 +43,14 @@ def distances(
     observed: {target: dataset}. matched: simulated episodes of the same behaviour in the policy's own training worlds.
     """
     policy = load_policy(arm.checkpoint)
-    layers = (policy.features, partial(_picture, policy), partial(_chunk, policy))
+    layers = (policy.features, partial(_picture, policy), partial(executed, policy, seed=0))
     for name, make in zip(LOOKED_AT, layers, strict=True):
-        parts = detection_frames(arm, policy, str(matched))
-        fit, calibration = (of_frames(policy, make, parts[part], num_frames, 0)[0] for part in ("fit", "calibration"))
-        also, owner = _of(policy, make, matched, num_frames)
+        parts = compared(arm, policy, make, str(matched), num_frames, 0)
+        also = with_reference(parts, parts["target"], parts["target_episode"])
         targets = {target: _of(policy, make, path, num_frames) for target, path in observed.items()}
         known = {
-            "demonstrations": (fit, calibration),
-            "matched": (np.concatenate([fit, also[owner % 2 == 0]]), also[owner % 2 == 1]),
+            "demonstrations": (parts["fit"], parts["calibration"]),
+            "matched": (also["fit"], also["calibration"]),
         }
         for reference, pair in known.items():
             yield from ({"layer": f"{name}/{reference}", **row} for row in _detected(*pair, targets, subsets))
@@ -67,11 +66,6 @@ def _picture(policy: TrainablePolicy, observation: Observation) -> Array:
     encoder = policy.encoder
     frames = encoder.normalizer.normalize(PICTURE, encoder.tensors(observation, policy.device)[PICTURE])
     return encoder.parts[encoder.part_of[PICTURE]](frames).cpu().numpy()
-
-
-def _chunk(policy: TrainablePolicy, observation: Observation) -> Array:
-    chunks = policy.sample(observation, seed=0)[:, 0, : policy.spec.execute_horizon]
-    return chunks.reshape(len(chunks), -1)
 
 
 def _detected(
