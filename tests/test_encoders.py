@@ -64,6 +64,21 @@ def test_default_observation_leaves_privileged_state_and_depth_out():
         select_observation({ACTION: FeatureSpec((3,))}, None)
 
 
+def test_what_is_sensed_is_pictures_depth_and_clouds_without_the_robots_state(generator):
+    encoder = encoder_of(KINDS, obs_horizon=1, points_center=("x", "y", "z")).eval()
+    seen = fake_batch(KINDS, FeatureSpec((2,)), 1, 4, 2, generator)
+    sensed = encoder.sensed(seen)
+    assert sensed.shape == (2, 4 * encoder.width)
+    moved = {**seen, STATE: seen[STATE] + 1.0, POINTS: seen[POINTS] + torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])}
+    assert torch.allclose(encoder.sensed(moved), sensed, atol=1e-4)
+    assert not torch.allclose(encoder(moved), encoder(seen), atol=1e-4)
+    for key in (POINTS, image_key("front"), image_key("wrist"), depth_key("front")):
+        other = {**seen, key: fake_batch({key: KINDS[key]}, FeatureSpec((2,)), 1, 4, 2, generator)[key]}
+        assert not torch.allclose(encoder.sensed(other), sensed)
+    with pytest.raises(SpecError, match=r"no picture, depth image or cloud, only observation\.state"):
+        encoder_of({STATE: KINDS[STATE]}).sensed({STATE: seen[STATE]})
+
+
 def test_every_kind_of_observation_is_encoded(generator):
     observation = {
         STATE: FeatureSpec((3,)),

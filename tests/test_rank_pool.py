@@ -20,16 +20,20 @@ from robopolicy import checkpoint, pipeline, spec
 from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.data.lerobot import export_dataset
+from robopolicy.evaluation.features import draw_rows
+from robopolicy.policies.load import load_policy
 from robopolicy.ranking.allocation import sequential_halving
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.tables import IntegrityError, RankingError
 from robopolicy.selection import verbs
 from robopolicy.selection.acts import between, decision_rows
+from robopolicy.selection.features import LAYERS, policy_features
 from robopolicy.selection.pool import find_pool
 from robopolicy.selection.run import rank_verb
 from robopolicy.selection.spending import Spending, rounds
 from robopolicy.selection.suite import FrozenSuite, read_suite
 from robopolicy.selection.target import open_target, prepare
+from robopolicy.spec import STATE, image_key
 
 TASK = ("+task.env.max_episode_steps=6", "task.env.observation=[state]", "randomization=none")
 SMALL = ("episodes=6", "confirm=3", "num_frames=40", "num_bootstrap=100", "num_workers=0", "pictures=false")
@@ -432,3 +436,34 @@ def test_a_reference_that_cannot_serve_is_refused(behaviours, tmp_path):
     pipeline.collect_run(tmp_path / "one", task, "none", episodes={"noisy": 1}, seed=5, num_workers=0)
     with pytest.raises(RankingError, match="1 recorded episodes"):
         ranked(behaviours, tmp_path / "few", f"reference={tmp_path / 'one'}")
+
+
+def test_detectors_that_look_at_the_picture_alone_do_not_see_how_the_robot_moved(tmp_path):
+    task = settings("rank", "+task.env.max_episode_steps=20")["task"]
+    task["env"] |= {"observation": ["state", "images.front"], "image_size": 16}
+    for use, episodes in (("data", {"expert": 6}), ("target", {"random": 6})):
+        pipeline.collect_run(tmp_path / use, task, "none", episodes=episodes, seed=1, disturbance=0.0, num_workers=0)
+    given = ("policy=bc", "inputs=images", f"data.path={tmp_path / 'data'}", "train.steps=4", "train.batch_size=8")
+    pipeline.train_run(settings("train", *given, "train.num_checkpoints=1"), tmp_path / "run")
+    (arm,) = pipeline.find_checkpoints(tmp_path / "run")
+    layers = {layer: policy_features(arm, str(tmp_path / "target"), 30, 0, layer=layer) for layer in LAYERS}
+    policy = load_policy(arm.checkpoint)
+    assert layers["context"]["target"].shape == layers["sensors"]["target"].shape == (30, policy.encoder.width)
+    key = image_key("front")
+    rows = draw_rows(120, 30, 0)
+    pictures = open_target(tmp_path / "target").frames(policy.spec.observation, 1).batch(rows)[key]
+    state = np.zeros((30, 1, *policy.spec.observation[STATE].shape), np.float32)
+    assert np.allclose(layers["sensors"]["target"], policy.sensed({STATE: state, key: pictures}), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("layer=sensors",), r"reads no picture.*only observation\.state; give layer=context"),
+        (("layer=sensor",), "did you mean 'sensors'"),
+        (("layer=sensors", "target=null"), "needs pool= and target="),
+    ],
+)
+def test_a_layer_that_cannot_be_looked_at_is_named(runs, tmp_path, given, message):
+    with pytest.raises(RankingError, match=message):
+        ranked(runs, tmp_path, *given)

@@ -147,18 +147,27 @@ class ObservationEncoder(nn.Module):
         Raises:
             SpecError: a key is missing or has another shape.
         """
-        parts = []
-        for key in self.keys:
-            part, raw = self.parts[self.part_of[key]], self._get(observation, key)
-            if key == TASK:
-                parts.append(part(raw))
-                continue
-            x = self.normalizer.normalize(key, raw)
-            if key == POINTS and self.center:
-                parts.append(part(x, generator, observation[STATE][..., self.center]))
-            else:
-                parts.append(part(x, generator))
-        return self.fuse(torch.cat(parts, -1))
+        return self.fuse(torch.cat([self._encoded(key, observation, generator) for key in self.keys], -1))
+
+    def sensed(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Encodings [B, n D] of the n pictures, depth images and clouds alone, before they are joined with the other keys.
+
+        Raises:
+            SpecError: it reads none of them; see forward.
+        """
+        keys = [key for key in self.keys if key == POINTS or key.startswith((IMAGES, DEPTH))]
+        if not keys:
+            raise SpecError(f"it reads no picture, depth image or cloud, only {', '.join(self.keys)}")
+        return torch.cat([self._encoded(key, observation) for key in keys], -1)
+
+    def _encoded(self, key: str, observation: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        part, raw = self.parts[self.part_of[key]], self._get(observation, key)
+        if key == TASK:
+            return part(raw)
+        x = self.normalizer.normalize(key, raw)
+        if key == POINTS and self.center:
+            return part(x, generator, observation[STATE][..., self.center])
+        return part(x, generator)
 
     def tensors(self, observation: Mapping[str, Any], device: torch.device | str) -> Batch:
         """What `forward` takes of a numpy observation {key: [B, T, ...]}, text included, on `device`.

@@ -111,3 +111,14 @@ class TrainablePolicy(Trainable):
     def features(self, observation: Observation) -> Array:
         """The encoder's context float32 [B, D] of a batched observation."""
         return self.context(observation).float().cpu().numpy()
+
+    @torch.no_grad()
+    def sensed(self, observation: Observation) -> Array:
+        """What the encoder makes of pictures, depth and clouds alone, float32 [B, n D] (ObservationEncoder.sensed).
+
+        Raises:
+            SpecError: the policy reads none of them, or has an encoder of another kind.
+        """
+        if not isinstance(self.encoder, ObservationEncoder):
+            raise SpecError(f"{type(self.encoder).__name__} encodes the cloud and the robot's state together")
+        return self.encoder.sensed(self.checked(observation)).float().cpu().numpy()

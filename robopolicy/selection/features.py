@@ -25,10 +25,11 @@ from robopolicy.policies.load import load_policy
 from robopolicy.ranking.tables import IntegrityError, RankingError, load_features
 from robopolicy.selection.target import RecordedTarget, Target, frame_digests, open_target, store_pictures
 from robopolicy.selection.units import hashes
-from robopolicy.spec import Observation
+from robopolicy.spec import Observation, SpecError
 
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
 Arrays = Mapping[str, np.ndarray]
+CONTEXT, SENSORS = LAYERS = ("context", "sensors")  # of a policy's encoder, in which the detectors look
 KEY = "key"  # in a file: hash of what its content depends on
 
 
@@ -65,18 +66,31 @@ def detection_frames(arm: Arm, policy: TrainablePolicy, target: str) -> dict[str
     }
 
 
-def policy_features(arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None) -> dict[str, np.ndarray]:
+def policy_features(
+    arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None, layer: str = CONTEXT
+) -> dict[str, np.ndarray]:
     """A checkpoint's features [N, D] of what the detectors compare, and the episode of every row; see compared.
 
+    layer: CONTEXT, what its encoder makes of everything, or SENSORS, of pictures, depth and clouds alone.
+
     Raises:
-        ValueError: its policy offers no features. CheckpointError, SpecError: see detection_frames.
+        ValueError: its policy offers no features. RankingError: it has no such layer. CheckpointError, SpecError: see
+            detection_frames.
     """
     policy = load_policy(arm.checkpoint)
     if "features" not in policy.spec.capabilities:
         raise ValueError(
             f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
         )
-    return compared(arm, policy, policy.features, target, num_frames, seed, reference)
+    make = partial(_sensed, arm, policy) if layer == SENSORS else policy.features
+    return compared(arm, policy, make, target, num_frames, seed, reference)
+
+
+def _sensed(arm: Arm, policy: TrainablePolicy, observation: Observation) -> np.ndarray:
+    try:
+        return policy.sensed(observation)
+    except SpecError as error:
+        raise RankingError(f"layer={SENSORS} of {arm.checkpoint}: {error}; give layer={CONTEXT}") from error
 
 
 def policy_outputs(arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None) -> dict[str, np.ndarray]:
@@ -171,13 +185,17 @@ def pool_features(
     shas: Mapping[str, str] | None = None,
     make: Callable[..., Arrays] = policy_features,
     reference: str | Path | None = None,
+    layer: str = CONTEXT,
 ) -> dict[str, Arrays]:
-    """policy_features (or policy_outputs) of every arm by name; see kept_arrays."""
+    """policy_features (or policy_outputs, which have no layers) of every arm by name; see kept_arrays."""
     path, identity = str(Path(target).absolute()), [open_target(target).hash, num_frames, seed]
     make_one = partial(make, target=path, num_frames=num_frames, seed=seed)
     if reference is not None:
         make_one = partial(make_one, reference=str(Path(reference).absolute()))
         identity.append(open_target(reference).hash)
+    if layer != CONTEXT:
+        make_one = partial(make_one, layer=layer)
+        identity.append(layer)
     title = make.__name__.removeprefix("policy_")
     return kept_arrays(arms, make_one, identity, Path(folder).absolute(), num_workers, title, executor, shas)
 

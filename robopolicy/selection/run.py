@@ -26,7 +26,7 @@ from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
 from robopolicy.selection import further, gallery
-from robopolicy.selection.features import features_file, pool_features, refuse_leaks, refuse_reference
+from robopolicy.selection.features import CONTEXT, LAYERS, features_file, pool_features, refuse_leaks, refuse_reference
 from robopolicy.selection.pool import Work, confirm, expected, find_pool, play_pool, say_cost, with_identity, within_time
 from robopolicy.selection.provenance import now, provenance
 from robopolicy.selection.publish import Finished, publish, read_json
@@ -61,6 +61,7 @@ def rank_verb(settings: Mapping[str, Any]) -> Finished:
             + (", not both" if given else "")
         )
     Spending.of(settings)
+    _check_layer(settings)
     scores = settings["scores"] or _old_style(settings["pool"])
     found = _of_table(Path(scores), settings) if scores else _of_pool(settings)
     if isinstance(found, Finished):
@@ -100,6 +101,15 @@ def _early(options: Mapping[str, Any]) -> dict[str, Any]:
     weights = {name: weight for name, weight in (options["weights"] or {}).items() if name in COMBINED} or None
     combiner = options["combiner"] if weights or not options["weights"] else "rank_product"
     return {**options, "combined": combined, "weights": weights, "combiner": combiner}
+
+
+def _check_layer(settings: Mapping[str, Any]) -> None:
+    if settings["layer"] not in LAYERS:
+        raise RankingError(f"layer={settings['layer']!r}; {did_you_mean(settings['layer'], LAYERS)}")
+    if settings["layer"] != CONTEXT and not settings["target"]:
+        raise RankingError(
+            f"layer={settings['layer']} says where the detectors look in checkpoints: it needs pool= and target="
+        )
 
 
 def _reference(settings: Mapping[str, Any], target: Target | None, out: Path) -> Path | None:
@@ -236,7 +246,7 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     if settings["features"]:
         features = {name: load_features(features_file(settings["features"], name)) for name in names}
     elif path is not None:
-        keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers")}
+        keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers", "layer")}
         features = pool_features(
             pool.arms, path, folder=out / FEATURES, executor=executor, shas=pool.shas, reference=reference, **keys
         )
@@ -251,7 +261,9 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
             raise RankingError(f"combine has {name!r}, which could not be computed: {more.missing[name]}")
     options |= {"further": more.scores}
     ranking = rank(played.select, features, target_outcomes=outcomes, dropped=played.dropped, **options)
-    ranking = replace(ranking, statistics={**ranking.statistics, **more.statistics})
+    looked = {"layer": settings["layer"]} if path is not None and not settings["features"] else {}
+    kept = {**ranking.settings, **looked}
+    ranking = replace(ranking, settings=kept, statistics={**ranking.statistics, **more.statistics})
     ranking, fresh = confirm(ranking, pool, suite, spending, work, settings["baseline"])
     inputs = {"suite": suite.sha} | ({} if target is None else {"target": target.hash})
     inputs |= {} if reference is None else {"reference": open_target(reference).hash}

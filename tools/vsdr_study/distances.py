@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from robopolicy.evaluation.features import Frames, of_frames
 from robopolicy.evaluation.rollout import Arm
@@ -28,7 +27,6 @@ from robopolicy.spec import Observation
 
 Array = np.ndarray
 LOOKED_AT = ("features", "picture", "chunks")  # the encoder's output; what it makes of the picture; what the policy would do
-PICTURE = "observation.images.front"
 REFERENCES = ("demonstrations", "matched")  # what the policy was trained on; also episodes of the target's behaviour
 LAYERS = tuple("/".join(pair) for pair in product(LOOKED_AT, REFERENCES))
 SPARSE = "mahalanobis"  # the detector of the smaller sets
@@ -43,7 +41,7 @@ def distances(
     observed: {target: dataset}. matched: simulated episodes of the same behaviour in the policy's own training worlds.
     """
     policy = load_policy(arm.checkpoint)
-    layers = (policy.features, partial(_picture, policy), partial(executed, policy, seed=0))
+    layers = (policy.features, policy.sensed, partial(executed, policy, seed=0))
     for name, make in zip(LOOKED_AT, layers, strict=True):
         parts = compared(arm, policy, make, str(matched), num_frames, 0)
         also = with_reference(parts, parts["target"], parts["target_episode"])
@@ -59,13 +57,6 @@ def distances(
 def _of(policy: TrainablePolicy, make: Callable[[Observation], Array], path: Path, num_frames: int) -> tuple[Array, Array]:
     frames: Frames = open_target(path).frames(policy.spec.observation, policy.spec.obs_horizon)
     return of_frames(policy, make, frames, num_frames, 0)
-
-
-@torch.no_grad()
-def _picture(policy: TrainablePolicy, observation: Observation) -> Array:
-    encoder = policy.encoder
-    frames = encoder.normalizer.normalize(PICTURE, encoder.tensors(observation, policy.device)[PICTURE])
-    return encoder.parts[encoder.part_of[PICTURE]](frames).cpu().numpy()
 
 
 def _detected(
