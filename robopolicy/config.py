@@ -296,6 +296,8 @@ def explain(error: BaseException, keys: Iterable[str] = (), prefix: str = "") ->
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found[1] or (full_key[1] if full_key else found[2])
         if key in keys and full_key:  # it exists, but something in the mapping that it was given does not
+            if close := _similar(full_key[1], keys):
+                return f"unknown key {full_key[1]!r}: {did_you_mean(full_key[1], close)}"
             return f"unknown key {full_key[1]!r}: if what it configures takes it, add it by +{full_key[1]}=VALUE"
         return f"unknown key {key!r}: {_closest(key, keys)}"
     if found := re.search(
@@ -320,11 +322,17 @@ def explain(error: BaseException, keys: Iterable[str] = (), prefix: str = "") ->
     return where + " ".join(line for line in lines if line)
 
 
+def _similar(key: str, keys: Iterable[str]) -> list[str]:
+    """Those beside `key` whose name is like its own."""
+    parent, dot, name = key.rpartition(".")
+    beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    return [parent + dot + n for n in difflib.get_close_matches(name, beside, n=2)]
+
+
 def _closest(key: str, keys: Sequence[str]) -> str:
     """Suggestions for `key`: similar names beside it, else the same name elsewhere, else any similar, else all beside it."""
-    parent, dot, name = key.rpartition(".")
+    parent, _, name = key.rpartition(".")
     beside = [k for k in keys if k.rpartition(".")[0] == parent]
-    close = difflib.get_close_matches(name, [k.rpartition(".")[2] for k in beside], n=2)
-    close = [parent + dot + n for n in close] or [k for k in keys if k.rpartition(".")[2] == name]
+    close = _similar(key, keys) or [k for k in keys if k.rpartition(".")[2] == name]
     hint = did_you_mean(key, close or beside or keys)
     return hint if close or beside or hint.startswith("did you mean") else did_you_mean(key, [k for k in keys if "." not in k])

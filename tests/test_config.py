@@ -122,6 +122,7 @@ def test_build_wants_a_target():
     ("overrides", "message"),
     [
         (["train.stpes=3"], "unknown key 'train.stpes': did you mean 'train.steps'?"),
+        (["train={stpes: 3}"], "unknown key 'train.stpes': did you mean 'train.steps'?"),
         (["train={zz: 3}"], "unknown key 'train.zz': if what it configures takes it, add it by +train.zz=VALUE"),
         (["steps=3"], "unknown key 'steps': did you mean 'train.steps'?"),
         (["polcy=carp"], "unknown key 'polcy': did you mean 'policy'?"),

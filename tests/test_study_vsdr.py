@@ -38,7 +38,7 @@ from robopolicy.sim.env import randomized
 from robopolicy.sim.randomize import OPTIONAL, preset
 from robopolicy.sim.tasks import make_task
 
-FEW = ("--repeats", "2", "--trials", "2", "--resamples", "50")
+FEW = ("--repeats", "2", "--trials", "2", "--resamples", "50", "--workers", "0")
 SUITES = (OWN, COMMON, *targets())
 
 

@@ -121,7 +121,7 @@ def make_report(args: argparse.Namespace) -> None:
     tables, chosen = Tables.read(args.tables, args.outcome), json.loads(file.read_text())
     result: dict[str, Any] = report.report(tables, chosen, args.seed, args.resamples)
     if args.repeats:
-        spent = (args.repeats, args.trials, args.seed)
+        spent = (args.repeats, args.trials, args.seed, args.workers)
         result["trials"] = {t: trials.spend(tables, t, chosen["chosen"], *spent) for t in report.TARGETS}
     design = json.loads((args.tables / DESIGN).read_text())
     origin = {"design": design["hash"], "quick": args.quick, "seed": args.seed, **provenance()}

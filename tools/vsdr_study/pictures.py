@@ -17,7 +17,7 @@ from vsdr_study.tables import Tables
 
 TITLES = {
     "T0": "T0, development",
-    "T1": "T1, camera and depth",
+    "T1": "T1, looks and camera",
     "T2": "T2, dynamics",
     "T3": "T3, both",
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from selection_bench import pools
 
+from robopolicy.executor import map_units
 from robopolicy.ranking.allocation import halving_plan, sequential_halving
 from robopolicy.ranking.sequential import log_e_path
 from robopolicy.ranking.statistics import stream
@@ -27,7 +30,9 @@ NEXT_REAL = {
 }
 
 
-def spend(tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, num_trials: int, seed: int) -> dict[str, Any]:
+def spend(
+    tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, num_trials: int, seed: int, workers: int = 0
+) -> dict[str, Any]:
     """{"curves": {strategy: [{"episodes", "regret", "error"}]}, ...}: mean true regret of what would be deployed.
 
     Outcomes of trials are drawn from the measured rates, so that no strategy is judged by the episodes it saw.
@@ -41,17 +46,23 @@ def spend(tables: Tables, target: str, chosen: Mapping[str, str], repeats: int, 
     scaled = (distance - distance.mean()) / (distance.std() or 1.0) * sim.std()
     found["halving over all"] = _halved(real, every_policy, repeats, seed)
     found["uniform over all"] = _uniform(real, every_policy, repeats, seed)
-    for name, strategy in NEXT_REAL.items():
-        regrets = []
-        for repeat in range(repeats):
-            outcomes = stream(seed, "trials", repeat).random((len(real), num_trials)) < real[:, None]
-            pool = pools.Pool(real, sim, scaled, unrelated, outcomes)
-            regrets.append(pools.regret_by_trial(strategy, pool, num_trials))
-        found[name] = [_row(t, np.array(regrets)[:, t]) for t in range(num_trials + 1)]
+    told = pools.Pool(real, sim, scaled, unrelated, np.empty((len(real), 0), bool))
+    units = [(name, repeat) for name in NEXT_REAL for repeat in range(repeats)]
+    work = partial(_asked, told=told, num_trials=num_trials, seed=seed)
+    answers = np.array(map_units(work, units, workers, f"trials on {target}")).reshape(len(NEXT_REAL), repeats, -1)
+    for name, regrets in zip(NEXT_REAL, answers, strict=True):
+        found[name] = [_row(t, regrets[:, t]) for t in range(num_trials + 1)]
     near = {name: _first(rows) for name, rows in found.items()}
     tested = {f"{name}, then the test": _challenged(real, best, repeats, seed) for name, best in shortlists.items()}
     settings = {"near": NEAR, "repeats": repeats, "shortlist": SHORTLIST, "pairs": PAIRS, "alpha": ALPHA}
     return {"curves": found, "episodes_until_near": near, "tested": tested, **settings}
+
+
+def _asked(unit: tuple[str, int], told: pools.Pool, num_trials: int, seed: int) -> Array:
+    """Regret after 0, 1, ... trials [num_trials + 1] where a strategy of NEXT_REAL says whose turn it is; its repeat's luck."""
+    name, repeat = unit
+    outcomes = stream(seed, "trials", repeat).random((len(told.real), num_trials)) < told.real[:, None]
+    return pools.regret_by_trial(NEXT_REAL[name], replace(told, outcomes=outcomes), num_trials)
 
 
 def _row(episodes: int, regrets: Array) -> dict[str, float]:
