@@ -300,13 +300,26 @@ def test_the_back_test_is_the_metrics_and_chooses_on_other_domains_only():
         assert others[choice["chosen"]] == min(others.values())
 
 
+def test_the_back_test_punishes_a_score_that_ties_all_and_takes_seeds_of_a_configuration_together():
+    rows = [{**row, "tied": 0.5, "run": row["policy"]} for row in domains().to_pylist()]
+    configs = {f"p{i}": f"c{i // 4}" for i in range(12)}
+    found = {}
+    for name, more in (("runs", {}), ("configs", {"config": configs})):
+        given = [{**row, **{key: of[row["policy"]] for key, of in more.items()}} for row in rows]
+        found[name] = backtest(check_scores(pa.Table.from_pylist(given)), k=[1], num_bootstrap=200)["domains"]["T1"]["scores"]
+    assert found["runs"]["tied"]["mmrv"]["value"] > found["runs"]["sim"]["mmrv"]["value"]
+    alone = backtest(
+        check_scores(pa.Table.from_pylist([{**row, "run": configs[row["policy"]]} for row in rows])), k=[1], num_bootstrap=200
+    )
+    assert found["configs"]["sim"]["spearman"] == alone["domains"]["T1"]["scores"]["sim"]["spearman"]
+    assert found["configs"]["sim"]["spearman"] != found["runs"]["sim"]["spearman"]
+
+
 def test_the_back_test_prints_every_metric_with_its_convention(tmp_path):
     path = write_csv(tmp_path / "t.csv", domains())
     done = verbs.backtest(settings("rank_backtest", f"scores={path}", f"out={tmp_path / 'o'}", "num_bootstrap=50"))
     text = "\n".join(done.lines)
-    assert all(
-        word in text for word in ("spearman", "mmrv", "regret@3", "sharpe@3", "leave one out", "population std", "strict")
-    )
+    assert all(word in text for word in ("spearman", "mmrv", "regret@3", "sharpe@3", "leave one out", "population std", "ties"))
     assert json.loads((tmp_path / "o/backtest.json").read_text())["leave_one_out"].keys() == {"T1", "T2", "T3"}
 
 

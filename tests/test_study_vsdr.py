@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from vsdr_study import report, trials
+from vsdr_study.controls import controls, exchanged
 from vsdr_study.design import (
     AXES,
     MILDER,
@@ -51,12 +52,13 @@ def made(num_configs: int = 20, seeds: int = 2, knows: float = 1.0, seed: int = 
         for s in range(seeds):
             policy = f"config{c:02d}/{s}"
             facts.append({"policy": policy, "config": f"config{c:02d}", "width": c % 7, "data_hash": "x"})
-            facts[-1] |= {"train_s": 1.0, "play_s": 1.0, "score_s": 1.0}
+            facts[-1] |= {"train_s": 1.0, "play_s": 1.0, "score_s": 1.0, "commit": "x", **{f"{t}_hash": t for t in targets()}}
             for suite in SUITES:
                 rate = quality - loss if suite in targets() else quality
                 won = rng.random(60) < rate
+                row = {"policy": policy, "config": f"config{c:02d}", "suite": suite}
                 episodes += [
-                    {"policy": policy, "config": f"config{c:02d}", "suite": suite, "condition": f"{k:03d}", "success": bool(w)}
+                    {**row, "condition": f"{k:03d}", "success": bool(w), "progress": max(float(w), 0.3)}
                     for k, w in enumerate(won)
                 ]
             for target in (*targets(), PLACEBO):
@@ -73,7 +75,11 @@ def made(num_configs: int = 20, seeds: int = 2, knows: float = 1.0, seed: int = 
 
 
 def reported(tables: Tables) -> dict[str, Any]:
-    return report.report(tables, report.choose(tables, 0), 0, resamples=40)
+    choice = report.choose(tables, 0)
+    found = report.report(tables, choice, 0, resamples=40)
+    for target in report.TARGETS:
+        found["targets"][target]["controls"] = controls(tables, target, choice["chosen"], 0, permutations=60, halves=60)
+    return found
 
 
 def test_every_parameter_of_a_preset_belongs_to_one_axis_and_configurations_hold_those_of_their_levels() -> None:
@@ -117,10 +123,14 @@ def test_vsdr_beats_simulation_alone_where_the_detectors_see_the_loss() -> None:
     for target in report.TARGETS:
         line = found["targets"][target]
         assert line["vsdr"]["spearman"] > line["sim"]["spearman"] + 0.1
-        assert line["vsdr"]["minus_sim"] > 0
-        assert line["controls"]["permuted_p"] < 0.05
-        assert line["controls"]["placebo_gain"] < line["controls"]["gain"]
-        assert line["ceiling"]["spearman"] > 0.8
+        for rival in ("sim", "sim_best", "ood", "ood_best", "sim_width"):
+            assert line["vsdr"][f"minus_{rival}"] > 0
+        known = line["controls"]
+        assert known["permuted_p"] < 0.05
+        assert known["placebo_gain"] < known["gain"]
+        assert known["halves"]["difference"] > 0.1
+        assert known["halves"]["share_above"] > 0.9
+        assert line["vsdr"]["spearman"] < line["ceiling"] < 1
 
 
 def test_vsdr_gains_nothing_where_the_detectors_know_nothing() -> None:
@@ -129,6 +139,58 @@ def test_vsdr_gains_nothing_where_the_detectors_know_nothing() -> None:
     gains = [found["targets"][t]["controls"]["gain"] for t in report.TARGETS]
     assert max(gains) < 0.1
     assert min(found["targets"][t]["controls"]["permuted_p"] for t in report.TARGETS) > 0.01
+    assert max(found["targets"][t]["controls"]["halves"]["difference"] for t in report.TARGETS) < 0.1
+    assert max(found["targets"][t]["controls"]["permuted_mean"] for t in report.TARGETS) < 0.05
+
+
+def test_a_score_that_some_policies_lack_is_judged_on_the_others() -> None:
+    tables = made()
+    real = tables.outcomes("T1").mean(1)
+    rows = tables.scores.to_pylist()
+    for row in rows:
+        at = tables.policies.index(row["policy"])
+        if row["target"] == "T1" and row["score"] in ("fqe", "dynamics_gap"):
+            row["value"] = float(real[at]) if at % 3 else float("nan")
+    known = Tables(tables.episodes, pa.Table.from_pylist(rows), tables.facts)
+    line = reported(known)["targets"]["T1"]
+    assert line["fqe"]["spearman"] == pytest.approx(1)
+    assert line["fqe"]["num"] == sum(at % 3 != 0 for at in range(len(real)))
+    assert -1 < line["fqe"]["sim_spearman"] < 1
+    assert any(name.startswith("vsdr_gap:") for name in line)
+    assert "vsdr_gap" not in line, "nothing of it was there to choose by on T0"
+
+
+def test_exchanged_policies_keep_their_seed_and_take_a_whole_configuration_along() -> None:
+    policies = [f"{c}/{s}" for c in "abcd" for s in range(2)] + ["a/2", "b/2"]
+    configs = [p[0] for p in policies]
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        order = exchanged(policies, configs, generator)
+        pairs = {(policies[i][0], policies[j][0]) for i, j in enumerate(order)}
+        assert sorted(order) == list(range(len(policies)))
+        assert all(policies[i][2] == policies[j][2] for i, j in enumerate(order))
+        assert len(pairs) == 4
+        assert {b for a, b in pairs if a in "ab"} == {"a", "b"}
+
+
+def test_what_was_chosen_on_another_pool_and_mixed_observations_are_refused() -> None:
+    tables = made(num_configs=6)
+    choice = report.choose(tables, 0)
+    with pytest.raises(report.StudyError, match="made once"):
+        report.report(tables, {**choice, "num_policies": 3}, 0, 40)
+    at = tables.facts.column_names.index("T1_hash")
+    mixed = pa.array(["T1"] * (len(tables.facts) - 1) + ["other"])
+    with pytest.raises(report.StudyError, match="2 different sets of observations of T1"):
+        report.report(Tables(tables.episodes, tables.scores, tables.facts.set_column(at, "T1_hash", mixed)), choice, 0, 40)
+
+
+def test_the_order_of_names_gives_no_start_to_ways_that_know_nothing() -> None:
+    tables = made(num_configs=10)
+    rates = [tables.outcomes("T3").mean(1)[::step] for step in (1, -1)]
+    for way in (trials._uniform, lambda real, seed: trials._halved(real, np.arange(len(real)), seed)):
+        ends = [way(real, 0)[0] for real in rates]
+        assert abs(ends[0]["regret"] - ends[1]["regret"]) < 4 * (ends[0]["error"] + ends[1]["error"])
+        assert ends[0]["regret"] > 0
 
 
 def test_the_command_chooses_reports_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -145,6 +207,8 @@ def test_the_command_chooses_reports_and_draws(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SystemExit, match="choose"):
         call("report")
     call("choose")
+    with pytest.raises(SystemExit, match="made once"):
+        call("choose")
     call("report")
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["num_policies"] == len(t.policies)
@@ -185,7 +249,8 @@ def test_the_intervals_resample_whole_configurations() -> None:
     assert len(many.policies) == 4 * len(policies)
     widths = []
     for tables in (one, many):
-        low, high = report.report(tables, report.choose(one, 0), 0, 100)["targets"]["T3"]["sim"]["spearman_ci"]
+        choice = {**report.choose(one, 0), "num_policies": len(tables.policies)}
+        low, high = report.report(tables, choice, 0, 100)["targets"]["T3"]["sim"]["spearman_ci"]
         widths.append(high - low)
     assert widths[1] > 0.8 * widths[0]
 
@@ -207,7 +272,9 @@ def test_episodes_on_the_target_are_spared_by_a_shortlist_that_knows() -> None:
 
 def test_a_pool_in_which_all_do_equally_well_is_refused() -> None:
     tables = made()
-    lost = tables.episodes.set_column(4, "success", pa.array([False] * len(tables.episodes)))
+    lost = tables.episodes.set_column(
+        tables.episodes.column_names.index("success"), "success", pa.array([False] * len(tables.episodes))
+    )
     with pytest.raises(report.StudyError, match="T0"):
         report.choose(Tables(lost, tables.scores, tables.facts), 0)
 

@@ -12,7 +12,7 @@ choose: fixes detector, layer and combiner on T0 and writes them down. report: T
     every score orders the policies, controls, and how many episodes on the target each way of spending them takes (--repeats 0
     leaves that out; the rest takes seconds).
 
-A target is a held-out simulator, never a robot. --quick (without a verb): all of it with four tiny runs, which are judged by
+A target is a held-out simulator, never a robot. --quick (without a verb): all of it with six tiny runs, which are judged by
 progress since none succeeds. It vouches for keys, not for figures.
 """
 
@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from provenance import provenance, write_json
 from vsdr_study import pictures, report, trials
+from vsdr_study.controls import controls
 from vsdr_study.design import QUICK, Sizes, frozen, runs
 from vsdr_study.runs import Run, observe_targets, play_run
 from vsdr_study.tables import Tables, gather
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     write_json(written, design)
     done = Tables.read(args.tables).policies if (args.tables / "facts.parquet").is_file() else set()
     wanted = [Run(*each) for each in runs(1 if args.quick else args.seeds)]
-    wanted = [each for each in (wanted[:4] if args.quick else wanted) if each.name not in done]
+    wanted = [each for each in (wanted[: report.MIN_POLICIES] if args.quick else wanted) if each.name not in done]
     observed = observe_targets(args.folder, args.sizes)
     until = None if args.minutes is None else began + 60 * args.minutes
     work = partial(_unit, root=args.folder, sizes=args.sizes, observed=observed, until=until)
@@ -106,10 +107,17 @@ def _unit(each: Run, root: Path, sizes: Sizes, observed: dict[str, Path], until:
     return True
 
 
+def _design(args: argparse.Namespace) -> str:
+    return json.loads((args.tables / DESIGN).read_text())["hash"]
+
+
 def choose(args: argparse.Namespace) -> None:
     """Fix the variants by the development target."""
+    file = args.tables / CHOICE
+    if file.is_file() and not args.quick:
+        raise report.StudyError(f"{file} is there: a choice is made once, and the other targets may have been looked at since")
     found = report.choose(Tables.read(args.tables, args.outcome), args.seed)
-    write_json(args.tables / CHOICE, {**found, **provenance()})
+    write_json(file, {**found, "design": _design(args), **provenance()})
     print(report.choice_table(found))
 
 
@@ -119,12 +127,15 @@ def make_report(args: argparse.Namespace) -> None:
     if not file.is_file():
         raise report.StudyError(f"nothing was chosen: {file} does not exist; run `study_vsdr.py choose` first, on T0")
     tables, chosen = Tables.read(args.tables, args.outcome), json.loads(file.read_text())
+    if chosen["design"] != _design(args):
+        raise report.StudyError(f"{file} was chosen for the design {chosen['design']}, the tables are of {_design(args)}")
     result: dict[str, Any] = report.report(tables, chosen, args.seed, args.resamples)
+    for target, found in result["targets"].items():
+        found["controls"] = controls(tables, target, chosen["chosen"], args.seed, args.resamples // 3, args.resamples // 2)
     if args.repeats:
         spent = (args.repeats, args.trials, args.seed, args.workers)
         result["trials"] = {t: trials.spend(tables, t, chosen["chosen"], *spent) for t in report.TARGETS}
-    design = json.loads((args.tables / DESIGN).read_text())
-    origin = {"design": design["hash"], "quick": args.quick, "seed": args.seed, **provenance()}
+    origin = {"design": _design(args), "quick": args.quick, "seed": args.seed, **provenance()}
     write_json(args.out, {**result, **origin})
     drawn = pictures.draw(args.out.parent, tables, result, chosen)
     print(report.as_text(result))

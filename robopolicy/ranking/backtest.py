@@ -24,7 +24,7 @@ CONVENTIONS = {
     "pearson": "linear correlation of score and real value",
     "spearman": "Pearson of mid-ranks",
     "kendall": "tau-b",
-    "mmrv": "SIMPLER (2405.05941), real first, strict inversions; in units of the real value",
+    "mmrv": "SIMPLER (2405.05941), real first, in units of the real value; ties of really different policies count",
     "regret@k": "DOPE: max real - max real of the k best scored, not rescaled; ties broken against the score",
     "regret_sum@k": "SCOPE-RL: sum of the k best real - sum of the k best scored",
     "best/worst/mean/std@k": "of the real values of the k best scored; population standard deviation",
@@ -41,7 +41,7 @@ def measure(real: Array, predicted: Array, k: Sequence[int], baseline: float) ->
         "pearson": metrics.pearson(real, predicted),
         "spearman": metrics.spearman(real, predicted),
         "kendall": metrics.kendall(real, predicted),
-        "mmrv": metrics.mmrv(real, predicted),
+        "mmrv": metrics.mmrv(real, predicted, ties="count"),
     }
     for n in k:
         held = metrics.portfolio_at_k(real, predicted, n, baseline)
@@ -77,7 +77,8 @@ def backtest(
     """Judge every score on every domain, and the choice of a score by leaving one domain out; plain data.
 
     baseline: policy whose real value SharpeRatio@k is measured from; None = the mean of the pool. choose_by: metric by which
-    the other domains choose. Intervals resample training runs (column run) with replacement, where there are several.
+    the other domains choose. Intervals resample training configurations (column config, else run) with replacement, where there
+    are several.
 
     {"domains": {domain: {"num_policies", "num_runs", "baseline", "scores": {score: {metric: {"value", "interval"}}}}},
     "mean": {score: {metric: mean over domains}}, "leave_one_out": {domain: {"chosen", metric: value}}, "plackett_luce":
@@ -138,8 +139,10 @@ def _fitted(
     pools = {domain: (np.stack([scores[name] for name in names]), parts[domain].real) for domain, scores in each.items()}
     for domain, (terms, real) in pools.items():
         rule = fit_plackett_luce([pool for other, pool in pools.items() if other != domain])
-        start, runs = found[domain]["baseline"], parts[domain].runs
-        found[domain]["scores"]["plackett_luce"] = _line(real, combine(list(terms), rule), runs, k, start, num_bootstrap, seed)
+        start, configs = found[domain]["baseline"], parts[domain].configs
+        found[domain]["scores"]["plackett_luce"] = _line(
+            real, combine(list(terms), rule), configs, k, start, num_bootstrap, seed
+        )
     whole = fit_plackett_luce(list(pools.values()))
     return {"weights": dict(zip(names, map(float, whole.weights), strict=True)), "sharpness": whole.sharpness}
 
@@ -162,16 +165,16 @@ def _domain(
             lines[name] = {key: {"value": float("nan"), "interval": None} for key in measure(table.real, table.real, k, start)}
             lines[name]["num_policies"] = {"value": float(at.size), "interval": None}
             continue
-        lines[name] = _line(table.real[at], predicted[at], [table.runs[i] for i in at], k, start, num_bootstrap, seed)
+        lines[name] = _line(table.real[at], predicted[at], [table.configs[i] for i in at], k, start, num_bootstrap, seed)
     return {"num_policies": len(table), "num_runs": len(set(table.runs)), "baseline": start, "scores": lines}
 
 
 def _line(
-    real: Array, predicted: Array, runs: Sequence[str], k: Sequence[int], baseline: float, num_bootstrap: int, seed: int
+    real: Array, predicted: Array, configs: Sequence[str], k: Sequence[int], baseline: float, num_bootstrap: int, seed: int
 ) -> dict[str, Any]:
     point = measure(real, predicted, k, baseline)
     draws = None
-    if len(set(runs)) > 2 and num_bootstrap:
+    if len(set(configs)) > 2 and num_bootstrap:
         generator = stream(seed, "backtest", len(real))
         draws = cluster_bootstrap(
             lambda at: (
@@ -179,7 +182,7 @@ def _line(
                 if len(k) == len({min(n, len(at)) for n in k})
                 else [np.nan] * len(point)
             ),
-            runs,
+            configs,
             generator,
             num_bootstrap,
         )

@@ -112,8 +112,8 @@ def _all(pool: Pool, why: str) -> dict[str, Estimate]:
 
 
 def _robust(episodes: pa.Table) -> dict[str, Estimate]:
-    owner, success = (np.array(episodes[key].to_pylist()) for key in ("checkpoint", "success"))
-    return {str(name): kl_robust(success[owner == name].astype(float), KL_RADIUS) for name in np.unique(owner)}
+    owner, progress = (np.array(episodes[key].to_pylist()) for key in ("checkpoint", "progress"))
+    return {str(name): kl_robust(progress[owner == name].astype(float), KL_RADIUS) for name in np.unique(owner)}
 
 
 def _disagreement(

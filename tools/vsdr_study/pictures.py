@@ -22,8 +22,8 @@ TITLES = {
     "T3": "T3, both",
 }
 LINES = (
-    *("vsdr", "sim", "ood", "vsdr_gap", "sim_own", "kl_robust", "width", "dynamics_gap", "support", "action_error", "fqe"),
-    *("soft_opc", "random", "ceiling"),
+    *("vsdr", "sim", "ood", "sim_best", "ood_best", "sim_width", "vsdr_gap", "sim_own", "kl_robust", "width", "dynamics_gap"),
+    *("support", "action_error", "fqe", "soft_opc", "random"),
 )
 
 
@@ -87,6 +87,7 @@ def _scores(result: Mapping[str, Any]) -> Any:
             axis.plot([low, high], [place, place], color=colour, lw=2)
             axis.plot(line["spearman"], place, "o", color=colour, ms=6)
         axis.axvline(0, color="black", lw=0.6)
+        axis.axvline(found["ceiling"], color="black", lw=0.8, ls=":")
         axis.set(title=TITLES[target], xlabel="Spearman with success on the target", xlim=(-1, 1))
         axis.grid(alpha=0.3)
     axes[0, 0].set_yticks(range(len(lines)), lines)

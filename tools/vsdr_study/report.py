@@ -14,22 +14,24 @@ from robopolicy.ranking.combine import COMBINERS, combine
 from robopolicy.ranking.detectors import DETECTORS
 from robopolicy.ranking.pessimism import kl_robust
 from robopolicy.ranking.statistics import cluster_bootstrap, percentile_interval, stream
+from vsdr_study.design import targets
 from vsdr_study.distances import LAYERS, SPARSE
-from vsdr_study.runs import COMMON, OWN, PLACEBO
+from vsdr_study.runs import COMMON, OWN
 from vsdr_study.tables import Tables
 
 Array = np.ndarray
 DEVELOPMENT_TARGET, TARGETS = "T0", ("T1", "T2", "T3")
 K = (1, 3, 5)
 KL_RADIUS = 0.1  # nats
-RESAMPLES = 1000  # of configurations for Spearman, and permutations; a fifth of it for all other metrics
-MIN_POLICIES = 3
+RESAMPLES = 1000  # of configurations for Spearman; a fifth of it for all other metrics
+MIN_POLICIES = 1 + max(K)
 ACTED = ("dynamics_gap", "support", "action_error", "fqe", "opc", "soft_opc")  # also need the target's actions, some rewards
-FROZEN = ("vsdr", "sim", "ood", "vsdr_gap")
+SIMULATED = ("sim", "sim_own", "kl_robust")  # of simulation alone
+RIVALS = ("sim", "sim_best", "ood", "ood_best", "sim_width")  # what VSDR is compared with, on the same resamples
 SHOWN = ("spearman", "kendall", "pearson", "mmrv", "regret@1", "regret@3", "regret@5", "sharpe@3", "best@1")
+WIDENED = ("kendall", "pearson", "mmrv")  # have intervals too; copies of a configuration would crowd the best k
 
-
-HEAD = f"{'score':34} {'Spearman':>22} {'Kendall':>8} {'MMRV':>6} {'regret@1':>9} {'@3':>6} {'@5':>6} {'hit@5':>6}"
+HEAD = f"{'score':34} {'n':>3} {'Spearman':>22} {'Kendall':>8} {'MMRV':>6} {'regret@1':>9} {'@3':>6} {'@5':>6} {'hit@5':>6}"
 
 
 class StudyError(ValueError):
@@ -37,65 +39,92 @@ class StudyError(ValueError):
 
 
 def scores(tables: Tables, target: str, observed: str | None = None) -> dict[str, Array]:
-    """Every score of the policies for a target, larger = better [C], where at least MIN_POLICIES have it.
+    """Every score of the policies for a target, larger = better [C], NaN for those without it, where MIN_POLICIES have it.
 
-    observed: the target whose observations the detectors saw, if another (the placebo).
+    observed: the target whose observations the detectors saw, if another (or the placebo).
     """
-    seen = observed or target
-    common = tables.outcomes(COMMON)
+    seen, common = observed or target, tables.outcomes(COMMON)
+    progress = tables.progress(COMMON)  # of success alone it would be another name for the mean
     found = {
         "sim": common.mean(1),
         "sim_own": tables.outcomes(OWN).mean(1),
-        "kl_robust": np.array([kl_robust(row, KL_RADIUS).value for row in common]),
+        "kl_robust": np.array([kl_robust(row, KL_RADIUS).value for row in progress]),
         "width": tables.width,
     }
     found |= {name: tables.score(seen, name) for name in ACTED}
-    for layer in LAYERS:
-        for detector in DETECTORS:
-            distance = tables.score(seen, detector, layer)
-            found[f"ood:{layer}:{detector}"] = np.where(np.isnan(distance), -np.inf, -distance)
-            for rule in COMBINERS:
-                terms = [found["sim"], found[f"ood:{layer}:{detector}"]]
-                found[f"vsdr:{layer}:{detector}:{rule}"] = combine(terms, rule)
-                if np.isfinite(found["dynamics_gap"]).all():
-                    found[f"vsdr_gap:{layer}:{detector}:{rule}"] = combine([*terms, found["dynamics_gap"]], rule)
-    return {name: _last(values) for name, values in found.items() if np.isfinite(values).sum() >= MIN_POLICIES}
+    found |= {f"sim_width:{rule}": combine([found["sim"], found["width"]], rule) for rule in COMBINERS}
+    distance = closeness(tables, seen)
+    found |= {f"ood:{name}": _last(values) for name, values in distance.items()}
+    found |= variants(found["sim"], distance)
+    if np.isfinite(found["dynamics_gap"]).sum() >= MIN_POLICIES:
+        gap = {f"vsdr_gap:{name}": [found["sim"], values, found["dynamics_gap"]] for name, values in distance.items()}
+        found |= {f"{name}:{rule}": combine(terms, rule) for name, terms in gap.items() for rule in COMBINERS}
+    return {name: values for name, values in found.items() if np.isfinite(values).sum() >= MIN_POLICIES}
+
+
+def closeness(tables: Tables, observed: str) -> dict[str, Array]:
+    """{layer:detector: minus the distance of the observations [C]}; -inf for an encoder in which it cannot be told."""
+    each = {(layer, detector): tables.score(observed, detector, layer) for layer in LAYERS for detector in DETECTORS}
+    return {f"{layer}:{detector}": np.where(np.isnan(d), -np.inf, -d) for (layer, detector), d in each.items()}
+
+
+def variants(sim: Array, distance: Mapping[str, Array]) -> dict[str, Array]:
+    """Every VSDR [..., C] of simulated success [C] and closeness [..., C]."""
+    return {f"vsdr:{name}:{rule}": combine([sim, values], rule) for name, values in distance.items() for rule in COMBINERS}
 
 
 def _last(values: Array) -> Array:
-    """Policies without the score share the last place."""
+    """Disqualified policies share the last place."""
     known = np.isfinite(values)
-    return np.where(known, values, values[known].min() - 1.0)
+    return np.where(known, values, values[known].min() - 1.0) if known.any() else values
 
 
 def choose(tables: Tables, seed: int) -> dict[str, Any]:
     """The variants that order the policies best on the development target, by Spearman: {"vsdr", "ood", ..., "spearman"}.
 
-    OOD alone is the detector that the chosen VSDR has, so that the two differ in simulation only.
+    "ood" is the detector that the chosen VSDR has, so that the two differ in simulation only; "ood_best" and "sim_best" are
+    chosen as VSDR is; "sim_width" knows of the target nothing at all: simulation and how wide the training worlds were.
     """
     if len(tables.policies) < MIN_POLICIES:
         raise StudyError(f"{len(tables.policies)} policies in the tables: at least {MIN_POLICIES} are needed to choose by")
     real = tables.outcomes(DEVELOPMENT_TARGET).mean(1)
-    found = {name: metrics.spearman(real, each) for name, each in scores(tables, DEVELOPMENT_TARGET).items()}
-    chosen = {"sim": "sim"}
-    for kind in ("vsdr", "vsdr_gap"):
-        variants = {name: value for name, value in found.items() if name.startswith(f"{kind}:") and np.isfinite(value)}
-        if variants:
-            chosen[kind] = max(variants, key=lambda name: (round(variants[name], 4), name))
-    if "vsdr" not in chosen:
+    found = {name: spearman(real, each) for name, each in scores(tables, DEVELOPMENT_TARGET).items()}
+    best = {kind: _best(found, f"{kind}:") for kind in ("vsdr", "vsdr_gap", "ood")}
+    if best["vsdr"] is None:
         raise StudyError("no VSDR score orders the policies on T0: they all do equally well there, or none has an OOD score")
-    _, layer, detector, _ = chosen["vsdr"].split(":")
-    chosen["ood"] = f"ood:{layer}:{detector}"
+    _, layer, detector, rule = best["vsdr"].split(":")
+    chosen = {"vsdr": best["vsdr"], "vsdr_gap": best["vsdr_gap"], "sim": "sim", "ood": f"ood:{layer}:{detector}"}
+    chosen |= {"ood_best": best["ood"], "sim_best": max(SIMULATED, key=lambda name: np.nan_to_num(found[name], nan=-2.0))}
+    chosen["sim_width"] = f"sim_width:{rule}"
+    chosen = {name: of for name, of in chosen.items() if of is not None}
     return {"chosen": chosen, "target": DEVELOPMENT_TARGET, "num_policies": len(real), "spearman": found, "seed": seed}
 
 
+def _best(found: Mapping[str, float], kind: str) -> str | None:
+    """The variant of a kind that orders best; None where none orders."""
+    known = {name: value for name, value in found.items() if name.startswith(kind) and np.isfinite(value)}
+    return max(known, key=lambda name: (round(known[name], 4), name)) if known else None
+
+
 def report(tables: Tables, choice: Mapping[str, Any], seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Every target with the frozen variants and all others, the controls, and how many observations it takes."""
-    chosen = choice["chosen"]
+    """Every target with the frozen variants and all others, and how many observations it takes.
+
+    Raises:
+        StudyError: the choice was made on another pool, or the runs were shown different observations.
+    """
+    if choice["num_policies"] != len(tables.policies):
+        raise StudyError(
+            f"{choice['num_policies']} policies were there when the choice was made and {len(tables.policies)} are now: it is "
+            "made once, on the whole pool"
+        )
+    for target in targets():
+        if len(shown := set(tables.facts[f"{target}_hash"].to_pylist())) > 1:
+            raise StudyError(f"the runs were shown {len(shown)} different sets of observations of {target}: play them anew")
     result: dict[str, Any] = {"num_policies": len(tables.policies), "num_configs": len(set(tables.configs))}
-    result |= {"chosen": chosen, "conventions": CONVENTIONS, "outcome": tables.outcome, "targets": {}}
+    result |= {"chosen": choice["chosen"], "conventions": CONVENTIONS, "outcome": tables.outcome, "targets": {}}
     for target in (DEVELOPMENT_TARGET, *TARGETS):
-        result["targets"][target] = _target(tables, target, chosen, seed, resamples)
+        result["targets"][target] = _target(tables, target, choice["chosen"], seed, resamples)
+    result["commits"] = sorted(set(tables.facts["commit"].to_pylist()))
     result["facts"] = {name: float(np.median(tables.facts[name].to_numpy())) for name in ("train_s", "play_s", "score_s")}
     return result
 
@@ -103,38 +132,56 @@ def report(tables: Tables, choice: Mapping[str, Any], seed: int, resamples: int 
 CONVENTIONS = {
     "real": "mean outcome over all episodes on the target",
     "intervals": "95 %, percentile bootstrap over training configurations (all seeds of one together)",
-    "difference": "Spearman of VSDR less that of the other, the same resamples",
-    "ceiling": "half of the target's episodes as a score for the other half: what noise in the truth leaves to gain",
+    "minus_X": "Spearman of VSDR less that of X, the same resamples; the variant that was chosen on T0 stays",
+    "ceiling": "Spearman that a score without error could have: root of the truth's reliability (random halves, stepped up)",
+    "mmrv": "predicted ties of really different policies count",
+    "n": "policies that have the score; sim_spearman beside it is simulation's on those",
     "random": "mean over random orders",
 }
 
 
 def _target(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, resamples: int) -> dict[str, Any]:
     success = tables.outcomes(target)
-    real, num = success.mean(1), success.shape[1]
+    real = success.mean(1)
     if np.ptp(real) == 0:
         raise StudyError(f"all {len(real)} policies have success {real[0]:.3f} on {target}: there is nothing to rank")
     every = scores(tables, target)
     named = {name: every[of] for name, of in chosen.items() if of in every}
     shown = {**named, **{name: values for name, values in every.items() if name not in named}}
-    names = list(shown)
-    draws = _resampled(real, [shown[name] for name in names], tables.configs, seed, resamples)
-    found = {name: _line(real, shown[name], draws[:, at]) for at, name in enumerate(names)}
+    whole = [name for name, values in shown.items() if np.isfinite(values).all()]
+    draws = _resampled(real, [shown[name] for name in whole], tables.configs, seed, resamples)
+    found: dict[str, Any] = {name: _line(real, shown[name], draws[:, at]) for at, name in enumerate(whole)}
+    for name in shown:
+        if name not in found:
+            found[name] = _partial(real, shown[name], every["sim"], tables.configs, seed, resamples)
     for name in named:
         _widen(found[name], real, named[name], tables.configs, seed, resamples // 5)
     found["random"] = _random(real, seed, resamples // 5)
-    first, second = success[:, : num // 2].mean(1), success[:, num // 2 :].mean(1)
-    found["ceiling"] = _line(second, first, None)
-    vsdr = names.index("vsdr")
-    for rival in ("sim", "ood"):
-        difference = draws[:, vsdr] - draws[:, names.index(rival)]
-        value = found["vsdr"]["spearman"] - found[rival]["spearman"]
-        found["vsdr"][f"minus_{rival}"], found["vsdr"][f"minus_{rival}_ci"] = value, list(percentile_interval(difference))
-    facts = {"mean": real.mean(), "best": real.max(), "worst": real.min(), "episodes": num}
-    placebo = scores(tables, target, observed=PLACEBO)
-    controls = _controls(every, placebo, chosen, real, seed, resamples)
-    sizes = _by_size(tables, target, chosen, real, every["sim"])
-    return {**found, "success": {name: float(v) for name, v in facts.items()}, "controls": controls, "by_size": sizes}
+    for rival in (name for name in RIVALS if name in named):
+        difference = draws[:, whole.index("vsdr")] - draws[:, whole.index(rival)]
+        found["vsdr"][f"minus_{rival}"] = found["vsdr"]["spearman"] - found[rival]["spearman"]
+        found["vsdr"][f"minus_{rival}_ci"] = list(percentile_interval(difference))
+    facts = {"mean": real.mean(), "best": real.max(), "worst": real.min(), "episodes": success.shape[1]}
+    found["success"] = {name: float(v) for name, v in facts.items()}
+    return {**found, "ceiling": ceiling(success, seed), "by_size": _by_size(tables, target, chosen, real, every["sim"])}
+
+
+def ceiling(success: Array, seed: int, halves: int = 50) -> float:
+    """Spearman with the measured success [C, K] that the true one can be expected to have."""
+    generator, found = stream(seed, "ceiling", len(success)), []
+    for _ in range(halves):
+        at = generator.permutation(success.shape[1])
+        half = success.shape[1] // 2
+        found.append(spearman(success[:, at[:half]].mean(1), success[:, at[half : 2 * half]].mean(1)))
+    r = max(float(np.nanmean(found)), 0.0)
+    return float(np.sqrt(2 * r / (1 + r)))
+
+
+def _partial(real: Array, predicted: Array, sim: Array, configs: Sequence[str], seed: int, resamples: int) -> dict[str, Any]:
+    """The line of a score that some policies lack, judged on those that have it, and simulation's Spearman on the same."""
+    at = np.flatnonzero(np.isfinite(predicted))
+    draws = _resampled(real[at], [predicted[at]], [configs[i] for i in at], seed, resamples)
+    return {**_line(real[at], predicted[at], draws[:, 0]), "sim_spearman": spearman(real[at], sim[at])}
 
 
 def _resampled(real: Array, predicted: Sequence[Array], configs: Sequence[str], seed: int, resamples: int) -> Array:
@@ -145,9 +192,15 @@ def _resampled(real: Array, predicted: Sequence[Array], configs: Sequence[str], 
     )
 
 
+def spearman(real: Array, predicted: Array) -> float:
+    """Rank correlation of the policies that have the score; NaN where either is constant."""
+    at = np.isfinite(predicted)
+    return float(spearmans(real[at], predicted[at])[0]) if at.sum() > 1 else float("nan")
+
+
 def spearmans(real: Array, predicted: Array) -> Array:
-    """Rank correlation of each row of predicted [S, C] with real [C]: [S]; NaN where either is constant."""
-    places = [stats.rankdata(values, axis=-1) for values in (np.atleast_2d(real), predicted)]
+    """Rank correlation of each row of predicted [S, C] (or [C]) with real [C]: [S]; NaN where either is constant."""
+    places = [stats.rankdata(np.atleast_2d(values), axis=-1) for values in (real, predicted)]
     ours, theirs = (p - p.mean(-1, keepdims=True) for p in places)
     norm = np.sqrt((ours**2).sum(-1) * (theirs**2).sum(-1))
     return np.where(norm > 0, (ours * theirs).sum(-1) / np.where(norm > 0, norm, 1.0), np.nan)
@@ -155,20 +208,22 @@ def spearmans(real: Array, predicted: Array) -> Array:
 
 def _line(real: Array, predicted: Array, draws: Array | None) -> dict[str, Any]:
     found = measure(real, predicted, K, float(real.mean()))
-    line: dict[str, Any] = {name: found[name] for name in SHOWN}
+    line: dict[str, Any] = {"num": len(real), **{name: found[name] for name in SHOWN}}
     line |= {f"hit@{k}": float(metrics.top_k_hit(real, predicted, k)) for k in K}
     return line if draws is None else {**line, "spearman_ci": list(percentile_interval(draws))}
 
 
 def _widen(line: dict[str, Any], real: Array, predicted: Array, configs: Sequence[str], seed: int, resamples: int) -> None:
-    """Intervals of all other metrics, for the scores that count."""
+    """Intervals of the further metrics that resampled configurations allow, for the scores that count."""
+    known = np.flatnonzero(np.isfinite(predicted))
 
     def statistic(at: Array) -> list[float]:
-        found = measure(real[at], predicted[at], K, float(real[at].mean()))
-        return [found[name] for name in SHOWN]
+        rows = known[at]
+        found = measure(real[rows], predicted[rows], (), float(real[rows].mean()))
+        return [found[name] for name in WIDENED]
 
-    draws = cluster_bootstrap(statistic, configs, stream(seed, "study", len(real)), resamples)
-    line |= {f"{name}_ci": list(percentile_interval(draws[:, at])) for at, name in enumerate(SHOWN) if name != "spearman"}
+    draws = cluster_bootstrap(statistic, [configs[i] for i in known], stream(seed, "study", len(real)), resamples)
+    line |= {f"{name}_ci": list(percentile_interval(draws[:, at])) for at, name in enumerate(WIDENED)}
 
 
 def _random(real: Array, seed: int, repeats: int) -> dict[str, Any]:
@@ -177,44 +232,13 @@ def _random(real: Array, seed: int, repeats: int) -> dict[str, Any]:
     return {name: float(np.nanmean([line[name] for line in lines])) for name in lines[0]}
 
 
-def _controls(
-    own: Mapping[str, Array],
-    placebo: Mapping[str, Array],
-    chosen: Mapping[str, str],
-    real: Array,
-    seed: int,
-    permutations: int,
-) -> dict[str, Any]:
-    """What the OOD term adds when it cannot know anything, and where a policy that sees nothing lands.
-
-    own, placebo: `scores` from the target's observations, and from those of the policies' own training worlds.
-    """
-    rule = chosen["vsdr"].split(":")[-1]
-    sim, ood = own["sim"], own[chosen["ood"]]
-    alone = metrics.spearman(real, sim)
-    gain = metrics.spearman(real, own[chosen["vsdr"]]) - alone
-    generator = stream(seed, "permuted", len(real))
-    permuted = (
-        spearmans(real, combine([sim, np.stack([generator.permutation(ood) for _ in range(permutations)])], rule)) - alone
-    )
-    blind = combine([np.append(sim, sim.max()), np.append(ood, -np.inf)], rule)
-    return {
-        "gain": gain,
-        "permuted_gain_ci": list(percentile_interval(permuted)),
-        "permuted_p": float((1 + (permuted >= gain).sum()) / (1 + len(permuted))),
-        "placebo_gain": metrics.spearman(real, placebo[chosen["vsdr"]]) - alone if chosen["vsdr"] in placebo else None,
-        "constant_encoder_place": int(1 + (blind[:-1] > blind[-1]).sum()),
-        "of_policies": len(blind),
-    }
-
-
 def _by_size(tables: Tables, target: str, chosen: Mapping[str, str], real: Array, sim: Array) -> dict[str, Any]:
     """Spearman of VSDR by the number of observations: the chosen layer and rule, the detector that was tried on fewer."""
     _, layer, _, rule = chosen["vsdr"].split(":")
     found: dict[str, Any] = {"detector": SPARSE, "layer": layer}
     for size, draws in tables.smaller(target).items():
         distances = [tables.score(target, SPARSE, layer, size, draw) for draw in draws]
-        values = [metrics.spearman(real, _last(combine([sim, np.where(np.isnan(d), -np.inf, -d)], rule))) for d in distances]
+        values = [spearman(real, combine([sim, np.where(np.isnan(d), -np.inf, -d)], rule)) for d in distances]
         found[str(size)] = {"mean": float(np.mean(values)), "least": float(np.min(values)), "most": float(np.max(values))}
     return found
 
@@ -238,23 +262,33 @@ def as_text(result: Mapping[str, Any]) -> str:
         rows = [name for name in found if isinstance(found[name], dict) and "spearman" in found[name]]
         rows = [name for name in rows if ":" not in name] + [name for name in rows if name.startswith("ood:")]
         lines += [_text_row(name, found[name]) for name in rows]
-        for rival in ("sim", "ood"):
+        lines.append(f"  ceiling {found['ceiling']:+.3f}")
+        for rival in (name for name in RIVALS if f"minus_{name}" in found["vsdr"]):
             low, high = found["vsdr"][f"minus_{rival}_ci"]
             lines.append(f"  VSDR - {rival}: {found['vsdr'][f'minus_{rival}']:+.3f} [{low:+.3f}, {high:+.3f}]")
-        control = found["controls"]
-        lines.append(
-            f"  gain {control['gain']:+.3f}; permuted OOD {control['permuted_gain_ci'][0]:+.3f} .. "
-            f"{control['permuted_gain_ci'][1]:+.3f} (p {control['permuted_p']:.3f}); placebo "
-            f"{'-' if control['placebo_gain'] is None else format(control['placebo_gain'], '+.3f')}; constant encoder "
-            f"{control['constant_encoder_place']} of {control['of_policies']}"
-        )
+        lines += [f"  {name}: {_text_control(value)}" for name, value in found.get("controls", {}).items()]
+        near = result.get("trials", {}).get(target, {}).get("episodes_until_near", {})
+        lines += [f"  episodes until near the best, {name}: {_until(each)}" for name, each in near.items()]
     return "\n".join(lines)
+
+
+def _until(each: Mapping[str, Any]) -> str:
+    return f"{each['episodes']:.0f}" if each["episodes"] is not None else f"not within {each['within']:.0f}"
+
+
+def _text_control(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text_control(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text_control, value))}]"
+    return f"{value:+.3f}" if isinstance(value, float) else str(value)
 
 
 def _text_row(name: str, line: Mapping[str, Any]) -> str:
     interval = line.get("spearman_ci")
     shown = f"{line['spearman']:+.3f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
-    return (
-        f"{name:34} {shown:>22} {line['kendall']:+8.3f} {line['mmrv']:6.3f} {line['regret@1']:9.3f} {line['regret@3']:6.3f} "
-        f"{line['regret@5']:6.3f} {line['hit@5']:6.2f}"
+    text = (
+        f"{name:34} {line['num']:3.0f} {shown:>22} {line['kendall']:+8.3f} {line['mmrv']:6.3f} {line['regret@1']:9.3f} "
+        f"{line['regret@3']:6.3f} {line['regret@5']:6.3f} {line['hit@5']:6.2f}"
     )
+    return text + (f"  (sim on those {line['sim_spearman']:+.3f})" if "sim_spearman" in line else "")

@@ -54,17 +54,23 @@ class Tables:
         return [known[policy] for policy in self.policies]
 
     @cached_property
-    def _outcomes(self) -> dict[str, dict[str, dict[str, float]]]:
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        columns = (self.episodes[name].to_pylist() for name in ("suite", "policy", "condition", self.outcome))
-        for suite, policy, condition, outcome in zip(*columns, strict=True):
-            found.setdefault(suite, {}).setdefault(policy, {})[condition] = outcome
+    def _episodes(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+        for row in self.episodes.select(["suite", "policy", "condition", "success", "progress"]).to_pylist():
+            found.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["condition"]] = row
         return found
 
     def outcomes(self, suite: str) -> Array:
         """Outcomes in [0, 1], float64 [C, K], of every policy on the conditions of a suite, in one order for all."""
-        rows = self._outcomes[suite]
-        return np.array([[rows[policy][c] for c in sorted(rows[policy])] for policy in self.policies], float)
+        return self._column(suite, self.outcome)
+
+    def progress(self, suite: str) -> Array:
+        """How far every policy got, in [0, 1], float64 [C, K]; see outcomes."""
+        return self._column(suite, "progress")
+
+    def _column(self, suite: str, name: str) -> Array:
+        rows = self._episodes[suite]
+        return np.array([[rows[policy][c][name] for c in sorted(rows[policy])] for policy in self.policies], float)
 
     @cached_property
     def _values(self) -> dict[tuple[str, str, str, int, int], dict[str, float]]:

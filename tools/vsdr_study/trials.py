@@ -21,9 +21,10 @@ Array = np.ndarray
 NEAR = 0.02  # of the best success rate
 EACH = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # episodes a policy, of those that share all equally
 SHORTLIST = 8
+REPEATS = 300  # of the ways that decide by counting alone, which are quick
 PAIRS, ALPHA = 50, 0.05  # of the anytime-valid test between the incumbent and a challenger: most of them, its level
 NEXT_REAL = {
-    "UCB, target only": pools.independent_ucb,
+    "UCB, ties by simulation": pools.independent_ucb,
     "round robin, top 3 of simulation": pools.round_robin_top_3,
     "next-real": pools.cokriging(),
     "next-real with the distance": pools.cokriging(ood=True),
@@ -35,25 +36,26 @@ def spend(
 ) -> dict[str, Any]:
     """{"curves": {strategy: [{"episodes", "regret", "error"}]}, ...}: mean true regret of what would be deployed.
 
-    Outcomes of trials are drawn from the measured rates, so that no strategy is judged by the episodes it saw.
+    Outcomes of trials are drawn from the measured rates, so that no strategy is judged by the episodes it saw. Where nothing
+    says which policy comes first, chance does.
     """
     real, every = tables.outcomes(target).mean(1), scores(tables, target)
     sim, vsdr, distance = every["sim"], every[chosen["vsdr"]], -every[chosen["ood"]]
     orders = {"simulation": sim, "VSDR": vsdr}
     shortlists = {name: np.argsort(-order, kind="stable")[:SHORTLIST] for name, order in orders.items()}
-    found = {f"{name}, then halving": _halved(real, best, repeats, seed) for name, best in shortlists.items()}
+    found = {f"{name}, then halving": _halved(real, best, seed) for name, best in shortlists.items()}
     every_policy, unrelated = np.arange(len(real)), np.zeros((len(real), len(real)))
     scaled = (distance - distance.mean()) / (distance.std() or 1.0) * sim.std()
-    found["halving over all"] = _halved(real, every_policy, repeats, seed)
-    found["uniform over all"] = _uniform(real, every_policy, repeats, seed)
+    found["halving over all"] = _halved(real, every_policy, seed)
+    found["uniform over all"] = _uniform(real, seed)
     told = pools.Pool(real, sim, scaled, unrelated, np.empty((len(real), 0), bool))
     units = [(name, repeat) for name in NEXT_REAL for repeat in range(repeats)]
     work = partial(_asked, told=told, num_trials=num_trials, seed=seed)
     answers = np.array(map_units(work, units, workers, f"trials on {target}")).reshape(len(NEXT_REAL), repeats, -1)
     for name, regrets in zip(NEXT_REAL, answers, strict=True):
         found[name] = [_row(t, regrets[:, t]) for t in range(num_trials + 1)]
-    near = {name: _first(rows) for name, rows in found.items()}
-    tested = {f"{name}, then the test": _challenged(real, best, repeats, seed) for name, best in shortlists.items()}
+    near = {name: {"episodes": _first(rows), "within": rows[-1]["episodes"]} for name, rows in found.items()}
+    tested = {f"{name}, then the test": _challenged(real, best, seed) for name, best in shortlists.items()}
     settings = {"near": NEAR, "repeats": repeats, "shortlist": SHORTLIST, "pairs": PAIRS, "alpha": ALPHA}
     return {"curves": found, "episodes_until_near": near, "tested": tested, **settings}
 
@@ -83,22 +85,26 @@ def _player(rates: Array, generator: np.random.Generator) -> Callable[[Sequence[
     return lambda policies, start, stop: [outcomes[p, start:stop] for p in policies]
 
 
-def _halved(real: Array, among: Array, repeats: int, seed: int) -> list[dict[str, float]]:
-    rows = [_row(0, np.full(2, real.max() - real[among[0]]))] if len(among) < len(real) else []
+def _halved(real: Array, among: Array, seed: int) -> list[dict[str, float]]:
+    """Sequential halving among some, who come in their order, or among all, who come in any."""
+    listed = len(among) < len(real)
+    rows = [_row(0, np.full(2, real.max() - real[among[0]]))] if listed else []
     for each in EACH:
         budget, regrets = each * len(among), []
-        for repeat in range(repeats):
-            play = _player(real[among], stream(seed, "halving", each, repeat))
-            best = sequential_halving(play, halving_plan(len(among), budget, num_conditions=4096)).best[0]
-            regrets.append(real.max() - real[among[best]])
+        for repeat in range(REPEATS):
+            generator = stream(seed, "halving", each, repeat)
+            order = among if listed else generator.permutation(among)
+            plan = halving_plan(len(order), budget, num_conditions=4096)
+            best = sequential_halving(_player(real[order], generator), plan).best[0]
+            regrets.append(real.max() - real[order[best]])
         rows.append(_row(budget, np.array(regrets)))
     return rows
 
 
-def _challenged(real: Array, shortlist: Array, repeats: int, seed: int) -> dict[str, float]:
+def _challenged(real: Array, shortlist: Array, seed: int) -> dict[str, float]:
     """Episodes and regret where the best scored stays unless the test shows a challenger to be better, one after the other."""
     spent, regrets = [], []
-    for repeat in range(repeats):
+    for repeat in range(REPEATS):
         generator, incumbent, episodes = stream(seed, "test", repeat), int(shortlist[0]), 0
         for challenger in shortlist[1:]:
             ours, theirs = (generator.random(PAIRS) < real[p] for p in (incumbent, int(challenger)))
@@ -112,9 +118,13 @@ def _challenged(real: Array, shortlist: Array, repeats: int, seed: int) -> dict[
     return _row(float(np.mean(spent)), np.array(regrets))
 
 
-def _uniform(real: Array, among: Array, repeats: int, seed: int) -> list[dict[str, float]]:
+def _uniform(real: Array, seed: int) -> list[dict[str, float]]:
     rows = []
     for each in EACH:
-        won = [stream(seed, "uniform", each, repeat).binomial(each, real[among]) for repeat in range(repeats)]
-        rows.append(_row(each * len(among), np.array([real.max() - real[among[int(np.argmax(w))]] for w in won])))
+        regrets = []
+        for repeat in range(REPEATS):
+            generator = stream(seed, "uniform", each, repeat)
+            won = generator.binomial(each, real) + generator.uniform(0, 0.5, len(real))  # ties by chance
+            regrets.append(real.max() - real[int(np.argmax(won))])
+        rows.append(_row(each * len(real), np.array(regrets)))
     return rows
