@@ -112,6 +112,12 @@ def test_collapsed_codes_and_coarse_reconstructions_are_told_with_what_helps(cap
     assert "transformer.refine=true" in caplog.text
 
 
+def test_the_error_of_a_constant_entry_is_no_reason_for_a_warning(caplog):
+    policy = make()
+    policy.review(TOKENIZER, {**metrics_of(policy), "error/fixed": 1e-5})
+    assert not caplog.records
+
+
 def test_drawn_candidates_differ_and_top_one_draws_do_not():
     assert make().sample(observation(), 9, seed=0)[:, 1:].std(1).max() > 0
     same = make(top_k=1).sample(observation(), 9, seed=0)

@@ -27,7 +27,7 @@ from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.mip import MipPolicy
 from robopolicy.policies.selection import Selection, select
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.policies.wrappers import ChunkExecutor, Exploring
+from robopolicy.policies.wrappers import ChunkExecutor, Exploring, Perturbed
 from robopolicy.spec import (
     ACTION,
     ACTION_IS_PAD,
@@ -186,6 +186,17 @@ def test_samples_are_physical(kind, generator):
     half = (stats[ACTION]["q99"] - stats[ACTION]["q01"]) / 2
     middle = (stats[ACTION]["q99"] + stats[ACTION]["q01"]) / 2
     assert np.allclose(policy.sample(observation, seed=0), before * half + middle, rtol=1e-5)
+
+
+@every_policy
+def test_an_entry_that_is_constant_in_the_data_is_so_in_every_candidate(kind, generator):
+    policy = make(kind)
+    constants = np.array([0.0, 0.3])
+    state = vector_statistics(np.random.default_rng(0).normal(size=(100, 3)))
+    policy.fit({STATE: state, ACTION: vector_statistics(np.tile(constants, (100, 1)))})
+    observation = observation_for(policy, 2, generator)
+    for tried in (policy, Perturbed(policy, std=1.0)):
+        assert np.allclose(tried.sample(observation, 6, 0), constants, rtol=0, atol=2e-5)
 
 
 @every_policy

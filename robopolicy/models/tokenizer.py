@@ -154,6 +154,11 @@ class MultiScaleTokenizer(nn.Module):
         self.switch_values.copy_(torch.from_numpy(normalized["distinct"]))
 
     @property
+    def moves(self) -> Tensor:
+        """Whether an action entry takes more than one value, bool [A]; all of them before `fit`."""
+        return self.low < self.high
+
+    @property
     def vocabulary(self) -> int:
         """Number of different tokens."""
         return self.quantiser.num_codes

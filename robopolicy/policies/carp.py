@@ -115,7 +115,7 @@ class CarpPolicy(TrainablePolicy):
         spread = 2 * self.normalizer.get_buffer("action_scale").cpu()
         for entry, name in enumerate(self.action_names):
             error = metrics[f"error/{name}"]
-            if error > tolerated * float(spread[entry]):
+            if self.tokenizer.moves[entry] and error > tolerated * float(spread[entry]):
                 logger.warning(
                     "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it "
                     "longer (policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous "
