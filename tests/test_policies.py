@@ -278,6 +278,12 @@ def test_observation_keys_select_what_is_used(kind):
 
 
 @every_policy
+def test_actions_that_are_not_float32_are_refused(kind):
+    with pytest.raises(SpecError, match="'action' is float64, expected float32"):
+        kind({STATE: FeatureSpec((3,))}, FeatureSpec((2,), "float64"), 20.0)
+
+
+@every_policy
 def test_declared_capabilities_exist(kind, generator):
     policy = make(kind)
     observation = observation_for(policy, 2, generator)
