@@ -255,8 +255,8 @@ def test_disturbed_tokens_are_corrected_by_the_scales_after_them(generator):
 
 
 def test_usage_counts_codes_in_use():
-    assert usage(torch.tensor([0, 1, 2, 3])) == pytest.approx(4)
-    assert usage(torch.tensor([7, 7, 7])) == pytest.approx(1)
+    codes = torch.tensor([[0, 7], [1, 7], [2, 7], [3, 7]])[:, None]
+    assert usage(codes, 8).tolist() == pytest.approx([4, 1])
 
 
 # bad input
