@@ -161,7 +161,7 @@ class LeRobotSource:
 def _foreign_defaults(described: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Our key -> its field: the same name, but cameras that are not called as ours ("observation.image" is camera front)."""
     names = {key.removeprefix(_OBSERVATION): key for key, value in described.items() if _is_other_camera(key, value["dtype"])}
-    defaults = {key: (key,) for key in described}
+    defaults: dict[str, tuple[str, ...]] = {key: (key,) for key in described}
     for key, (name,) in camera_defaults(names, ()).items():
         free = next((each for each in (key, image_key(name)) if each not in defaults), None)
         if free is not None:
