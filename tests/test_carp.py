@@ -34,9 +34,8 @@ def make(refine=True, **options):
         action_horizon=6,
         execute_horizon=3,
         encoder=functools.partial(ObservationEncoder, width=16),
-        tokenizer=functools.partial(MultiScaleTokenizer, width=16, levels=(4, 4)),
+        **{"tokenizer": functools.partial(MultiScaleTokenizer, width=16, levels=(4, 4)), **options},
         transformer=functools.partial(CoarseToFineTransformer, **small),
-        **options,
     )
     rng = np.random.default_rng(0)
     policy.fit({STATE: vector_statistics(rng.normal(size=(200, 3))), ACTION: vector_statistics(actions(200, rng))})
@@ -105,11 +104,30 @@ def test_collapsed_codes_and_coarse_reconstructions_are_told_with_what_helps(cap
     with caplog.at_level(logging.WARNING):
         policy.review(TOKENIZER, metrics_of(policy, codes=1.1))
     assert "codes of tokenizer scale 1 collapsed" in caplog.text
-    assert "quantiser=fsq" in caplog.text
+    assert "fewer scales" in caplog.text
+    assert "quantiser=fsq" not in caplog.text, "it is"
     caplog.clear()
     policy.review(TOKENIZER, metrics_of(policy, error=0.03))
     assert "action entry x only to 0.03 m" in caplog.text
     assert "transformer.refine=true" in caplog.text
+
+
+@pytest.mark.parametrize(("moving", "collapsed", "expected"), [([1], [0], 5.0), ([0, 1], [0], 1.0), ([], [0], None)])
+def test_the_usage_of_codes_is_that_of_the_worst_group_that_needs_some(moving, collapsed, expected):
+    """Groups of one entry each: whether it moves, and whether its codes are all alike; entry 2 is a gripper."""
+    policy = make(tokenizer=functools.partial(MultiScaleTokenizer, width=16, levels=(4, 4), group_size=1))
+    policy.tokenizer.is_switch[:] = torch.tensor([entry not in moving for entry in range(3)])
+    codes = torch.arange(5)[:, None, None].repeat(1, 1, 3)
+    codes[..., collapsed] = 3
+    batch = torch.zeros((1, 6, 3))
+    metrics = policy._tokenizer_metrics(batch, batch[None], [codes])
+    assert metrics.get("codes/1") == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_error_of_a_constant_entry_is_no_reason_for_a_warning(caplog):
+    policy = make()
+    policy.review(TOKENIZER, {**metrics_of(policy), "error/fixed": 1e-5})
+    assert not caplog.records
 
 
 def test_drawn_candidates_differ_and_top_one_draws_do_not():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robopolicy import checkpoint, pipeline
-from robopolicy.data.transforms import vector_statistics
+from robopolicy.data.transforms import Normalizer, vector_statistics
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.models.chunk_transformer import ChunkTransformer, TimedChunkTransformer
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer
@@ -19,7 +19,7 @@ from robopolicy.policies.act import ActPolicy
 from robopolicy.policies.autoregressive import AutoregressivePolicy
 from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.carp import CarpPolicy
-from robopolicy.policies.exported import ExportedPolicy, random_observations
+from robopolicy.policies.exported import TOLERANCE, ExportedPolicy, disagreement, random_observations
 from robopolicy.policies.flow import FlowPolicy
 from robopolicy.policies.mip import MipPolicy
 from robopolicy.spec import ACTION, POINTS, STATE, TASK, FeatureSpec, Policy, SpecError, image_key
@@ -99,6 +99,17 @@ def test_the_graph_is_the_policy_within_tolerance(case, request):
     if case == "carp":
         assert set(np.unique(ours[..., 2])) <= {0.0, 1.0}
         assert np.array_equal(ours[..., 2], theirs[..., 2])
+
+
+def test_the_rounding_of_a_constant_entry_is_no_difference_and_a_step_of_a_moving_one_is():
+    normalizer = Normalizer({ACTION: FeatureSpec((2,))})
+    moving = np.random.default_rng(0).normal(5.0, 0.1, 500)
+    normalizer.fit({ACTION: vector_statistics(np.stack([moving, np.full(500, 0.3)], 1))})
+    chunk = np.tile(np.float32([5.0, 0.3]), (1, 1, 6, 1))
+    rounded, moved = chunk.copy(), chunk.copy()
+    rounded[..., 1] = np.nextafter(chunk[..., 1], np.float32(1))
+    moved[..., 0] += 1e-3
+    assert 0 < disagreement(rounded, chunk, normalizer) <= TOLERANCE < disagreement(moved, chunk, normalizer)
 
 
 def test_several_chunks_or_observations_are_those_of_torch(exported):

@@ -24,6 +24,7 @@ from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.data.importers import import_dataset
 from robopolicy.data.importers.rlds import RldsSource
 from robopolicy.data.importers.tfrecord import parse_example, read_records
+from robopolicy.data.lerobot.importing import LeRobotSource
 from robopolicy.data.windows import Windows
 from robopolicy.spec import (
     ACTION,
@@ -139,6 +140,37 @@ def test_lerobot_v21_comes_in_value_for_value(tmp_path, images):
     assert store.table["task"].to_pylist() == ["reach", "push the block", "reach"]
     assert store.spec.fps == 10
     trains(tmp_path / "ours", [STATE, FRONT])
+
+
+def renamed(path: Path, old: str, new: str) -> None:
+    """A v2.1 folder whose feature `old` is called `new`."""
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"][new] = info["features"].pop(old)
+    (path / "meta/info.json").write_text(json.dumps(info))
+    for file in path.glob("data/*/*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.rename_columns([new if name == old else name for name in table.column_names]), file)
+
+
+@pytest.mark.parametrize(("name", "key"), [("observation.image", FRONT), ("observation.wrist_image", WRIST)])
+def test_cameras_of_other_names_become_cameras_of_ours(tmp_path, name, key):
+    episodes = lerobot_v21(tmp_path / "theirs", "inside")
+    renamed(tmp_path / "theirs", FRONT, name)
+    import_dataset(tmp_path / "theirs", tmp_path / "ours")
+    assert np.array_equal(EpisodeStore(tmp_path / "ours").read(1)[key], episodes[1][FRONT])
+    trains(tmp_path / "ours", [STATE, key])
+
+
+def test_a_camera_of_another_name_takes_no_key_that_there_is(tmp_path):
+    lerobot_v21(tmp_path / "theirs", "inside")
+    file = tmp_path / "theirs/meta/info.json"
+    info = json.loads(file.read_text())
+    info["features"]["observation.image"] = info["features"][FRONT]
+    file.write_text(json.dumps(info))
+    assert LeRobotSource(tmp_path / "theirs").layout.defaults == {
+        **{key: (key,) for key in (STATE, FRONT, ACTION, "next.done")},
+        image_key("image"): ("observation.image",),
+    }
 
 
 def test_a_lerobot_v21_folder_without_one_of_its_files_is_refused_with_its_name(tmp_path):

@@ -206,6 +206,20 @@ def test_a_foreign_dataset_is_imported_with_its_names_tasks_and_what_is_left_out
     assert store.read(1)[ACTION].tolist() == [[3], [4], [5]]
 
 
+def test_vectors_of_a_foreign_dataset_become_float32_whatever_they_are_stored_as(tmp_path):
+    foreign(tmp_path / "theirs")
+    file = tmp_path / "theirs/meta/info.json"
+    info = json.loads(file.read_text())
+    info["features"][STATE]["dtype"], info["features"][ACTION]["dtype"] = "float64", "int64"
+    file.write_text(json.dumps(info))
+    import_dataset(tmp_path / "theirs", tmp_path / "ours")
+    store = EpisodeStore(tmp_path / "ours")
+    assert store.spec.features[STATE] == FeatureSpec((2,), names=("a", "b"))
+    assert store.spec.features[ACTION] == FeatureSpec((1,), names=("a",))
+    assert [store.read(1)[key].dtype for key in (STATE, ACTION)] == [np.float32] * 2
+    assert store.read(1)[STATE].tolist() == [[3, 3.5], [4, 4.5], [5, 5.5]]
+
+
 def test_what_cannot_be_exported_or_imported_says_why_and_leaves_nothing(tmp_path):
     dataset(tmp_path / "set")
     with pytest.raises(SpecError, match="did you mean 'h264'"):

@@ -27,7 +27,7 @@ from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.mip import MipPolicy
 from robopolicy.policies.selection import Selection, select
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.policies.wrappers import ChunkExecutor, Exploring
+from robopolicy.policies.wrappers import ChunkExecutor, Exploring, Perturbed
 from robopolicy.spec import (
     ACTION,
     ACTION_IS_PAD,
@@ -189,6 +189,17 @@ def test_samples_are_physical(kind, generator):
 
 
 @every_policy
+def test_an_entry_that_is_constant_in_the_data_is_so_in_every_candidate(kind, generator):
+    policy = make(kind)
+    constants = np.array([0.0, 0.3])
+    state = vector_statistics(np.random.default_rng(0).normal(size=(100, 3)))
+    policy.fit({STATE: state, ACTION: vector_statistics(np.tile(constants, (100, 1)))})
+    observation = observation_for(policy, 2, generator)
+    for tried in (policy, Perturbed(policy, std=1.0)):
+        assert np.allclose(tried.sample(observation, 6, 0), constants, rtol=0, atol=2e-5)
+
+
+@every_policy
 def test_equal_seeds_give_equal_samples_and_others_differ(kind, generator):
     policy = make(kind)
     observation = observation_for(policy, 2, generator)
@@ -264,6 +275,12 @@ def test_observation_keys_select_what_is_used(kind):
     assert set(chosen.spec.observation) == {STATE, ENVIRONMENT_STATE}
     with pytest.raises(SpecError, match="did you mean"):
         make(kind, "points", observation_keys=["observation.point"])
+
+
+@every_policy
+def test_actions_that_are_not_float32_are_refused(kind):
+    with pytest.raises(SpecError, match="'action' is float64, expected float32"):
+        kind({STATE: FeatureSpec((3,))}, FeatureSpec((2,), "float64"), 20.0)
 
 
 @every_policy

@@ -370,9 +370,17 @@ def test_real_trials_are_taken_in_once_and_move_the_posterior(ranked, tmp_path):
         verbs.ingest_real(settings("rank_ingest_real", f"log={log}", f"out={ranked}"))
 
 
+def test_lines_without_an_id_are_trials_of_their_own_and_a_longer_log_adds_the_rest(ranked, tmp_path):
+    log = tmp_path / "log.csv"
+    for text, added in (("p1,1,\np1,1,\np1,0,monday\n", 3), ("p1,1,\np1,1,\np1,0,monday\np1,1,\np1,0,monday\n", 1)):
+        log.write_text(f"policy,success,trial\n{text}")
+        assert verbs.ingest_real(settings("rank_ingest_real", f"log={log}", f"out={ranked}")).lines[0].startswith(f"{added} ")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("policy,success,trial\np1,1,a\np1,0,a\n", "line 3: trial a of p1"),
         ("policy,success\np11,1\n", "did you mean"),
         ("policy,success\np1,2\n", "line 2"),
         ("policy,ok\np1,1\n", "no column 'success'"),

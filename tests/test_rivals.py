@@ -113,6 +113,9 @@ def test_samples_stay_within_the_clip_that_was_asked_for(generator):
         for sampler in ("ddim", "ddpm"):
             chunks = make(DiffusionPolicy, sampler=sampler, sample_clip=clip).propose(torch.randn(3, 16), 4, generator)
             assert chunks.abs().max() <= clip + 1e-6
+    for clip in (0.0, -1.5):
+        with pytest.raises(ValueError, match=f"sample_clip={clip}"):
+            make(DiffusionPolicy, sample_clip=clip)
 
 
 def test_samplers_share_weights_and_bad_ones_are_refused():

@@ -275,6 +275,20 @@ def test_a_critic_of_other_actions_is_refused_when_it_is_paired():
                 check_ranges(Perturbed(policy, 0.1), critic)
 
 
+def test_a_critic_of_the_same_constant_entry_fits_and_one_of_another_constant_is_refused():
+    torch.manual_seed(0)
+    moving, state = np.linspace(-1, 1, 100), vector_statistics(np.linspace(-1, 1, 100)[:, None] * np.ones(3))
+
+    def holding(module, constant):
+        module.fit({STATE: state, ACTION: vector_statistics(np.stack([moving, np.full(100, constant)], 1))})
+        return module.eval()
+
+    policy = holding(BehaviourCloningPolicy(OBSERVATION, ACTIONS, 20.0), 0.3)
+    SteeredPolicy(policy, holding(SuccessCritic(OBSERVATION, ACTIONS, 20.0, hidden=8), 0.3))
+    with pytest.raises(SpecError, match="action entry gripper"):
+        SteeredPolicy(policy, holding(SuccessCritic(OBSERVATION, ACTIONS, 20.0, hidden=8), 0.4))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

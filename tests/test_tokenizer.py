@@ -106,6 +106,16 @@ def test_neighbours_are_codes_of_the_vocabulary(make, generator):
         assert ((to_digits(moved, LEVELS) - to_digits(codes, LEVELS)).abs() <= 1).all()
 
 
+@pytest.mark.parametrize("num_codes", [2, 4])
+def test_a_small_codebook_has_neighbours_too(num_codes, generator):
+    quantiser = VectorQuantiser(num_codes, 3, 2)
+    quantiser(torch.randn((40, 2, 2, 3), generator=generator), 0, learn=True)
+    codes = torch.randint(0, num_codes, (50, 4, 2), generator=generator)
+    moved = quantiser.neighbours(codes, generator)
+    assert moved.max() < num_codes
+    assert (moved != codes).all()
+
+
 # shapes
 
 
@@ -255,8 +265,8 @@ def test_disturbed_tokens_are_corrected_by_the_scales_after_them(generator):
 
 
 def test_usage_counts_codes_in_use():
-    assert usage(torch.tensor([0, 1, 2, 3])) == pytest.approx(4)
-    assert usage(torch.tensor([7, 7, 7])) == pytest.approx(1)
+    codes = torch.tensor([[0, 7], [1, 7], [2, 7], [3, 7]])[:, None]
+    assert usage(codes, 8).tolist() == pytest.approx([4, 1])
 
 
 # bad input

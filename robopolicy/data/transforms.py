@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Statistics = dict[str, dict[str, Array]]  # {key: {"mean", "std", "min", "max", "q01", "q99", "num_distinct": [D], "distinct"}}
 
 STD_FLOOR = 1e-4  # an entry that varies less is constant: unit scale, so that a deviation at deployment does not explode
+CONSTANT = 1e-6  # half range of an action entry, relative to its size where that is above 1, below which it is constant
 QUANTILE_FLOOR = 0.02  # a 1-99 % range below this share of min-max holds almost none of the motion: min-max is used
 MAX_DISTINCT = 8  # an entry with no more distinct values is a switch (a gripper command): min-max is used
 
@@ -74,16 +75,15 @@ def standardization(stats: Mapping[str, Array]) -> tuple[Array, Array]:
 def range_scaling(stats: Mapping[str, Array]) -> tuple[Array, Array]:
     """Offset and scale [D] that take the 1-99 % quantiles to [-1, 1]. Nothing is clipped: rarer values land outside.
 
-    Min and max take the quantiles' place in entries that are switches or that hardly ever move; constant entries are
-    only centred.
+    Min and max take the quantiles' place in entries that are switches or that hardly ever move. Constant entries have a scale
+    of about float32's rounding: whatever a network says, or noise of its size adds, they stay where they were.
     """
     low, high, least, most = (np.asarray(stats[name], np.float64) for name in ("q01", "q99", "min", "max"))
     rare = (high - low) < QUANTILE_FLOOR * (most - least)
     widen = rare | (np.asarray(stats["num_distinct"]) <= MAX_DISTINCT)
     low, high = np.where(widen, least, low), np.where(widen, most, high)
     half = (high - low) / 2
-    constant = half < 1e-6 * np.maximum(1.0, np.abs(low))
-    return (low + high) / 2, np.where(constant, 1.0, half)
+    return (low + high) / 2, np.maximum(half, CONSTANT * np.maximum(1.0, np.abs(low)))
 
 
 class Normalizer(nn.Module):

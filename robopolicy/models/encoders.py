@@ -209,6 +209,8 @@ def _kind(key: str, feature: FeatureSpec) -> Any:
         return PointEncoder
     if len(shape) == 1:
         return VectorEncoder
+    if feature.dtype == "uint8" and len(shape) == 3 and shape[2] == 3:
+        raise SpecError(f"{key!r} holds images, which the encoder expects under {IMAGES}<camera>: call it so")
     raise SpecError(f"{key!r} has shape {shape}: only {POINTS!r}, images, depth and vectors can be encoded")
 
 

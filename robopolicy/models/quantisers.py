@@ -98,11 +98,11 @@ class FiniteScalarQuantiser(Quantiser):
 class VectorQuantiser(Quantiser):
     """The nearest of `num_codes` learned vectors per group, shared by the scales (CARP, sec. 3.1).
 
-    Codebooks are those of vector-quantize-pytorch: k-means start, moving averages, cosine distance, codes that nothing
+    Codebooks are those of vector-quantize-pytorch: k-means start, moving averages, squared distance, codes that nothing
     chooses are replaced.
     """
 
-    def __init__(self, num_codes: int, width: int, num_groups: int, *, cosine: bool = False, commitment: float = 0.25) -> None:
+    def __init__(self, num_codes: int, width: int, num_groups: int) -> None:
         super().__init__()
         from vector_quantize_pytorch import VectorQuantize  # here: importing it takes a second
 
@@ -115,12 +115,11 @@ class VectorQuantiser(Quantiser):
             codebook_size=num_codes,
             heads=num_groups,
             separate_codebook_per_head=True,
-            use_cosine_sim=cosine,
             kmeans_init=True,
             kmeans_iters=10,
             threshold_ema_dead_code=1,
             decay=0.95,
-            commitment_weight=commitment,
+            commitment_weight=0.25,
         )
         self.books.project_in = self.books.project_out = nn.Identity()
 
@@ -135,8 +134,8 @@ class VectorQuantiser(Quantiser):
         return self._table()[torch.arange(self.num_groups, device=codes_BLG.device), codes_BLG]
 
     def neighbours(self, codes_BLG: Tensor, generator: torch.Generator) -> Tensor:
-        """One of the four nearest other codes."""
-        near = torch.cdist(self._table(), self._table()).topk(5, largest=False).indices[..., 1:]  # [G, K, 4]
+        """One of the four nearest other codes, or of all others where there are fewer."""
+        near = torch.cdist(self._table(), self._table()).topk(min(5, self.num_codes), largest=False).indices[..., 1:]
         pick = torch.randint(0, near.shape[-1], codes_BLG.shape, generator=generator, device=codes_BLG.device)
         return near[torch.arange(self.num_groups, device=codes_BLG.device), codes_BLG, pick]
 

@@ -154,6 +154,11 @@ class MultiScaleTokenizer(nn.Module):
         self.switch_values.copy_(torch.from_numpy(normalized["distinct"]))
 
     @property
+    def moves(self) -> Tensor:
+        """Whether an action entry takes more than one value, bool [A]; all of them before `fit`."""
+        return self.low < self.high
+
+    @property
     def vocabulary(self) -> int:
         """Number of different tokens."""
         return self.quantiser.num_codes
@@ -260,11 +265,12 @@ class MultiScaleTokenizer(nn.Module):
         )
 
 
-def usage(codes: Tensor) -> Tensor:
-    """Perplexity of codes: how many are in use, counted by how evenly they are used."""
-    counts = torch.unique(codes, return_counts=True)[1].float()
-    share = counts / counts.sum()
-    return (-(share * share.log()).sum()).exp()
+def usage(codes_BLG: Tensor, vocabulary: int) -> Tensor:
+    """Perplexity [G] of each group's codes: how many are in use, counted by how evenly they are used."""
+    chosen = codes_BLG.flatten(0, 1).T  # [G, B L]
+    counts = torch.zeros((len(chosen), vocabulary), device=chosen.device)
+    share = counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=counts.dtype)) / chosen.shape[1]
+    return torch.special.entr(share).sum(1).exp()
 
 
 def _batched_mlp(num: int, *widths: int) -> nn.ModuleList:

@@ -55,6 +55,8 @@ class Trainable(nn.Module, ABC):
         super().__init__()
         if len(action.shape) != 1:
             raise SpecError(f"{ACTION!r} has shape {list(action.shape)}, expected one axis: [A]")
+        if action.dtype != "float32":
+            raise SpecError(f"{ACTION!r} is {action.dtype}, expected float32: write or import the dataset with float32 actions")
         self.observation = select_observation(observation, observation_keys)
         normalizer = Normalizer({**self.observation, ACTION: action})
         self.encoder = encoder(observation=self.observation, obs_horizon=obs_horizon, normalizer=normalizer)

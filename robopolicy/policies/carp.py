@@ -103,19 +103,21 @@ class CarpPolicy(TrainablePolicy):
         """Warn about a tokenizer whose codes collapsed or whose reconstructions are too coarse, and say what helps."""
         if phase != TOKENIZER:
             return
+        instead = "fewer scales" if self.tokenizer.quantiser.levels else "quantiser=fsq or fewer scales"
         for name in (name for name in metrics if name.startswith("codes/") and metrics[name] < COLLAPSED):
             logger.warning(
                 "the codes of tokenizer scale %s collapsed: their perplexity is %.1f of %d; train the tokenizer longer "
-                "(policy.tokenizer_fraction, train.steps), use quantiser=fsq or fewer scales",
+                "(policy.tokenizer_fraction, train.steps), use %s",
                 name.removeprefix("codes/"),
                 metrics[name],
                 self.tokenizer.vocabulary,
+                instead,
             )
         tolerated = TOLERATED_IF_REFINED if self.transformer.refiner is not None else TOLERATED
         spread = 2 * self.normalizer.get_buffer("action_scale").cpu()
         for entry, name in enumerate(self.action_names):
             error = metrics[f"error/{name}"]
-            if error > tolerated * float(spread[entry]):
+            if self.tokenizer.moves[entry] and error > tolerated * float(spread[entry]):
                 logger.warning(
                     "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it "
                     "longer (policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous "
@@ -144,11 +146,16 @@ class CarpPolicy(TrainablePolicy):
 
     @torch.no_grad()
     def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, codes: list[Tensor]) -> Metrics:
-        """Mean absolute error per action entry in physical units, of each prefix relative to the first, and code usage."""
+        """Mean absolute error per action entry in physical units, of each prefix relative to the first, and code usage.
+
+        The usage is that of the group with the least, among those that have an entry which is neither switch nor constant:
+        a command that is hardly ever given needs few codes.
+        """
         errors = (self.normalizer.denormalize(ACTION, reconstructions) - actions_BHA).abs().mean((1, 2))  # [S, A]
         metrics: Metrics = {f"error/{name}": error for name, error in zip(self.action_names, errors[-1], strict=True)}
-        for k, part in enumerate(codes):
-            metrics[f"codes/{k + 1}"] = usage(part)
+        varied = [g for g, group in enumerate(self.tokenizer.groups) if not self.tokenizer.is_switch[group].all()]
+        for k, part in enumerate(codes if varied else ()):
+            metrics[f"codes/{k + 1}"] = usage(part[..., varied], self.tokenizer.vocabulary).min()
         for k in range(1, len(codes)):
             metrics[f"prefix_error/{k + 1}"] = (errors[k] / errors[0].clamp(min=1e-12)).mean()
         return metrics

@@ -99,6 +99,8 @@ class DiffusionPolicy(SinglePhasePolicy):
         )
         if num_training_steps < 1:
             raise ValueError(f"num_training_steps={num_training_steps} must be at least 1")
+        if sample_clip is not None and not sample_clip > 0:
+            raise ValueError(f"sample_clip={sample_clip} must be above 0, such as 1.5; null does not clip")
         self.transformer = transformer(
             context_width=self.encoder.width, action_horizon=self.spec.action_horizon, action_dim=self.spec.action_dim
         )

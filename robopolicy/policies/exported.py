@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robopolicy.batch import fake_batch
+from robopolicy.data.transforms import Normalizer
 from robopolicy.policies.base import TrainablePolicy
 from robopolicy.spec import ACTION, TASK, Array, Observation, PolicySpec, check_observation
 
@@ -57,8 +58,7 @@ class ExportedPolicy:
             )
         self._session = _session(policy, observations[0])
         self._inputs = [entry.name for entry in self._session.get_inputs()]
-        scale = policy.normalizer.get_buffer("action_scale").cpu().numpy()
-        worst = max(float(np.abs((self.sample(o) - policy.sample(o, 1, 0)) / scale).max()) for o in observations)
+        worst = max(disagreement(self.sample(o), policy.sample(o, 1, 0), policy.normalizer) for o in observations)
         if not worst <= TOLERANCE:
             raise ValueError(
                 f"the graph of {type(policy).__name__} differs from torch by {worst:.2g} of the actions' range, more than "
@@ -75,6 +75,18 @@ class ExportedPolicy:
             return self.policy.sample(observation, num_samples, seed)
         inputs = [tensor.numpy() for tensor in _tensors(self.policy, observation)]
         return self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))[0]
+
+
+def disagreement(ours: Array, theirs: Array, normalizer: Normalizer) -> float:
+    """Largest difference of two arrays of chunks [..., A] in units of normalised actions, beyond an action's own rounding.
+
+    An entry that hardly moves beside its size is counted in units in which the rounding of float32 is within TOLERANCE.
+    """
+    offset, scale = normalizer.offset(ACTION), normalizer.scale(ACTION)
+    assert offset is not None
+    assert scale is not None
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(offset)
+    return float(np.abs((ours - theirs) / np.maximum(scale, rounding / TOLERANCE)).max())
 
 
 def random_observations(policy: TrainablePolicy, count: int, seed: int = 0, batch: int = 1) -> Iterator[Observation]:

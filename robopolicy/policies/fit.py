@@ -58,8 +58,8 @@ def check_ranges(policy: object, critic: object) -> None:
         feature: FeatureSpec | None = getattr(getattr(policy, "spec", None), "action", None)
         name = feature.names[entry] if feature is not None and feature.names else str(entry)
         raise SpecError(
-            f"action entry {name} of the policy usually lies in {ours[0][entry]:.3g} .. {ours[1][entry]:.3g}, that of the "
-            f"critic's data in {theirs[0][entry]:.3g} .. {theirs[1][entry]:.3g}: train it on rollouts of the policy too"
+            f"action entry {name} of the policy usually lies in {ours[0][entry]:.6g} .. {ours[1][entry]:.6g}, that of the "
+            f"critic's data in {theirs[0][entry]:.6g} .. {theirs[1][entry]:.6g}: train it on rollouts of the policy too"
         )
 
 

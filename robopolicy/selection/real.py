@@ -58,11 +58,12 @@ def known_scores(out: Path, table: str | Path | None) -> Known:
 def add_trials(out: Path, log: str | Path, policies: Sequence[str] | None = None) -> tuple[int, int]:
     """Add the trials of a CSV (policy, success[, trial]) to those in `out`: (added, there already).
 
-    A trial is known by its policy and its `trial` (an id or time), or, without one, by its place among the policy's lines of
-    this file: giving a log again, or a longer one, adds what is new.
+    A trial is known by its policy and its `trial` (an id or time), or, where that is empty or missing, by its place among the
+    policy's lines of this file: a log without ids is the whole log so far, and what is beyond the known lines is added.
 
     Raises:
-        RankingError: a missing column, an unknown policy, an outcome outside 0..1, or one that contradicts what is there.
+        RankingError: a missing column, an unknown policy, an outcome outside 0..1, or one that contradicts another of the same
+            trial, in this file or there already.
     """
     table = read_table(log)
     for column in ("policy", "success"):
@@ -82,7 +83,9 @@ def add_trials(out: Path, log: str | Path, policies: Sequence[str] | None = None
         if value is None or not 0 <= value <= 1:
             raise RankingError(f"{log}, line {row + 2}: success={value}: give 0 or 1, or progress in between")
         seen[name] = seen.get(name, 0) + 1
-        fresh[name, ids[row] if ids else f"#{seen[name]}"] = float(value)
+        key = name, (ids and ids[row]) or f"#{seen[name]}"
+        if fresh.setdefault(key, float(value)) != value:
+            raise RankingError(f"{log}, line {row + 2}: trial {key[1]} of {name} is {value:g} here and {fresh[key]:g} before")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / f".{TRIALS}.lock"):
         kept = {(t["policy"], t["trial"]): t["success"] for t in trials_of(out)}

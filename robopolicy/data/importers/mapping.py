@@ -28,7 +28,7 @@ from robopolicy.spec import (
 
 Mapped = dict[str, tuple[str, ...]]
 
-_VECTORS, _FLAGS = (STATE, ENVIRONMENT_STATE, ACTION), (SUCCESS, TERMINATED, TRUNCATED)
+VECTORS, _FLAGS = (STATE, ENVIRONMENT_STATE, ACTION), (SUCCESS, TERMINATED, TRUNCATED)
 
 
 def resolve(layout: Layout, keys: Mapping[str, Any] | None) -> Mapped:
@@ -82,7 +82,7 @@ def _convert(key: str, names: Sequence[str], arrays: Mapping[str, Array], layout
     first = arrays[names[0]]
     if names == (key,) and key in layout.specs:  # the source's vocabulary is ours
         return first
-    if key in _VECTORS or len(names) > 1:
+    if key in VECTORS or len(names) > 1:
         return np.concatenate([_vector(name, arrays[name]) for name in names], axis=1)
     if key.startswith(IMAGES):
         return _image(names[0], first, scales)
@@ -107,7 +107,7 @@ def dataset_spec(
     for key, names in mapped.items():
         if names == (key,) and key in layout.specs:
             features[key] = layout.specs[key]
-        elif key in _VECTORS or len(names) > 1:
+        elif key in VECTORS or len(names) > 1:
             entries = [entry for name in names for entry in _entries(name, arrays[name], layout, alone=len(names) == 1)]
             features[key] = replace(features[key], names=tuple(entries))
     return DatasetSpec(features, fps, layout.extra)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from robopolicy.data.episode_file import DatasetError
-from robopolicy.data.importers.source import Episode, Layout
+from robopolicy.data.importers.mapping import VECTORS
+from robopolicy.data.importers.source import Episode, Layout, camera_defaults
 from robopolicy.data.lerobot.layout import (
     COUNTERS,
     DATA_PATH,
@@ -33,7 +34,7 @@ from robopolicy.data.lerobot.layout import (
     read_tasks,
 )
 from robopolicy.data.lerobot.video import VideoReader
-from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Features, FeatureSpec, SpecError
+from robopolicy.spec import ACTION, IMAGES, TASK, Array, DatasetSpec, Features, FeatureSpec, SpecError, image_key
 
 if TYPE_CHECKING:
     import pyarrow
@@ -60,7 +61,8 @@ class LeRobotSource:
             text = {key: value["dtype"] for key, value in kept.items() if value["dtype"] in ("string", "audio")}
             self.described = {key: value for key, value in kept.items() if key not in text}
             self._files = _files(path, version, info)
-            spec = self._read_spec()
+            own = self._own_spec()
+            spec = own or self._foreign_spec()
         except FileNotFoundError as error:
             raise DatasetError(f"{path} is no LeRobotDataset: it holds no {INFO}") from error
         except (DatasetError, SpecError):
@@ -69,7 +71,7 @@ class LeRobotSource:
             raise DatasetError(f"{path / INFO} is damaged ({error}); restore it from a copy") from error
         self.layout = Layout(
             fields=tuple(self.described),
-            defaults={key: (key,) for key in self.described},
+            defaults={key: (key,) for key in self.described} if own else _foreign_defaults(self.described),
             num_episodes=num_episodes,
             fps=spec.fps,
             specs=spec.features,
@@ -114,7 +116,8 @@ class LeRobotSource:
         if values.size != len(steps) * int(np.prod(feature.shape)):
             label = f"{self.path}: episode {row['episode_index']}"
             raise DatasetError(f"{label}: {key!r} is not {list(feature.shape)} at every step")
-        return values.astype(feature.dtype, copy=False).reshape(len(steps), *feature.shape)
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which the store refuses by name
+            return values.astype(feature.dtype, copy=False).reshape(len(steps), *feature.shape)
 
     def _image(self, image: Mapping[str, Any]) -> bytes:
         """The encoded image of a parquet cell: inside it, or in a file of the dataset."""
@@ -125,11 +128,14 @@ class LeRobotSource:
             raise DatasetError(f"{self.path} lacks the image {image['path']}; restore it from a copy")
         return file.read_bytes()
 
-    def _read_spec(self) -> DatasetSpec:
-        if (self.path / SIDECAR).exists():
-            ours = DatasetSpec.from_dict(json.loads((self.path / SIDECAR).read_text())["spec"])
-            if set(ours.features) == set(self.described):  # LeRobot's tools add and remove keys
-                return ours
+    def _own_spec(self) -> DatasetSpec | None:
+        """What our export kept, where it still fits."""
+        if not (self.path / SIDECAR).exists():
+            return None
+        ours = DatasetSpec.from_dict(json.loads((self.path / SIDECAR).read_text())["spec"])
+        return ours if set(ours.features) == set(self.described) else None  # LeRobot's tools add and remove keys
+
+    def _foreign_spec(self) -> DatasetSpec:
         features: Features = {}
         for key, described in self.described.items():
             shape, dtype = tuple(described["shape"]), described["dtype"]
@@ -139,6 +145,10 @@ class LeRobotSource:
                     shape = (*shape[1:], 3)
                 features[key] = FeatureSpec(shape, "uint8")
                 continue
+            if key in VECTORS:
+                shape, dtype = (int(np.prod(shape)),), "float32"
+            elif dtype == "float64":
+                dtype = "float32"
             if shape == (1,) and key != ACTION and not key.startswith(_OBSERVATION):
                 shape = ()
             if isinstance(names, Mapping) and len(names) == 1:  # {"motors": [...]}
@@ -146,6 +156,21 @@ class LeRobotSource:
             fits = isinstance(names, list) and len(shape) == 1 and len(names) == shape[0]
             features[key] = FeatureSpec(shape, dtype, names=tuple(map(str, names)) if fits else ())
         return DatasetSpec(features, self.fps)
+
+
+def _foreign_defaults(described: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Our key -> its field: the same name, but cameras that are not called as ours ("observation.image" is camera front)."""
+    names = {key.removeprefix(_OBSERVATION): key for key, value in described.items() if _is_other_camera(key, value["dtype"])}
+    defaults: dict[str, tuple[str, ...]] = {key: (key,) for key in described}
+    for key, (name,) in camera_defaults(names, ()).items():
+        free = next((each for each in (key, image_key(name)) if each not in defaults), None)
+        if free is not None:
+            defaults[free] = defaults.pop(names[name])
+    return defaults
+
+
+def _is_other_camera(key: str, dtype: str) -> bool:
+    return dtype in ("video", "image") and key.startswith(_OBSERVATION) and not key.startswith(IMAGES)
 
 
 class _Files(Protocol):
