@@ -25,6 +25,8 @@ from robopolicy.train.learners import Learner
 from robopolicy.train.plan import seeded
 from robopolicy.train.replay import Transition
 
+DISTIL = ("teachers", "kind", "weight", "rl_weight")
+
 
 def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     """Train the actor `policy` and the critic `critic` in an environment as the node `rl` says; the actor's checkpoints.
@@ -44,7 +46,7 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
         )
     learner = make_learner(node["learner"], settings["policy"], settings["critic"], spec, world, train.seed, train.device)
     if distil := node.get("distil"):
-        learner.distillation = distillation(distil, list(world.groups), train.device)
+        learner.distillation = distillation(distil, list(world.groups), learner.actor)
     data = transitions(demonstrations, learner.actor) if demonstrations else None
     resolved = {key: value for key, value in settings.items() if key not in ("inputs", "run_dir", "train", "data")}
     return rl.train(learner, world, run_dir, config=resolved, settings=train, data=data)
@@ -89,27 +91,43 @@ def make_learner(
         return config.build(learner, within="robopolicy.train", actor=actor, critic=judge)
 
 
-def distillation(node: Mapping[str, Any], groups: Sequence[str], device: str = "cpu") -> Distillation:
-    """The teachers {group: run or checkpoint} that a node names, and how their student learns from them.
+def distillation(node: Mapping[str, Any], groups: Sequence[str], actor: PointActor) -> Distillation:
+    """The teachers {group: run or checkpoint} that a node names, and how their student `actor` learns from them.
 
     Raises:
-        ConfigError: a group without a teacher, or a teacher without a group. CheckpointError: no policy there.
+        ConfigError: an unknown key, a group without a teacher, a teacher without a group, or one that sees or does something
+            else than the actor. CheckpointError: no policy there.
     """
-    given = node["teachers"]
+    for key in node:
+        if key not in DISTIL:
+            raise config.ConfigError(f"rl.distil has {key!r}; {did_you_mean(str(key), DISTIL)}")
+    given = {str(name): run for name, run in (node.get("teachers") or {}).items()}
     for name in given:
         if name not in groups:
             raise config.ConfigError(f"rl.distil.teachers has {name!r}; {did_you_mean(name, groups)}")
     for name in groups:
         if name not in given:
             raise config.ConfigError(f"rl.distil.teachers lacks {name!r}: give every group a run")
-    teachers = []
-    for name in groups:
-        found = best_checkpoint(given[name])
-        teacher = load_policy(found)
-        if not isinstance(teacher, PointActor):
-            raise config.ConfigError(f"{found} holds a {type(teacher).__name__}; a teacher is a PointActor")
-        teachers.append(teacher.to(torch.device(device)))
+    teachers = [_teacher(best_checkpoint(given[name]), actor).to(actor.device) for name in groups]
     return Distillation(teachers, **{key: value for key, value in node.items() if key != "teachers"})
+
+
+def _teacher(path: Path, actor: PointActor) -> PointActor:
+    """The teacher at `path`, which sees what `actor` sees and acts as it does."""
+    teacher = load_policy(path)
+    if not isinstance(teacher, PointActor):
+        raise config.ConfigError(f"{path} holds a {type(teacher).__name__}; a teacher is a PointActor")
+    its, wanted = _interface(teacher), _interface(actor)
+    for key in {**its, **wanted}:
+        if its.get(key) != wanted.get(key):
+            given = f"{path} has {key} as {its.get(key)}, its student as {wanted.get(key)}"
+            raise config.ConfigError(f"the teacher {given}: train it with the task and settings of the student")
+    return teacher
+
+
+def _interface(actor: PointActor) -> dict[str, Any]:
+    """All that a teacher and its student have in common."""
+    return {**actor.spec.observation, ACTION: actor.spec.action, "action_horizon": actor.spec.action_horizon}
 
 
 def best_checkpoint(run: str | Path, score: str = "upper_ratio") -> Path:

@@ -25,7 +25,7 @@ from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.reinforce import best_checkpoint
 from robopolicy.spec import ACTION, POINTS, STATE, Critic, FeatureSpec, Policy, SpecError
 from robopolicy.train import rl
-from robopolicy.train.distil import Distillation, kl, wasserstein
+from robopolicy.train.distil import Distillation, in_units_of, kl, wasserstein
 from robopolicy.train.learners import ImplicitQ, SoftActorCritic, TwinDelayed
 from robopolicy.train.plan import TrainingError
 from robopolicy.train.replay import ReplayBuffer, Transition, Transitions
@@ -39,6 +39,18 @@ LOW, HIGH = np.array([-0.02, -0.1]), np.array([0.02, 0.1])
 SMALL = {
     "balls": {"widths": (16, 16)},
     "pointnet2": {"widths": ((8, 8), (8, 16), (16, 16)), "back": ((16,), (16,), (16,)), "out": (16,)},
+}
+NODES = {
+    "policy": {
+        "_target_": "robopolicy.policies.point_actor.PointActor",
+        "encoder": {
+            "_target_": "robopolicy.models.cloud_encoder.CloudEncoder",
+            "_partial_": True,
+            "options": {"widths": [16, 16]},
+        },
+        "hidden": [32],
+    },
+    "critic": {"_target_": "robopolicy.models.point_critic.PointCritic", "options": {"widths": [16, 16]}, "hidden": [32]},
 }
 nets = pytest.mark.parametrize("net", SMALL)
 
@@ -183,20 +195,8 @@ def test_the_actor_is_a_policy_and_the_critic_a_critic(tmp_path):
     scores = judge.score(context, samples)
     assert scores.shape == (2, 3, 5)
     assert np.allclose(judge.score(context, samples[:, 3:4])[..., 0], scores[..., 3], atol=1e-5)
-    nodes = {
-        "policy": {
-            "_target_": "robopolicy.policies.point_actor.PointActor",
-            "encoder": {
-                "_target_": "robopolicy.models.cloud_encoder.CloudEncoder",
-                "_partial_": True,
-                "options": {"widths": [16, 16]},
-            },
-            "hidden": [32],
-        },
-        "critic": {"_target_": "robopolicy.models.point_critic.PointCritic", "options": {"widths": [16, 16]}, "hidden": [32]},
-    }
     for kind, module in (("policy", policy), ("critic", judge)):
-        checkpoint.save(tmp_path / kind, module.state_dict(), nodes, {"kind": kind, "spec": module.spec.to_dict()})
+        checkpoint.save(tmp_path / kind, module.state_dict(), NODES, {"kind": kind, "spec": module.spec.to_dict()})
     assert np.array_equal(load_policy(tmp_path / "policy").sample(observation, 5, seed=1), samples)
     assert np.array_equal(load_critic(tmp_path / "critic").score(context, samples), scores)
     with pytest.raises(checkpoint.CheckpointError, match="not a critic"):
@@ -308,6 +308,20 @@ def test_a_student_of_spoilt_clouds_comes_to_act_like_its_teacher(kind, generato
     assert gaps[1] < 0.15 < gaps[0]
     with pytest.raises(ValueError, match="did you mean 'kl'"):
         Distillation(teachers, "kll")
+
+
+def test_a_teacher_of_other_units_teaches_the_same_motion(generator):
+    teacher, student = actor(), actor()
+    teacher.fit(rl.bound_statistics(teacher.observation, LOW / 4, HIGH / 2))
+    now = tensors(clouds(8))
+    mean, std = (value.detach() for value in in_units_of(student, teacher, now))
+    physical = [
+        one.normalizer.denormalize(ACTION, torch.tanh(value.detach()))
+        for one, value in ((teacher, teacher.distribution(now)[0]), (student, mean))
+    ]
+    assert torch.allclose(*physical, atol=1e-5)
+    assert torch.allclose(std, 0.375 * teacher.distribution(now)[1])
+    assert torch.allclose(in_units_of(student, student, now)[0], student.distribution(now)[0], atol=1e-4)
 
 
 # the buffer and the loop
@@ -480,6 +494,8 @@ def test_iql_learns_from_demonstrations_alone(tmp_path):
 
 
 def test_mistakes_in_settings_are_named(tmp_path):
+    teacher, other = actor(), tmp_path / "other"
+    checkpoint.save(other, teacher.state_dict(), NODES, {"kind": "policy", "spec": teacher.spec.to_dict()})
     for overrides, message in (
         (["rl=iql"], "give rl.train.demonstrations"),
         (["rl.train.updates=0"], "rl.train.updates=0"),
@@ -487,6 +503,8 @@ def test_mistakes_in_settings_are_named(tmp_path):
         (["policy.action_horizon=4"], "give policy.action_horizon=1"),
         (["rl.distil={teachers: {al: x}}"], "did you mean 'all'"),
         (["rl.distil={teachers: {}}"], "lacks 'all'"),
+        (["rl.distil={teacher: {}}"], "did you mean 'teachers'"),
+        ([f"rl.distil={{teachers: {{all: '{other}'}}}}"], r"observation.state .*shape=\(4,\).*its student .*shape=\(9,\)"),
         (["rl.groups={a: {}, b: {}}", "rl.train.demonstrations=x"], "give one group"),
     ):
         with pytest.raises((ValueError, ConfigError), match=message):
