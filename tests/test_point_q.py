@@ -1,6 +1,7 @@
 """Properties of dense point-cloud actors and critics, how they learn, and the loop that teaches them."""
 
 import json
+import shutil
 from functools import partial
 
 import gymnasium
@@ -423,6 +424,20 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
     assert not (tmp_path / "whole" / "resume").exists()
     with pytest.raises(TrainingError, match="already holds a run"):
         loop(tmp_path / "whole")
+
+
+def test_a_finished_run_that_resumes_is_left_as_it_is(tmp_path):
+    found, learner = loop(tmp_path / "run", steps=12)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again, other = loop(tmp_path / "run", resume=True, stop=0, steps=12)
+    assert again == found
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    for name in ("actor", "critic"):
+        for key, value in learner.modules[name].state_dict().items():
+            assert torch.equal(value, other.modules[name].state_dict()[key]), (name, key)
+    shutil.rmtree(tmp_path / "run" / "critic")
+    with pytest.raises(KilledError):
+        loop(tmp_path / "run", resume=True, stop=12, steps=12)
 
 
 def test_faults_are_not_learned_from_and_scores_are_of_every_group(tmp_path):

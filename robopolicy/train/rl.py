@@ -25,6 +25,7 @@ from robopolicy.config import ConfigError
 from robopolicy.data.transforms import Statistics, is_normalized, vector_statistics
 from robopolicy.data.vector import Start, Step, VectorEnv, episodes, stacked
 from robopolicy.files import plain
+from robopolicy.models.point_critic import PointCritic
 from robopolicy.policies.point_actor import PointActor
 from robopolicy.spec import ACTION, Array, Features, Observation
 from robopolicy.train import plan
@@ -116,6 +117,8 @@ def train(
 ) -> list[Path]:
     """Train the learner's actor and critic; the actor's checkpoints by ascending step. The critic's are in <run>/critic.
 
+    A finished run that resumes is left as it is.
+
     Args:
         learner: trained in place, on the device of `settings`; its action normaliser is set (see bound_statistics).
         world: None when num_envs is 0 and nothing is to be evaluated.
@@ -127,13 +130,15 @@ def train(
     """
     run = _Run(learner, world, Path(run_dir), config, settings)
     open_run(run.run_dir, plain(config, where="config"), settings.resume)
-    with (
-        plan.torch_threads(settings.num_threads),
-        world.make(settings.num_envs, settings.num_workers) if world and settings.num_envs else nullcontext() as envs,
-        _evaluating(world, settings) as judges,
-    ):
-        run.run(envs, judges, data)
+    if not run.finished:
+        with (
+            plan.torch_threads(settings.num_threads),
+            world.make(settings.num_envs, settings.num_workers) if world and settings.num_envs else nullcontext() as envs,
+            _evaluating(world, settings) as judges,
+        ):
+            run.run(envs, judges, data)
     drop_state(run.run_dir)
+    run.load_last()
     return checkpoint.list_checkpoints(run.run_dir)
 
 
@@ -155,6 +160,26 @@ class _Run:
         self.playing: list[_Playing] = []
         self.finals: list[dict[str, float]] = []
         self.faults = 0
+
+    @property
+    def modules(self) -> dict[str, tuple[Path, PointActor | PointCritic]]:
+        """{kind: (folder of its checkpoints, what they hold)}."""
+        return {"policy": (self.run_dir, self.learner.actor), "critic": (self.run_dir / "critic", self.learner.critic)}
+
+    @property
+    def finished(self) -> bool:
+        """Whether both checkpoints of the last round are there."""
+        last = self.settings.steps
+        return all(
+            checkpoint.step_folder(folder, last) in checkpoint.list_checkpoints(folder) for folder, _ in self.modules.values()
+        )
+
+    def load_last(self) -> None:
+        """Give actor and critic the weights of their last checkpoints, in eval mode."""
+        for folder, module in self.modules.values():
+            path = checkpoint.step_folder(folder, self.settings.steps)
+            checkpoint.load_into(module, checkpoint.load(path).tensors, path)
+            module.eval()
 
     def run(self, envs: VectorEnv | None, judges: VectorEnv | None, data: Iterator[Transition] | None) -> None:
         settings = self.settings
@@ -180,14 +205,18 @@ class _Run:
                     rows += self._update()
                 self.step += 1
                 bar.update()
-                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-                    self._evaluate(judges, log)
-                if self.step % settings.log_every == 0 or self.step == settings.steps:
+                last = self.step == settings.steps
+                judged = last or self.step % settings.evaluate_every == 0
+                scores = self._evaluate(judges, log) if judged else {}
+                logged = last or self.step % settings.log_every == 0
+                if logged:
                     self._log(log, rows)
                     rows = []
-                    if time.monotonic() - saved >= settings.save_every_seconds:
-                        self._save()
-                        saved = time.monotonic()
+                if judged:  # after the log: what has its last checkpoints has all its lines
+                    self._keep(scores)
+                if logged and time.monotonic() - saved >= settings.save_every_seconds:
+                    self._save()
+                    saved = time.monotonic()
 
     def _log(self, log: MetricsLog, rows: list[Mapping[str, Any]]) -> None:
         now = time.monotonic()
@@ -257,8 +286,8 @@ class _Run:
             rows.append(self.learner.update(transitions, group, step, generator))
         return rows
 
-    def _evaluate(self, judges: VectorEnv | None, log: MetricsLog) -> None:
-        """Play without exploration, write the scores, and keep the weights."""
+    def _evaluate(self, judges: VectorEnv | None, log: MetricsLog) -> dict[str, float]:
+        """Play without exploration and write the scores."""
         scores: dict[str, float] = {}
         if judges is not None:
             for name, options in self.world.groups.items():  # type: ignore[union-attr]
@@ -266,10 +295,14 @@ class _Run:
                 finals = play(judges, policy_act(self.learner.actor), starts)
                 scores |= {f"{name}/{key}": value for key, value in means([numbers(info) for info in finals]).items()}
             log.write({"step": self.step, "phase": "evaluation", **scores})
+        return scores
+
+    def _keep(self, scores: Mapping[str, float]) -> None:
+        """Write checkpoints of actor and critic, unless a killed run has done so already."""
         commit = checkpoint.git_commit()
-        for kind, module in (("policy", self.learner.actor), ("critic", self.learner.critic)):
-            folder = checkpoint.step_folder(self.run_dir if kind == "policy" else self.run_dir / "critic", self.step)
-            if folder not in checkpoint.list_checkpoints(folder.parent.parent):
+        for kind, (run, module) in self.modules.items():
+            folder = checkpoint.step_folder(run, self.step)
+            if folder not in checkpoint.list_checkpoints(run):
                 meta = {"kind": kind, "data_hash": "", "git_commit": commit, "spec": module.spec.to_dict()}
                 checkpoint.save(folder, module.state_dict(), self.config, {**meta, "step": self.step, "metrics": scores})
 
