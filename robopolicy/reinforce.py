@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+import yaml
 
 from robopolicy import checkpoint, config
 from robopolicy.data.collect import dataset_spec, environment, new_environment
@@ -18,6 +19,7 @@ from robopolicy.data.vector import VectorEnv
 from robopolicy.models.point_critic import PointCritic
 from robopolicy.policies.load import ALLOWED, load_policy
 from robopolicy.policies.point_actor import PointActor
+from robopolicy.resources import conf_dir
 from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, did_you_mean
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation
@@ -25,6 +27,7 @@ from robopolicy.train.learners import Learner
 from robopolicy.train.plan import seeded
 from robopolicy.train.replay import Transition
 
+SCORES = ("upper_ratio", "success", "progress")  # what a run's checkpoints are compared by, the first that it has
 DISTIL = ("teachers", "kind", "weight", "rl_weight")
 
 
@@ -35,6 +38,7 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
         ValueError: settings that cannot work, before any work starts.
     """
     node = settings["rl"]
+    _check_ignored(settings)
     train = config.read(rl.RLConfig, {**node["train"], "logger": settings.get("logger", "jsonl")}, where="rl.train")
     if not settings.get("critic"):
         raise config.ConfigError("rl needs an actor and a critic: give critic=point_q")
@@ -50,6 +54,15 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
     data = transitions(demonstrations, learner.actor) if demonstrations else None
     resolved = {key: value for key, value in settings.items() if key not in ("inputs", "run_dir", "train", "data")}
     return rl.train(learner, world, run_dir, config=resolved, settings=train, data=data)
+
+
+def _check_ignored(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings of conf/train.yaml that were given and say nothing about a run with rl."""
+    defaults = yaml.safe_load((conf_dir() / "train.yaml").read_text())
+    for node, instead in (("train", "rl.train"), ("data", "rl.train.demonstrations")):
+        for key, value in settings.get(node, {}).items():
+            if value != defaults[node].get(key):
+                raise config.ConfigError(f"{node}.{key}={value} says nothing about a run with rl: give {instead}")
 
 
 def make_world(env_id: str, env_kwargs: Mapping[str, Any], groups: Mapping[str, Any]) -> tuple[rl.World, DatasetSpec]:
@@ -130,18 +143,23 @@ def _interface(actor: PointActor) -> dict[str, Any]:
     return {**actor.spec.observation, ACTION: actor.spec.action, "action_horizon": actor.spec.action_horizon}
 
 
-def best_checkpoint(run: str | Path, score: str = "upper_ratio") -> Path:
-    """The checkpoint of a run with the highest mean `score` over its groups (the later of equals), or `run` if it is one."""
+def best_checkpoint(run: str | Path, *scores: str) -> Path:
+    """The checkpoint of a run with the highest mean over its groups (the later of equals), or `run` if it is one.
+
+    scores: names of evaluated scores; the first that the run has counts. None given: SCORES.
+    """
     folders = checkpoint.list_checkpoints(run)
     if not folders:
         return Path(run)
+    found = [checkpoint.describe(folder)[1].get("metrics") or {} for folder in folders]
 
-    def mean(folder: Path) -> float:
-        metrics = checkpoint.describe(folder)[1].get("metrics") or {}
-        found = [value for name, value in metrics.items() if name.endswith(f"/{score}") and value is not None]
-        return float(np.mean(found)) if found else -1.0
+    def means(score: str) -> list[float]:
+        columns = ([x for name, x in one.items() if name.endswith(f"/{score}") and x is not None] for one in found)
+        return [float(np.mean(column)) if column else -np.inf for column in columns]
 
-    return max(folders, key=lambda folder: (mean(folder), folders.index(folder)))
+    candidates = [means(score) for score in scores or SCORES]
+    best = next((values for values in candidates if np.isfinite(values).any()), candidates[0])
+    return folders[max(range(len(folders)), key=lambda index: (best[index], index))]
 
 
 def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:

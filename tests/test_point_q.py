@@ -422,7 +422,7 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
             assert torch.equal(value, other.tensors()[name]), name
         assert [p.name for p in pieces] == [p.name for p in whole] == ["step_000020", "step_000040"]
     assert not (tmp_path / "whole" / "resume").exists()
-    with pytest.raises(TrainingError, match="already holds a run"):
+    with pytest.raises(TrainingError, match="already holds a run: continue it with rl.train.resume=true"):
         loop(tmp_path / "whole")
 
 
@@ -464,9 +464,18 @@ def test_processes_change_nothing():
         assert (a.reward, a.info) == (b.reward, b.info)
 
 
-def small(tmp_path, *overrides):
+def test_the_best_checkpoint_is_by_the_first_score_that_a_run_has(tmp_path):
+    for run, scores in {"dress": ("upper_ratio", "success"), "lift": ("success", "progress")}.items():
+        for step, values in ((1, (0.5, 0.2)), (2, (0.4, 0.9))):
+            metrics = {f"all/{name}": value for name, value in zip(scores, values, strict=True)}
+            checkpoint.save(checkpoint.step_folder(tmp_path / run, step), actor().state_dict(), NODES, {"metrics": metrics})
+        assert best_checkpoint(tmp_path / run).name == "step_000001"
+    assert best_checkpoint(tmp_path / "lift", "progress").name == "step_000002"
+
+
+def small(tmp_path, *overrides, experiment="dress"):
     given = [
-        "experiment=dress",
+        f"experiment={experiment}",
         "rl.train.steps=4",
         "rl.train.warmup=2",
         "rl.train.batch_size=4",
@@ -487,6 +496,12 @@ def test_experiment_dress_trains_an_actor_and_a_critic_that_load(tmp_path):
     env.close()
     metrics = checkpoint.describe(found[-1])[1]["metrics"]
     assert {"all/upper_ratio", "all/whole_ratio", "all/success"} <= set(metrics)
+
+
+def test_the_rigid_task_trains_too(tmp_path):
+    found = train_run(small(tmp_path, "rl.train.num_envs=1", experiment="lift_rl"), tmp_path / "run")
+    assert "all/success" in checkpoint.describe(found[-1])[1]["metrics"]
+    assert load_policy(found[-1]).spec.action_dim == 7
 
 
 def test_iql_learns_from_demonstrations_alone(tmp_path):
@@ -514,6 +529,8 @@ def test_mistakes_in_settings_are_named(tmp_path):
     for overrides, message in (
         (["rl=iql"], "give rl.train.demonstrations"),
         (["rl.train.updates=0"], "rl.train.updates=0"),
+        (["train.steps=77"], "train.steps=77 says nothing .* give rl.train"),
+        (["data.path=x"], "give rl.train.demonstrations"),
         (["critic.attach=point"], "did you mean 'points'"),
         (["policy.action_horizon=4"], "give policy.action_horizon=1"),
         (["rl.distil={teachers: {al: x}}"], "did you mean 'all'"),

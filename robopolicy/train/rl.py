@@ -129,7 +129,7 @@ def train(
         TrainingError: a folder that holds another run. ValueError: a loss that is not finite.
     """
     run = _Run(learner, world, Path(run_dir), config, settings)
-    open_run(run.run_dir, plain(config, where="config"), settings.resume)
+    open_run(run.run_dir, plain(config, where="config"), settings.resume, "rl.train.resume")
     if not run.finished:
         with (
             plan.torch_threads(settings.num_threads),
