@@ -20,7 +20,7 @@ from robopolicy.models.point_critic import PointCritic
 from robopolicy.policies.load import ALLOWED, load_policy
 from robopolicy.policies.point_actor import PointActor
 from robopolicy.resources import conf_dir
-from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, did_you_mean
+from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, FeatureSpec, did_you_mean
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation
 from robopolicy.train.learners import Learner
@@ -66,13 +66,28 @@ def _check_ignored(settings: Mapping[str, Any]) -> None:
 
 
 def make_world(env_id: str, env_kwargs: Mapping[str, Any], groups: Mapping[str, Any]) -> tuple[rl.World, DatasetSpec]:
-    """What to learn in, and the spec of what is observed there."""
+    """What to learn in, and the spec of what is observed there.
+
+    Raises:
+        ConfigError: a group whose options the environment does not take.
+    """
     env = environment(env_id, env_kwargs)
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     make = partial(VectorEnv, partial(new_environment, env_id, dict(env_kwargs)))
-    options = {name: dict(given or {}) for name, given in groups.items()}
+    if not isinstance(groups, Mapping):
+        raise config.ConfigError(f"rl.groups={groups} does not work: give {{name: {{option: value}}}}")
+    options = {str(name): _options(env, f"rl.groups.{name}", given or {}) for name, given in groups.items()}
     return rl.World(make, options, space.low, space.high), dataset_spec(env)
+
+
+def _options(env: gymnasium.Env, where: str, given: Any) -> dict[str, Any]:
+    """Options of reset() that the environment takes."""
+    try:
+        env.reset(seed=0, options=dict(given))
+    except (ValueError, TypeError) as error:
+        raise config.ConfigError(f"{where}={given} does not work: {error}") from error
+    return dict(given)
 
 
 def make_learner(
@@ -163,8 +178,29 @@ def best_checkpoint(run: str | Path, *scores: str) -> Path:
 
 
 def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
-    """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit."""
+    """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit.
+
+    Raises:
+        DatasetError: no dataset there. ConfigError: one without episodes, or with other observations or actions than the
+            actor's. Both before the first step is asked for.
+    """
     store = EpisodeStore(path)
+    if not len(store):
+        raise config.ConfigError(f"rl.train.demonstrations={path} holds no episodes")
+    wanted = {**actor.observation, ACTION: actor.spec.action, REWARD: FeatureSpec(()), TERMINATED: FeatureSpec(())}
+    for key, feature in wanted.items():
+        if key not in store.spec.features:
+            raise config.ConfigError(f"rl.train.demonstrations={path} lacks {key!r}: give a dataset that has it")
+        its = store.spec.features[key].shape
+        if its != feature.shape:
+            raise config.ConfigError(
+                f"rl.train.demonstrations={path} has {key!r} of shape {list(its)}, the task {list(feature.shape)}: collect them "
+                "with the settings of the task"
+            )
+    return _steps(store, actor)
+
+
+def _steps(store: EpisodeStore, actor: PointActor) -> Iterator[Transition]:
     keys = tuple(actor.observation)
     for index in range(len(store)):
         arrays = store.read(index, [*keys, ACTION, REWARD, TERMINATED])

@@ -13,6 +13,7 @@ from robopolicy import checkpoint
 from robopolicy.batch import fake_batch
 from robopolicy.config import ConfigError, compose, to_plain
 from robopolicy.data.collect import collect, new_environment
+from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.data.vector import Start, VectorEnv
 from robopolicy.models.cloud_encoder import CloudEncoder
 from robopolicy.models.cloud_noise import CloudNoise, dilated, dropped, eroded
@@ -24,7 +25,7 @@ from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.point_actor import PointActor, squashed_log_prob
 from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.reinforce import best_checkpoint
-from robopolicy.spec import ACTION, POINTS, STATE, Critic, FeatureSpec, Policy, SpecError
+from robopolicy.spec import ACTION, POINTS, REWARD, STATE, TERMINATED, Critic, DatasetSpec, FeatureSpec, Policy, SpecError
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation, in_units_of, kl, wasserstein
 from robopolicy.train.learners import ImplicitQ, SoftActorCritic, TwinDelayed
@@ -523,6 +524,15 @@ def test_iql_learns_from_demonstrations_alone(tmp_path):
     assert row["weight"] > 0
 
 
+def dataset(path, state, points=None):
+    """A dataset of one episode of two steps."""
+    shapes = {STATE: state, ACTION: (4,), REWARD: (), TERMINATED: ()} | ({POINTS: points} if points else {})
+    features = {key: FeatureSpec(shape, "bool" if key == TERMINATED else "float32") for key, shape in shapes.items()}
+    writer = EpisodeWriter(path, DatasetSpec(features, fps=20.0))
+    writer.add({key: np.zeros((2, *feature.shape), feature.dtype) for key, feature in features.items()})
+    return path
+
+
 def test_mistakes_in_settings_are_named(tmp_path):
     teacher, other = actor(), tmp_path / "other"
     checkpoint.save(other, teacher.state_dict(), NODES, {"kind": "policy", "spec": teacher.spec.to_dict()})
@@ -538,6 +548,13 @@ def test_mistakes_in_settings_are_named(tmp_path):
         (["rl.distil={teacher: {}}"], "did you mean 'teachers'"),
         ([f"rl.distil={{teachers: {{all: '{other}'}}}}"], r"observation.state .*shape=\(4,\).*its student .*shape=\(9,\)"),
         (["rl.groups={a: {}, b: {}}", "rl.train.demonstrations=x"], "give one group"),
+        (["rl.groups={a: {region: foldet}}"], "rl.groups.a=.*did you mean 'folded'"),
+        (["rl.groups={a: {region: 5}}"], "rl.groups.a=.*region='5'"),
+        (["rl.groups={a: 3}"], "rl.groups.a=3"),
+        (["rl.groups=[a]"], "rl.groups=.*give {name"),
+        (["rl.train.demonstrations=nowhere"], "no dataset at nowhere"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'blind', (9,))}"], "blind lacks 'observation.points'"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'few', (9,), (64, 5))}"], r"few has .*\[64, 5\], the task \[96, 5\]"),
     ):
         with pytest.raises((ValueError, ConfigError), match=message):
             train_run(small(tmp_path, *overrides), tmp_path / "run")
