@@ -193,10 +193,8 @@ def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
             raise config.ConfigError(f"rl.train.demonstrations={path} lacks {key!r}: give a dataset that has it")
         its = store.spec.features[key].shape
         if its != feature.shape:
-            raise config.ConfigError(
-                f"rl.train.demonstrations={path} has {key!r} of shape {list(its)}, the task {list(feature.shape)}: collect them "
-                "with the settings of the task"
-            )
+            given = f"rl.train.demonstrations={path} has {key!r} of shape {list(its)}"
+            raise config.ConfigError(f"{given}, the task {list(feature.shape)}: collect them with the task's settings")
     return _steps(store, actor)
 
 

@@ -423,7 +423,7 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
             assert torch.equal(value, other.tensors()[name]), name
         assert [p.name for p in pieces] == [p.name for p in whole] == ["step_000020", "step_000040"]
     assert not (tmp_path / "whole" / "resume").exists()
-    with pytest.raises(TrainingError, match="already holds a run: continue it with rl.train.resume=true"):
+    with pytest.raises(TrainingError, match=r"already holds a run: continue it with rl\.train\.resume=true"):
         loop(tmp_path / "whole")
 
 
