@@ -24,7 +24,7 @@ from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, Feat
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation
 from robopolicy.train.learners import Learner
-from robopolicy.train.plan import seeded
+from robopolicy.train.plan import seeded, torch_device
 from robopolicy.train.replay import Transition
 
 SCORES = ("upper_ratio", "success", "progress")  # what a run's checkpoints are compared by, the first that it has
@@ -102,9 +102,10 @@ def make_learner(
     """The learner that nodes with a `_target_` describe, its normalisers set to the action's bounds.
 
     Raises:
-        ConfigError: a policy or critic that cannot learn by reinforcement.
+        ConfigError: a policy or critic that cannot learn by reinforcement. TrainingError: a device that is not there.
     """
     known = {"observation": spec.observation, "action": spec.action, "control_hz": spec.fps}
+    place = torch_device(device, "rl.train.device")
     with seeded(seed):
         actor = config.build(policy, within=ALLOWED, **known)
         judge = config.build(critic, within="robopolicy.models", **known)
@@ -115,7 +116,7 @@ def make_learner(
             raise config.ConfigError("rl learns single actions: give policy.action_horizon=1 and critic.execute_horizon=1")
         for module in (actor, judge):
             module.fit(rl.bound_statistics(module.observation, world.low, world.high))
-            module.to(torch.device(device))
+            module.to(place)
         return config.build(learner, within="robopolicy.train", actor=actor, critic=judge)
 
 

@@ -274,6 +274,13 @@ def test_every_learner_finds_the_better_action(kind):
     assert error() < 0.6 * before
 
 
+def test_a_single_transition_is_a_batch_too():
+    learner = ImplicitQ(actor(), critic())
+    transitions, _ = toy_transitions(1, np.random.default_rng(0), np.zeros((1, 2), np.float32))
+    metrics = learner.update(transitions, 0, 0, torch.Generator().manual_seed(0))
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
 def test_what_ends_is_worth_no_more_and_what_is_cut_off_is(generator):
     learner = SoftActorCritic(actor(), critic(), gamma=0.9)
     with torch.no_grad():
@@ -373,6 +380,19 @@ class Reaching(gymnasium.Env):
         return self._see(), -gap, False, self.time == 8 or bad, {"gap": gap, "fault": "lost" if bad else ""}
 
 
+class Broken(Reaching):
+    """Its first steps end in a fault."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def step(self, action):
+        *found, over, info = super().step(action)
+        self.left -= 1
+        return (*found, over, info) if self.left < 0 else (*found, True, {**info, "fault": "torn"})
+
+
 GROUPS = {"here": {}, "there": {"shift": 0.03}}
 
 
@@ -380,7 +400,7 @@ class KilledError(Exception):
     """The plug is pulled."""
 
 
-def loop(run_dir, resume=False, stop=None, **settings):
+def loop(run_dir, resume=False, stop=None, env=Reaching, **settings):
     torch.manual_seed(5)
     learner = SoftActorCritic(actor(noise={}), critic())
     if stop is not None:
@@ -392,7 +412,7 @@ def loop(run_dir, resume=False, stop=None, **settings):
             return update(transitions, group, step, generator)
 
         learner.update = dying
-    world = rl.World(partial(VectorEnv, Reaching), GROUPS, LOW, HIGH)
+    world = rl.World(partial(VectorEnv, env), GROUPS, LOW, HIGH)
     options = {
         "steps": 40,
         "warmup": 6,
@@ -449,6 +469,15 @@ def test_faults_are_not_learned_from_and_scores_are_of_every_group(tmp_path):
     judged = next(row for row in rows(tmp_path / "run") if row["phase"] == "evaluation")
     assert {"here/gap", "there/gap"} <= set(judged)
     assert best_checkpoint(tmp_path / "run", "gap").parent == tmp_path / "run" / "checkpoints"
+
+
+def test_a_run_waits_for_sound_steps_but_not_for_ever(tmp_path):
+    loop(tmp_path / "late", env=partial(Broken, 12), steps=20, evaluate_episodes=0)
+    last = rows(tmp_path / "late")[-1]
+    assert last["faults"] >= 24
+    assert np.isfinite(last["critic_loss"])
+    with pytest.raises(TrainingError, match="all 214 steps of 107 rounds ended in a fault, the last in 'torn'"):
+        loop(tmp_path / "never", env=partial(Broken, 10**6), steps=200, evaluate_episodes=0)
 
 
 def test_processes_change_nothing():
@@ -539,6 +568,8 @@ def test_mistakes_in_settings_are_named(tmp_path):
     for overrides, message in (
         (["rl=iql"], "give rl.train.demonstrations"),
         (["rl.train.updates=0"], "rl.train.updates=0"),
+        (["rl.train.device=gpu"], "rl.train.device='gpu'"),
+        (["rl.train.device=cuda:99"], "use rl.train.device=cpu"),
         (["train.steps=77"], "train.steps=77 says nothing .* give rl.train"),
         (["data.path=x"], "give rl.train.demonstrations"),
         (["critic.attach=point"], "did you mean 'points'"),

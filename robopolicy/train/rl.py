@@ -8,6 +8,7 @@ which are replayed.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from robopolicy import checkpoint
 from robopolicy.batch import to_torch
-from robopolicy.config import ConfigError
+from robopolicy.config import DEVICES, ConfigError
 from robopolicy.data.transforms import Statistics, is_normalized, vector_statistics
 from robopolicy.data.vector import Start, Step, VectorEnv, episodes, stacked
 from robopolicy.files import plain
@@ -31,12 +32,14 @@ from robopolicy.spec import ACTION, Array, Features, Observation
 from robopolicy.train import plan
 from robopolicy.train.learners import Learner
 from robopolicy.train.logging import MetricsLog, means, open_log
+from robopolicy.train.plan import TrainingError
 from robopolicy.train.replay import ReplayBuffer, Transition
 from robopolicy.train.run_folder import drop_state, open_run, replace_state, resumable
 
 logger = logging.getLogger(__name__)
 
 Act = Callable[[Observation], Array]  # a batch of observations {key: [B, 1, ...]} to actions [B, A] in physical units
+PATIENCE = 100  # rounds after the warm-up in which there may be nothing but faults
 _ACT, _UPDATE, _EPISODE, _EVALUATE = 1, 2, 3, 4  # streams of randomness
 
 
@@ -79,6 +82,8 @@ class RLConfig:
         for name in ("num_envs", "warmup", "num_workers", "evaluate_episodes", "seed", "save_every_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"rl.train.{name}={getattr(self, name)} does not work: give a number of at least 0")
+        if not re.fullmatch(DEVICES, self.device):
+            raise ConfigError(f"rl.train.device={self.device!r} does not work: give 'cpu', 'cuda' or 'cuda:N'")
         if not self.num_envs and not self.demonstrations:
             raise ConfigError("rl.train.num_envs=0 learns from data alone: give rl.train.demonstrations=DATASET")
 
@@ -126,7 +131,8 @@ def train(
         data: transitions that are in the buffer from the start; read only when the run does not resume.
 
     Raises:
-        TrainingError: a folder that holds another run. ValueError: a loss that is not finite.
+        TrainingError: a folder that holds another run, an environment of nothing but faults. ValueError: a loss that is not
+            finite.
     """
     run = _Run(learner, world, Path(run_dir), config, settings)
     open_run(run.run_dir, plain(config, where="config"), settings.resume, "rl.train.resume")
@@ -159,7 +165,7 @@ class _Run:
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.playing: list[_Playing] = []
         self.finals: list[dict[str, float]] = []
-        self.faults = 0
+        self.faults, self.last_fault = 0, ""
 
     @property
     def modules(self) -> dict[str, tuple[Path, PointActor | PointCritic]]:
@@ -201,8 +207,13 @@ class _Run:
             while self.step < settings.steps:
                 if envs is not None:
                     self._play(envs)
-                if self.step >= settings.warmup or envs is None:
+                if len(self.buffer) and (self.step >= settings.warmup or envs is None):
                     rows += self._update()
+                elif self.step >= settings.warmup + PATIENCE:
+                    raise TrainingError(
+                        f"all {self.faults} steps of {self.step + 1} rounds ended in a fault, the last in {self.last_fault!r}: "
+                        "nothing can be learned; check the environment's settings"
+                    )
                 self.step += 1
                 bar.update()
                 last = self.step == settings.steps
@@ -266,8 +277,8 @@ class _Run:
 
     def _remember(self, one: _Playing, action: Array, physical: Array, step: Step) -> None:
         """Add the transition, unless the simulator says that it teaches nothing."""
-        if step.info.get("fault"):
-            self.faults += 1
+        if fault := step.info.get("fault"):
+            self.faults, self.last_fault = self.faults + 1, fault
         else:
             self.buffer.add(Transition(one.observation, action, step.reward, step.observation, step.terminated, one.group))
         one.observation = step.observation
