@@ -1,6 +1,8 @@
 """Properties of the dressing task: cloth, arm, clouds, episodes."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -22,6 +24,10 @@ from robopolicy.sim.dress_world import regions
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
 from robopolicy.sim.holders import GRAVITY, HOLDERS
 from robopolicy.spec import POINTS, STATE
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import check_dress
 
 ID = "robopolicy/Dress-v0"
 
@@ -399,3 +405,15 @@ def run_blind(env, seed, actor):
     for _ in range(60):
         info = env.advance(actor(env))[3]
     return info["upper_ratio"]
+
+
+@pytest.mark.parametrize(("resets", "moments"), [(3, 3), (20, 10)])
+def test_memory_is_looked_at_ten_times_or_after_each_of_fewer_resets(resets, moments):
+    class Still:
+        def reset(self, seed):
+            pass
+
+        def step(self, action):
+            pass
+
+    assert len(check_dress.check_memory(Still(), resets)) == moments

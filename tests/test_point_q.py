@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -31,6 +34,10 @@ from robopolicy.train.distil import Distillation, in_units_of, kl, wasserstein
 from robopolicy.train.learners import ImplicitQ, SoftActorCritic, TwinDelayed
 from robopolicy.train.plan import TrainingError
 from robopolicy.train.replay import ReplayBuffer, Transition, Transitions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import bench_pointq
 
 OBSERVATION = {
     STATE: FeatureSpec((4,), names=("ee_x", "ee_y", "ee_z", "opening")),
@@ -595,3 +602,32 @@ def test_mistakes_in_settings_are_named(tmp_path):
     with pytest.raises(ConfigError, match="rl needs a PointActor"):
         train_run(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# the benchmark
+
+
+def test_seeds_that_disagree_make_intervals_wide():
+    seeds = np.repeat([[0.0], [1.0], [1.0], [1.0]], 50, axis=1)
+    low, high = bench_pointq.interval(seeds, binary=True)
+    assert low < 0.3
+    assert high == 1
+    episodes = np.random.default_rng(0).normal(0.5, 0.1, (1, 400)).repeat(4, 0)  # the same ones under all seeds
+    low, high = bench_pointq.interval(episodes)
+    assert high - low == pytest.approx(4 * 0.1 / np.sqrt(400), rel=0.2)
+
+
+def test_teachers_and_demonstrations_of_other_settings_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_pointq, "collect", lambda *_, **__: None)
+    base = {"garments": ["shirt"], "demonstrations": 4, "bc_updates": 9, "set": [], "teacher_rounds": 5, "episodes": 1}
+
+    def places(**changed):
+        bench = bench_pointq.Bench(Namespace(cells=tmp_path, **{**base, **changed}))
+        return bench.teacher("bent", 0), bench.demonstrated("dress", "bent")
+
+    teacher, data = places()
+    assert places() == (teacher, data)
+    for changed in ({"garments": ["gown"]}, {"demonstrations": 5}):
+        assert not {teacher, data} & set(places(**changed))
+    for changed in ({"bc_updates": 10}, {"set": ["rl.train.batch_size=8"]}):
+        assert places(**changed)[0] != teacher
