@@ -25,6 +25,7 @@ from robopolicy.spec import did_you_mean
 PACKAGE = "robopolicy"
 TARGET = "_target_"
 PARTIAL = "_partial_"
+DEVICES = r"cpu|cuda(:\d+)?"  # names of devices, a regular expression
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class TrainConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         self._require("num_checkpoints", self.num_checkpoints <= self.steps, f"at most steps={self.steps}")
         self._require("precision", self.precision in PRECISIONS, "'auto', 'float32' or 'bfloat16'")
-        self._require("device", re.fullmatch(r"cpu|cuda(:\d+)?", self.device), "'cpu', 'cuda' or 'cuda:N'")
+        self._require("device", re.fullmatch(DEVICES, self.device), "'cpu', 'cuda' or 'cuda:N'")
         self._require("logger", self.logger in ("jsonl", "wandb"), "'jsonl' or 'wandb'")
 
     def _require(self, name: str, fits: Any, what: str) -> None:

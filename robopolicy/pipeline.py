@@ -109,6 +109,8 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     kind = "critic" if settings.get("critic") else "policy"
     train_config = config.read(config.TrainConfig, {**settings["train"], "logger": settings.get("logger", "jsonl")})
     options = settings["data"]
+    if not options.get("path"):
+        raise config.ConfigError("missing 'data.path': give data.path=VALUE")
     memory_gb = options.get("memory_gb", MEMORY_GB)
     if not isinstance(memory_gb, int | float) or not memory_gb >= 0:
         raise config.ConfigError(f"data.memory_gb={memory_gb!r} does not work: give a number of at least 0")

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+import yaml
 
 from robopolicy import checkpoint, config
 from robopolicy.data.collect import dataset_spec, environment, new_environment
@@ -18,12 +19,16 @@ from robopolicy.data.vector import VectorEnv
 from robopolicy.models.point_critic import PointCritic
 from robopolicy.policies.load import ALLOWED, load_policy
 from robopolicy.policies.point_actor import PointActor
-from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, did_you_mean
+from robopolicy.resources import conf_dir
+from robopolicy.spec import ACTION, REWARD, TERMINATED, Array, DatasetSpec, FeatureSpec, did_you_mean
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation
 from robopolicy.train.learners import Learner
-from robopolicy.train.plan import seeded
+from robopolicy.train.plan import seeded, torch_device
 from robopolicy.train.replay import Transition
+
+SCORES = ("upper_ratio", "success", "progress")  # what a run's checkpoints are compared by, the first that it has
+DISTIL = ("teachers", "kind", "weight", "rl_weight")
 
 
 def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
@@ -33,6 +38,7 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
         ValueError: settings that cannot work, before any work starts.
     """
     node = settings["rl"]
+    _check_ignored(settings)
     train = config.read(rl.RLConfig, {**node["train"], "logger": settings.get("logger", "jsonl")}, where="rl.train")
     if not settings.get("critic"):
         raise config.ConfigError("rl needs an actor and a critic: give critic=point_q")
@@ -44,20 +50,44 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
         )
     learner = make_learner(node["learner"], settings["policy"], settings["critic"], spec, world, train.seed, train.device)
     if distil := node.get("distil"):
-        learner.distillation = distillation(distil, list(world.groups), train.device)
+        learner.distillation = distillation(distil, list(world.groups), learner.actor)
     data = transitions(demonstrations, learner.actor) if demonstrations else None
     resolved = {key: value for key, value in settings.items() if key not in ("inputs", "run_dir", "train", "data")}
     return rl.train(learner, world, run_dir, config=resolved, settings=train, data=data)
 
 
+def _check_ignored(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings of conf/train.yaml that were given and say nothing about a run with rl."""
+    defaults = yaml.safe_load((conf_dir() / "train.yaml").read_text())
+    for node, instead in (("train", "rl.train"), ("data", "rl.train.demonstrations")):
+        for key, value in settings.get(node, {}).items():
+            if value != defaults[node].get(key):
+                raise config.ConfigError(f"{node}.{key}={value} says nothing about a run with rl: give {instead}")
+
+
 def make_world(env_id: str, env_kwargs: Mapping[str, Any], groups: Mapping[str, Any]) -> tuple[rl.World, DatasetSpec]:
-    """What to learn in, and the spec of what is observed there."""
+    """What to learn in, and the spec of what is observed there.
+
+    Raises:
+        ConfigError: a group whose options the environment does not take.
+    """
     env = environment(env_id, env_kwargs)
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     make = partial(VectorEnv, partial(new_environment, env_id, dict(env_kwargs)))
-    options = {name: dict(given or {}) for name, given in groups.items()}
+    if not isinstance(groups, Mapping):
+        raise config.ConfigError(f"rl.groups={groups} does not work: give {{name: {{option: value}}}}")
+    options = {str(name): _options(env, f"rl.groups.{name}", given or {}) for name, given in groups.items()}
     return rl.World(make, options, space.low, space.high), dataset_spec(env)
+
+
+def _options(env: gymnasium.Env, where: str, given: Any) -> dict[str, Any]:
+    """Options of reset() that the environment takes."""
+    try:
+        env.reset(seed=0, options=dict(given))
+    except (ValueError, TypeError) as error:
+        raise config.ConfigError(f"{where}={given} does not work: {error}") from error
+    return dict(given)
 
 
 def make_learner(
@@ -72,9 +102,10 @@ def make_learner(
     """The learner that nodes with a `_target_` describe, its normalisers set to the action's bounds.
 
     Raises:
-        ConfigError: a policy or critic that cannot learn by reinforcement.
+        ConfigError: a policy or critic that cannot learn by reinforcement. TrainingError: a device that is not there.
     """
     known = {"observation": spec.observation, "action": spec.action, "control_hz": spec.fps}
+    place = torch_device(device, "rl.train.device")
     with seeded(seed):
         actor = config.build(policy, within=ALLOWED, **known)
         judge = config.build(critic, within="robopolicy.models", **known)
@@ -85,50 +116,90 @@ def make_learner(
             raise config.ConfigError("rl learns single actions: give policy.action_horizon=1 and critic.execute_horizon=1")
         for module in (actor, judge):
             module.fit(rl.bound_statistics(module.observation, world.low, world.high))
-            module.to(torch.device(device))
+            module.to(place)
         return config.build(learner, within="robopolicy.train", actor=actor, critic=judge)
 
 
-def distillation(node: Mapping[str, Any], groups: Sequence[str], device: str = "cpu") -> Distillation:
-    """The teachers {group: run or checkpoint} that a node names, and how their student learns from them.
+def distillation(node: Mapping[str, Any], groups: Sequence[str], actor: PointActor) -> Distillation:
+    """The teachers {group: run or checkpoint} that a node names, and how their student `actor` learns from them.
 
     Raises:
-        ConfigError: a group without a teacher, or a teacher without a group. CheckpointError: no policy there.
+        ConfigError: an unknown key, a group without a teacher, a teacher without a group, or one that sees or does something
+            else than the actor. CheckpointError: no policy there.
     """
-    given = node["teachers"]
+    for key in node:
+        if key not in DISTIL:
+            raise config.ConfigError(f"rl.distil has {key!r}; {did_you_mean(str(key), DISTIL)}")
+    given = {str(name): run for name, run in (node.get("teachers") or {}).items()}
     for name in given:
         if name not in groups:
             raise config.ConfigError(f"rl.distil.teachers has {name!r}; {did_you_mean(name, groups)}")
     for name in groups:
         if name not in given:
             raise config.ConfigError(f"rl.distil.teachers lacks {name!r}: give every group a run")
-    teachers = []
-    for name in groups:
-        found = best_checkpoint(given[name])
-        teacher = load_policy(found)
-        if not isinstance(teacher, PointActor):
-            raise config.ConfigError(f"{found} holds a {type(teacher).__name__}; a teacher is a PointActor")
-        teachers.append(teacher.to(torch.device(device)))
+    teachers = [_teacher(best_checkpoint(given[name]), actor).to(actor.device) for name in groups]
     return Distillation(teachers, **{key: value for key, value in node.items() if key != "teachers"})
 
 
-def best_checkpoint(run: str | Path, score: str = "upper_ratio") -> Path:
-    """The checkpoint of a run with the highest mean `score` over its groups (the later of equals), or `run` if it is one."""
+def _teacher(path: Path, actor: PointActor) -> PointActor:
+    """The teacher at `path`, which sees what `actor` sees and acts as it does."""
+    teacher = load_policy(path)
+    if not isinstance(teacher, PointActor):
+        raise config.ConfigError(f"{path} holds a {type(teacher).__name__}; a teacher is a PointActor")
+    its, wanted = _interface(teacher), _interface(actor)
+    for key in {**its, **wanted}:
+        if its.get(key) != wanted.get(key):
+            given = f"{path} has {key} as {its.get(key)}, its student as {wanted.get(key)}"
+            raise config.ConfigError(f"the teacher {given}: train it with the task and settings of the student")
+    return teacher
+
+
+def _interface(actor: PointActor) -> dict[str, Any]:
+    """All that a teacher and its student have in common."""
+    return {**actor.spec.observation, ACTION: actor.spec.action, "action_horizon": actor.spec.action_horizon}
+
+
+def best_checkpoint(run: str | Path, *scores: str) -> Path:
+    """The checkpoint of a run with the highest mean over its groups (the later of equals), or `run` if it is one.
+
+    scores: names of evaluated scores; the first that the run has counts. None given: SCORES.
+    """
     folders = checkpoint.list_checkpoints(run)
     if not folders:
         return Path(run)
+    found = [checkpoint.describe(folder)[1].get("metrics") or {} for folder in folders]
 
-    def mean(folder: Path) -> float:
-        metrics = checkpoint.describe(folder)[1].get("metrics") or {}
-        found = [value for name, value in metrics.items() if name.endswith(f"/{score}") and value is not None]
-        return float(np.mean(found)) if found else -1.0
+    def means(score: str) -> list[float]:
+        columns = ([x for name, x in one.items() if name.endswith(f"/{score}") and x is not None] for one in found)
+        return [float(np.mean(column)) if column else -np.inf for column in columns]
 
-    return max(folders, key=lambda folder: (mean(folder), folders.index(folder)))
+    candidates = [means(score) for score in scores or SCORES]
+    best = next((values for values in candidates if np.isfinite(values).any()), candidates[0])
+    return folders[max(range(len(folders)), key=lambda index: (best[index], index))]
 
 
 def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
-    """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit."""
+    """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit.
+
+    Raises:
+        DatasetError: no dataset there. ConfigError: one without episodes, or with other observations or actions than the
+            actor's. Both before the first step is asked for.
+    """
     store = EpisodeStore(path)
+    if not len(store):
+        raise config.ConfigError(f"rl.train.demonstrations={path} holds no episodes")
+    wanted = {**actor.observation, ACTION: actor.spec.action, REWARD: FeatureSpec(()), TERMINATED: FeatureSpec(())}
+    for key, feature in wanted.items():
+        if key not in store.spec.features:
+            raise config.ConfigError(f"rl.train.demonstrations={path} lacks {key!r}: give a dataset that has it")
+        its = store.spec.features[key].shape
+        if its != feature.shape:
+            given = f"rl.train.demonstrations={path} has {key!r} of shape {list(its)}"
+            raise config.ConfigError(f"{given}, the task {list(feature.shape)}: collect them with the task's settings")
+    return _steps(store, actor)
+
+
+def _steps(store: EpisodeStore, actor: PointActor) -> Iterator[Transition]:
     keys = tuple(actor.observation)
     for index in range(len(store)):
         arrays = store.read(index, [*keys, ACTION, REWARD, TERMINATED])

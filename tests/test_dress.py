@@ -1,6 +1,8 @@
 """Properties of the dressing task: cloth, arm, clouds, episodes."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -17,11 +19,15 @@ from robopolicy.sim.cloth import MARGIN, ClothWorld
 from robopolicy.sim.dress import CLEARANCE, EXPLODED, DressEnv
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_sensors import BAD_DEPTH, EMPTY_CLOUD, STATE_NAMES
-from robopolicy.sim.dress_view import GARMENT
+from robopolicy.sim.dress_view import GARMENT, DressView
 from robopolicy.sim.dress_world import regions
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
 from robopolicy.sim.holders import GRAVITY, HOLDERS
 from robopolicy.spec import POINTS, STATE
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import check_dress
 
 ID = "robopolicy/Dress-v0"
 
@@ -292,6 +298,16 @@ def test_an_exploding_cloth_ends_the_episode_flagged(closing, monkeypatch):
     assert run(env, 1)[-1][2]["success"]  # and the next one is sound
 
 
+def test_a_cloth_that_explodes_while_it_settles_is_flagged_at_reset(closing, monkeypatch):
+    env = closing()
+    monkeypatch.setattr("robopolicy.sim.garments.Garment.physics_steps", lambda self, seconds: 2)
+    monkeypatch.setattr("robopolicy.sim.cloth.SETTLE_S", 1.0)
+    observation, info = env.reset(seed=0)
+    assert info["fault"] == EXPLODED
+    assert not info["upper_ratio"]
+    assert all(np.isfinite(value).all() for value in observation.values())
+
+
 def test_an_empty_cloud_ends_the_episode_flagged(closing):
     env = closing(nominal={"camera.target": [-2.0, -2.0, 0.5]})  # looks away
     observation, info = env.reset(seed=0)
@@ -303,13 +319,33 @@ def test_an_empty_cloud_ends_the_episode_flagged(closing):
 
 
 def test_depth_that_is_not_finite_ends_the_episode_flagged(closing, monkeypatch):
-    env = closing()
-    env.reset(seed=0)
+    env = closing(region="straight")
+    env.reset(seed=1)
+    expert = DressExpert()
+    assert [env.advance(expert(env))[3]["success"] for _ in range(58)][-1]
     monkeypatch.setattr("robopolicy.sim.dress_sensors.noisy_depth", lambda depth, world, rng: np.full_like(depth, np.nan))
-    observation, _, _, truncated, info = env.step(np.zeros(4))
+    observation, reward, _, truncated, info = env.step(np.zeros(4))
     assert truncated
     assert info["fault"] == BAD_DEPTH
     assert np.isfinite(observation[POINTS]).all()
+    assert (reward, info["success"]) == (0.0, False)  # although it is dressed
+
+
+def test_the_arm_is_seen_through_the_same_depth_sensor_as_the_garment(closing, monkeypatch):
+    env, scaled = closing(), closing(nominal={"sensor.depth_scale": 1.05})
+    clouds = [one.reset(seed=6)[0][POINTS] for one in (env, scaled)]
+    eye = env.world.vector("camera.position")
+    for column in (3, 4):
+        near, far = (np.linalg.norm(cloud[cloud[:, column] == 1, :3] - eye, axis=1).mean() for cloud in clouds)
+        assert far > 1.03 * near
+    render = DressView.render
+
+    def blind(view, camera, vertices, *rest):
+        frame = render(view, camera, vertices, *rest)
+        return frame if vertices is not None else replace(frame, depth=np.full_like(frame.depth, np.nan))
+
+    monkeypatch.setattr(DressView, "render", blind)
+    assert env.reset(seed=6)[1]["fault"] == BAD_DEPTH
 
 
 def test_mistakes_are_named_with_what_would_work(closing):
@@ -369,3 +405,15 @@ def run_blind(env, seed, actor):
     for _ in range(60):
         info = env.advance(actor(env))[3]
     return info["upper_ratio"]
+
+
+@pytest.mark.parametrize(("resets", "moments"), [(3, 3), (20, 10)])
+def test_memory_is_looked_at_ten_times_or_after_each_of_fewer_resets(resets, moments):
+    class Still:
+        def reset(self, seed):
+            pass
+
+        def step(self, action):
+            pass
+
+    assert len(check_dress.check_memory(Still(), resets)) == moments

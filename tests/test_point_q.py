@@ -1,7 +1,11 @@
 """Properties of dense point-cloud actors and critics, how they learn, and the loop that teaches them."""
 
 import json
+import shutil
+import sys
+from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -12,6 +16,7 @@ from robopolicy import checkpoint
 from robopolicy.batch import fake_batch
 from robopolicy.config import ConfigError, compose, to_plain
 from robopolicy.data.collect import collect, new_environment
+from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.data.vector import Start, VectorEnv
 from robopolicy.models.cloud_encoder import CloudEncoder
 from robopolicy.models.cloud_noise import CloudNoise, dilated, dropped, eroded
@@ -23,12 +28,16 @@ from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.point_actor import PointActor, squashed_log_prob
 from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.reinforce import best_checkpoint
-from robopolicy.spec import ACTION, POINTS, STATE, Critic, FeatureSpec, Policy, SpecError
+from robopolicy.spec import ACTION, POINTS, REWARD, STATE, TERMINATED, Critic, DatasetSpec, FeatureSpec, Policy, SpecError
 from robopolicy.train import rl
-from robopolicy.train.distil import Distillation, kl, wasserstein
+from robopolicy.train.distil import Distillation, in_units_of, kl, wasserstein
 from robopolicy.train.learners import ImplicitQ, SoftActorCritic, TwinDelayed
 from robopolicy.train.plan import TrainingError
 from robopolicy.train.replay import ReplayBuffer, Transition, Transitions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import bench_pointq
 
 OBSERVATION = {
     STATE: FeatureSpec((4,), names=("ee_x", "ee_y", "ee_z", "opening")),
@@ -39,6 +48,18 @@ LOW, HIGH = np.array([-0.02, -0.1]), np.array([0.02, 0.1])
 SMALL = {
     "balls": {"widths": (16, 16)},
     "pointnet2": {"widths": ((8, 8), (8, 16), (16, 16)), "back": ((16,), (16,), (16,)), "out": (16,)},
+}
+NODES = {
+    "policy": {
+        "_target_": "robopolicy.policies.point_actor.PointActor",
+        "encoder": {
+            "_target_": "robopolicy.models.cloud_encoder.CloudEncoder",
+            "_partial_": True,
+            "options": {"widths": [16, 16]},
+        },
+        "hidden": [32],
+    },
+    "critic": {"_target_": "robopolicy.models.point_critic.PointCritic", "options": {"widths": [16, 16]}, "hidden": [32]},
 }
 nets = pytest.mark.parametrize("net", SMALL)
 
@@ -183,20 +204,8 @@ def test_the_actor_is_a_policy_and_the_critic_a_critic(tmp_path):
     scores = judge.score(context, samples)
     assert scores.shape == (2, 3, 5)
     assert np.allclose(judge.score(context, samples[:, 3:4])[..., 0], scores[..., 3], atol=1e-5)
-    nodes = {
-        "policy": {
-            "_target_": "robopolicy.policies.point_actor.PointActor",
-            "encoder": {
-                "_target_": "robopolicy.models.cloud_encoder.CloudEncoder",
-                "_partial_": True,
-                "options": {"widths": [16, 16]},
-            },
-            "hidden": [32],
-        },
-        "critic": {"_target_": "robopolicy.models.point_critic.PointCritic", "options": {"widths": [16, 16]}, "hidden": [32]},
-    }
     for kind, module in (("policy", policy), ("critic", judge)):
-        checkpoint.save(tmp_path / kind, module.state_dict(), nodes, {"kind": kind, "spec": module.spec.to_dict()})
+        checkpoint.save(tmp_path / kind, module.state_dict(), NODES, {"kind": kind, "spec": module.spec.to_dict()})
     assert np.array_equal(load_policy(tmp_path / "policy").sample(observation, 5, seed=1), samples)
     assert np.array_equal(load_critic(tmp_path / "critic").score(context, samples), scores)
     with pytest.raises(checkpoint.CheckpointError, match="not a critic"):
@@ -272,6 +281,13 @@ def test_every_learner_finds_the_better_action(kind):
     assert error() < 0.6 * before
 
 
+def test_a_single_transition_is_a_batch_too():
+    learner = ImplicitQ(actor(), critic())
+    transitions, _ = toy_transitions(1, np.random.default_rng(0), np.zeros((1, 2), np.float32))
+    metrics = learner.update(transitions, 0, 0, torch.Generator().manual_seed(0))
+    assert all(np.isfinite(float(value)) for value in metrics.values())
+
+
 def test_what_ends_is_worth_no_more_and_what_is_cut_off_is(generator):
     learner = SoftActorCritic(actor(), critic(), gamma=0.9)
     with torch.no_grad():
@@ -308,6 +324,20 @@ def test_a_student_of_spoilt_clouds_comes_to_act_like_its_teacher(kind, generato
     assert gaps[1] < 0.15 < gaps[0]
     with pytest.raises(ValueError, match="did you mean 'kl'"):
         Distillation(teachers, "kll")
+
+
+def test_a_teacher_of_other_units_teaches_the_same_motion(generator):
+    teacher, student = actor(), actor()
+    teacher.fit(rl.bound_statistics(teacher.observation, LOW / 4, HIGH / 2))
+    now = tensors(clouds(8))
+    mean, std = (value.detach() for value in in_units_of(student, teacher, now))
+    physical = [
+        one.normalizer.denormalize(ACTION, torch.tanh(value.detach()))
+        for one, value in ((teacher, teacher.distribution(now)[0]), (student, mean))
+    ]
+    assert torch.allclose(*physical, atol=1e-5)
+    assert torch.allclose(std, 0.375 * teacher.distribution(now)[1])
+    assert torch.allclose(in_units_of(student, student, now)[0], student.distribution(now)[0], atol=1e-4)
 
 
 # the buffer and the loop
@@ -357,6 +387,19 @@ class Reaching(gymnasium.Env):
         return self._see(), -gap, False, self.time == 8 or bad, {"gap": gap, "fault": "lost" if bad else ""}
 
 
+class Broken(Reaching):
+    """Its first steps end in a fault."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def step(self, action):
+        *found, over, info = super().step(action)
+        self.left -= 1
+        return (*found, over, info) if self.left < 0 else (*found, True, {**info, "fault": "torn"})
+
+
 GROUPS = {"here": {}, "there": {"shift": 0.03}}
 
 
@@ -364,7 +407,7 @@ class KilledError(Exception):
     """The plug is pulled."""
 
 
-def loop(run_dir, resume=False, stop=None, **settings):
+def loop(run_dir, resume=False, stop=None, env=Reaching, **settings):
     torch.manual_seed(5)
     learner = SoftActorCritic(actor(noise={}), critic())
     if stop is not None:
@@ -376,7 +419,7 @@ def loop(run_dir, resume=False, stop=None, **settings):
             return update(transitions, group, step, generator)
 
         learner.update = dying
-    world = rl.World(partial(VectorEnv, Reaching), GROUPS, LOW, HIGH)
+    world = rl.World(partial(VectorEnv, env), GROUPS, LOW, HIGH)
     options = {
         "steps": 40,
         "warmup": 6,
@@ -407,8 +450,22 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
             assert torch.equal(value, other.tensors()[name]), name
         assert [p.name for p in pieces] == [p.name for p in whole] == ["step_000020", "step_000040"]
     assert not (tmp_path / "whole" / "resume").exists()
-    with pytest.raises(TrainingError, match="already holds a run"):
+    with pytest.raises(TrainingError, match=r"already holds a run: continue it with rl\.train\.resume=true"):
         loop(tmp_path / "whole")
+
+
+def test_a_finished_run_that_resumes_is_left_as_it_is(tmp_path):
+    found, learner = loop(tmp_path / "run", steps=12)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again, other = loop(tmp_path / "run", resume=True, stop=0, steps=12)
+    assert again == found
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    for name in ("actor", "critic"):
+        for key, value in learner.modules[name].state_dict().items():
+            assert torch.equal(value, other.modules[name].state_dict()[key]), (name, key)
+    shutil.rmtree(tmp_path / "run" / "critic")
+    with pytest.raises(KilledError):
+        loop(tmp_path / "run", resume=True, stop=12, steps=12)
 
 
 def test_faults_are_not_learned_from_and_scores_are_of_every_group(tmp_path):
@@ -419,6 +476,15 @@ def test_faults_are_not_learned_from_and_scores_are_of_every_group(tmp_path):
     judged = next(row for row in rows(tmp_path / "run") if row["phase"] == "evaluation")
     assert {"here/gap", "there/gap"} <= set(judged)
     assert best_checkpoint(tmp_path / "run", "gap").parent == tmp_path / "run" / "checkpoints"
+
+
+def test_a_run_waits_for_sound_steps_but_not_for_ever(tmp_path):
+    loop(tmp_path / "late", env=partial(Broken, 12), steps=20, evaluate_episodes=0)
+    last = rows(tmp_path / "late")[-1]
+    assert last["faults"] >= 24
+    assert np.isfinite(last["critic_loss"])
+    with pytest.raises(TrainingError, match="all 214 steps of 107 rounds ended in a fault, the last in 'torn'"):
+        loop(tmp_path / "never", env=partial(Broken, 10**6), steps=200, evaluate_episodes=0)
 
 
 def test_processes_change_nothing():
@@ -435,9 +501,18 @@ def test_processes_change_nothing():
         assert (a.reward, a.info) == (b.reward, b.info)
 
 
-def small(tmp_path, *overrides):
+def test_the_best_checkpoint_is_by_the_first_score_that_a_run_has(tmp_path):
+    for run, scores in {"dress": ("upper_ratio", "success"), "lift": ("success", "progress")}.items():
+        for step, values in ((1, (0.5, 0.2)), (2, (0.4, 0.9))):
+            metrics = {f"all/{name}": value for name, value in zip(scores, values, strict=True)}
+            checkpoint.save(checkpoint.step_folder(tmp_path / run, step), actor().state_dict(), NODES, {"metrics": metrics})
+        assert best_checkpoint(tmp_path / run).name == "step_000001"
+    assert best_checkpoint(tmp_path / "lift", "progress").name == "step_000002"
+
+
+def small(tmp_path, *overrides, experiment="dress"):
     given = [
-        "experiment=dress",
+        f"experiment={experiment}",
         "rl.train.steps=4",
         "rl.train.warmup=2",
         "rl.train.batch_size=4",
@@ -460,6 +535,12 @@ def test_experiment_dress_trains_an_actor_and_a_critic_that_load(tmp_path):
     assert {"all/upper_ratio", "all/whole_ratio", "all/success"} <= set(metrics)
 
 
+def test_the_rigid_task_trains_too(tmp_path):
+    found = train_run(small(tmp_path, "rl.train.num_envs=1", experiment="lift_rl"), tmp_path / "run")
+    assert "all/success" in checkpoint.describe(found[-1])[1]["metrics"]
+    assert load_policy(found[-1]).spec.action_dim == 7
+
+
 def test_iql_learns_from_demonstrations_alone(tmp_path):
     data = collect(
         tmp_path / "data",
@@ -479,15 +560,39 @@ def test_iql_learns_from_demonstrations_alone(tmp_path):
     assert row["weight"] > 0
 
 
+def dataset(path, state, points=None):
+    """A dataset of one episode of two steps."""
+    shapes = {STATE: state, ACTION: (4,), REWARD: (), TERMINATED: ()} | ({POINTS: points} if points else {})
+    features = {key: FeatureSpec(shape, "bool" if key == TERMINATED else "float32") for key, shape in shapes.items()}
+    writer = EpisodeWriter(path, DatasetSpec(features, fps=20.0))
+    writer.add({key: np.zeros((2, *feature.shape), feature.dtype) for key, feature in features.items()})
+    return path
+
+
 def test_mistakes_in_settings_are_named(tmp_path):
+    teacher, other = actor(), tmp_path / "other"
+    checkpoint.save(other, teacher.state_dict(), NODES, {"kind": "policy", "spec": teacher.spec.to_dict()})
     for overrides, message in (
         (["rl=iql"], "give rl.train.demonstrations"),
         (["rl.train.updates=0"], "rl.train.updates=0"),
+        (["rl.train.device=gpu"], "rl.train.device='gpu'"),
+        (["rl.train.device=cuda:99"], "use rl.train.device=cpu"),
+        (["train.steps=77"], "train.steps=77 says nothing .* give rl.train"),
+        (["data.path=x"], "give rl.train.demonstrations"),
         (["critic.attach=point"], "did you mean 'points'"),
         (["policy.action_horizon=4"], "give policy.action_horizon=1"),
         (["rl.distil={teachers: {al: x}}"], "did you mean 'all'"),
         (["rl.distil={teachers: {}}"], "lacks 'all'"),
+        (["rl.distil={teacher: {}}"], "did you mean 'teachers'"),
+        ([f"rl.distil={{teachers: {{all: '{other}'}}}}"], r"observation.state .*shape=\(4,\).*its student .*shape=\(9,\)"),
         (["rl.groups={a: {}, b: {}}", "rl.train.demonstrations=x"], "give one group"),
+        (["rl.groups={a: {region: foldet}}"], "rl.groups.a=.*did you mean 'folded'"),
+        (["rl.groups={a: {region: 5}}"], "rl.groups.a=.*region='5'"),
+        (["rl.groups={a: 3}"], "rl.groups.a=3"),
+        (["rl.groups=[a]"], "rl.groups=.*give {name"),
+        (["rl.train.demonstrations=nowhere"], "no dataset at nowhere"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'blind', (9,))}"], "blind lacks 'observation.points'"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'few', (9,), (64, 5))}"], r"few has .*\[64, 5\], the task \[96, 5\]"),
     ):
         with pytest.raises((ValueError, ConfigError), match=message):
             train_run(small(tmp_path, *overrides), tmp_path / "run")
@@ -497,3 +602,32 @@ def test_mistakes_in_settings_are_named(tmp_path):
     with pytest.raises(ConfigError, match="rl needs a PointActor"):
         train_run(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# the benchmark
+
+
+def test_seeds_that_disagree_make_intervals_wide():
+    seeds = np.repeat([[0.0], [1.0], [1.0], [1.0]], 50, axis=1)
+    low, high = bench_pointq.interval(seeds, binary=True)
+    assert low < 0.3
+    assert high == 1
+    episodes = np.random.default_rng(0).normal(0.5, 0.1, (1, 400)).repeat(4, 0)  # the same ones under all seeds
+    low, high = bench_pointq.interval(episodes)
+    assert high - low == pytest.approx(4 * 0.1 / np.sqrt(400), rel=0.2)
+
+
+def test_teachers_and_demonstrations_of_other_settings_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_pointq, "collect", lambda *_, **__: None)
+    base = {"garments": ["shirt"], "demonstrations": 4, "bc_updates": 9, "set": [], "teacher_rounds": 5, "episodes": 1}
+
+    def places(**changed):
+        bench = bench_pointq.Bench(Namespace(cells=tmp_path, **{**base, **changed}))
+        return bench.teacher("bent", 0), bench.demonstrated("dress", "bent")
+
+    teacher, data = places()
+    assert places() == (teacher, data)
+    for changed in ({"garments": ["gown"]}, {"demonstrations": 5}):
+        assert not {teacher, data} & set(places(**changed))
+    for changed in ({"bc_updates": 10}, {"set": ["rl.train.batch_size=8"]}):
+        assert places(**changed)[0] != teacher

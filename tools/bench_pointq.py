@@ -5,8 +5,12 @@
 
 A cell is one arm under one seed, kept as a file in --cells: the same command goes on where it stopped, and several processes
 with different --arms may share the folder. Arms of one comparison differ in one setting and have the same budget. Learned
-arms take the checkpoint that did best on development episodes, and are scored on others. Intervals are 95 %, over
-episodes of all seeds (normal; Wilson for success). Ratios are final ones, not the best of an episode.
+arms take the checkpoint that did best on development episodes, and are scored on others. Ratios are final ones, not the
+best of an episode.
+
+Intervals are 95 %. All seeds play the same episodes, so with several seeds both are drawn again (two-way bootstrap; with
+three or fewer it is rather too narrow). With one seed they are over its episodes (normal; Wilson for success) and say nothing
+about other seeds.
 """
 
 from __future__ import annotations
@@ -72,15 +76,9 @@ class Bench:
     def cell(self, arm: str, seed: int) -> dict[str, Any]:
         """The scores of an arm under a seed, from its file or by doing the work."""
         a = self.args
-        settings = {"arm": arm, "seed": seed, "region": a.region, "garments": a.garments, "rounds": a.rounds}
-        settings |= {
-            "episodes": a.episodes,
-            "demonstrations": a.demonstrations,
-            "updates": a.bc_updates,
-            "teachers": a.teacher_rounds,
-        }
-        settings |= {"set": a.set, "judge": a.judge}
-        name = f"{arm}_{seed}_{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+        settings = {"arm": arm, "seed": seed, "region": a.region, "rounds": a.rounds, "episodes": a.episodes, "judge": a.judge}
+        settings |= {"teachers": a.teacher_rounds, **self.training()}
+        name = f"{arm}_{seed}_{hashed(settings)}"
         file = self.cells / f"{name}.json"
         if file.is_file():
             return json.loads(file.read_text())
@@ -90,6 +88,11 @@ class Bench:
         write_json(file, result)
         print(f"{name}: upper {_floats(found['upper_ratio']).mean():.2f}, success {np.mean(found['success']):.2f}", flush=True)
         return result
+
+    def training(self) -> dict[str, Any]:
+        """What all that is trained depends on, besides its own arguments."""
+        a = self.args
+        return {"garments": a.garments, "demonstrations": a.demonstrations, "updates": a.bc_updates, "set": a.set}
 
     def work(self, arm: str, seed: int, run: Path) -> dict[str, Any]:
         """Train where there is something to train, and play the judging episodes."""
@@ -129,12 +132,13 @@ class Bench:
 
     def demonstrated(self, task: str, region: str | None = None) -> Path:
         """A dataset of the scripted expert, pushed about."""
-        path = self.cells / f"demonstrations_{task}_{region or ''}_{self.args.demonstrations}"
         kwargs: dict[str, Any] = {"observation": ["state", "points"], "nominal": {"robot.disturbance": PUSHES[task]}}
         if region:
             kwargs |= {"region": region, "garments": list(self.args.garments)}
         env_id = {"dress": "robopolicy/Dress-v0", "lift": "robopolicy/Lift-v0"}[task]
-        collect(path, env_id, kwargs, {"expert": self.args.demonstrations}, seed=0, num_workers=0)
+        episodes = {"expert": self.args.demonstrations}
+        path = self.cells / f"demonstrations_{task}_{hashed({'env': kwargs, 'episodes': episodes})}"
+        collect(path, env_id, kwargs, episodes, seed=0, num_workers=0)
         return path
 
     def imitate(self, run: Path, seed: int, policy: str, region: str) -> Path:
@@ -164,7 +168,7 @@ class Bench:
         if arm != "alone":
             teachers = {}
             for name in BENDS:
-                folder = run.parent / f"teacher_{name}_{seed}_{a.teacher_rounds}"
+                folder = self.teacher(name, seed)
                 cloned = not a.teacher_rounds
                 teachers[name] = (
                     self.imitate(folder, seed, "bc", name)
@@ -179,21 +183,25 @@ class Bench:
         parts = {name: self.scored(found, name) for name in BENDS}
         return {metric: [x for part in parts.values() for x in part[metric]] for metric in METRICS} | {"by_region": parts}
 
+    def teacher(self, region: str, seed: int) -> Path:
+        """The folder of a teacher."""
+        rounds, judged = self.args.teacher_rounds, min(6, self.args.episodes)
+        return self.cells / f"teacher_{region}_{seed}_{hashed({'rounds': rounds, 'judged': judged, **self.training()})}"
+
     def rigid(self, run: Path, seed: int, how: str) -> dict[str, Any]:
         """Lift from point clouds with the same nets, from demonstrations."""
-        data, extras = self.demonstrated("lift"), "[gripper_opening,ee_z,ee_r0,ee_r1,ee_r2,ee_r3,ee_r4,ee_r5]"
+        data = self.demonstrated("lift")
         if how == "bc":
+            extras = "[gripper_opening,ee_z,ee_r0,ee_r1,ee_r2,ee_r3,ee_r4,ee_r5]"
             net = ["policy=point_actor", f"policy.encoder.extras={extras}", "policy.encoder.unit=0.1"]
             chunks = ["policy.action_horizon=8", "policy.execute_horizon=4"]
             if not (run / "checkpoints").is_dir():
                 train_run(self.supervised(data, seed, [*net, *chunks]), run)
         else:
-            given = ["experiment=dress", "rl=iql", "task=lift", f"policy.encoder.extras={extras}", f"critic.extras={extras}"]
-            given += ["policy.encoder.unit=0.1", "critic.unit=0.1", f"rl.train.demonstrations={data}", f"rl.train.seed={seed}"]
+            given = ["experiment=lift_rl", "rl=iql", f"rl.train.demonstrations={data}", f"rl.train.seed={seed}"]
             given += [f"rl.train.steps={self.args.bc_updates}", f"rl.train.evaluate_every={self.args.bc_updates}"]
-            settings = to_plain(compose("train", [*given, "rl.train.evaluate_episodes=0", "rl.train.resume=true"]))
-            settings["task"]["env"] = {"observation": ["state", "points"]}
-            train_run(settings, run)
+            given += ["rl.train.evaluate_episodes=0", "rl.train.resume=true", "rl.train.progress=false"]
+            train_run(to_plain(compose("train", given)), run)
         kwargs = {"observation": ["state", "points"]}
         return self.played(load_policy(best_checkpoint(run)), "robopolicy/Lift-v0", kwargs, {})
 
@@ -231,6 +239,11 @@ class Bench:
         return _columns(found)
 
 
+def hashed(settings: Mapping[str, Any]) -> str:
+    """What tells folders of different settings apart."""
+    return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _one(executor: ChunkExecutor, observation: Any) -> Any:
     return executor.act({key: value[0, 0] for key, value in observation.items()})[None]
 
@@ -246,19 +259,26 @@ def _floats(values: list[float | None]) -> np.ndarray:
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the episodes of all seeds, with intervals."""
-    upper, whole, success = (np.concatenate([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
-    half = 1.96 * upper.std(ddof=1) / np.sqrt(len(upper)) if len(upper) > 1 else np.nan
-    low, high = wilson(float(success.sum()), len(success))
+    upper, whole, success = (np.stack([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
     return {
         **{"upper": upper.mean(), "whole": whole.mean(), "success": success.mean()},
-        **{"ci": [upper.mean() - half, upper.mean() + half], "success_ci": [float(low), float(high)]},
-        **{
-            "seeds": len(cells),
-            "episodes": len(upper),
-            "upper_by_seed": [float(_floats(cell["upper_ratio"]).mean()) for cell in cells],
-        },
+        **{"ci": interval(upper), "success_ci": interval(success, binary=True)},
+        **{"seeds": len(cells), "episodes": upper.size, "upper_by_seed": upper.mean(1).tolist()},
         **{"cpu_s": float(np.mean([cell["cpu_s"] for cell in cells]))},
     }
+
+
+def interval(values: np.ndarray, binary: bool = False, draws: int = 4000) -> list[float]:
+    """95 % interval [low, high] of the mean of `values` [seeds, episodes], see the module."""
+    seeds, episodes = values.shape
+    if seeds > 1:
+        rng = np.random.default_rng(0)
+        rows, columns = rng.integers(seeds, size=(draws, seeds, 1)), rng.integers(episodes, size=(draws, 1, episodes))
+        return np.quantile(values[rows, columns].mean((1, 2)), (0.025, 0.975)).tolist()
+    if binary:
+        return [float(end) for end in wilson(float(values.sum()), episodes)]
+    half = 1.96 * values.std(ddof=1) / np.sqrt(episodes) if episodes > 1 else np.nan
+    return [float(values.mean() - half), float(values.mean() + half)]
 
 
 def throughput(seed: int, steps: int) -> dict[str, float]:

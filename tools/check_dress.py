@@ -54,13 +54,13 @@ def main() -> None:
 
 
 def check_memory(env: Any, resets: int) -> list[float]:
-    """Resident set (MiB) at ten moments of many resets."""
+    """Resident set (MiB) at ten moments of the resets, after each of fewer than ten."""
     sizes = []
     for i in range(resets):
         env.reset(seed=i)
         for _ in range(6):
             env.step(np.array([0.02, 0.0, 0.0, 0.0]))
-        if (i + 1) % (resets // 10) == 0:
+        if (i + 1) % max(resets // 10, 1) == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             sizes.append(round(pages * 4096 / 2**20, 1))
     return sizes

@@ -213,8 +213,7 @@ class DressEnv(gymnasium.Env):
         self._pushes = stream(seed, "disturbance")
         self._moves: list[tuple[np.ndarray, np.ndarray]] = []
         self._disturbance, self._peak_force, self._exploded = np.zeros(3), 0.0, False
-        self._vertices = self.cloth.vertices()
-        self._at = self._crossing()
+        self._follow()
         self.sensors.start(self.world, seed, self.arm, lambda camera, rgb: self._view.render(camera, None, rgb))
 
     @property
@@ -226,7 +225,9 @@ class DressEnv(gymnasium.Env):
         """advance(), then observe()."""
         reward, _, _, info = self.advance(action)
         observation = self.observe()
-        return observation, reward, False, bool(self.fault), {**info, "fault": self.fault}
+        if self.fault:  # perhaps only found by looking
+            reward, info = 0.0, {**info, "success": False, "fault": self.fault}
+        return observation, reward, False, bool(self.fault), info
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
         """step() without the observation, for steps at which nobody looks."""
@@ -248,10 +249,7 @@ class DressEnv(gymnasium.Env):
     def _move(self, translation: np.ndarray, turn: np.ndarray) -> None:
         self._moves.append((translation, turn))
         self.cloth.move(translation, turn)
-        self._vertices = self.cloth.vertices()
-        if self.cloth.exploded(self._vertices):
-            self._exploded = True
-        self._at = -1.0 if self._exploded else self._crossing()
+        self._follow()
         self._peak_force = max(self._peak_force, self._force())
 
     def _push(self) -> np.ndarray:
@@ -262,8 +260,11 @@ class DressEnv(gymnasium.Env):
         self._disturbance = PUSH_DECAY * self._disturbance + started * push
         return self._disturbance
 
-    def _crossing(self) -> float:
-        return crossing(self.cloth.rim(self._vertices), self.arm.reach)
+    def _follow(self) -> None:
+        """Where the cloth is now, and how far it is pulled on."""
+        self._vertices = self.cloth.vertices()
+        self._exploded = self._exploded or self.cloth.exploded(self._vertices)
+        self._at = -1.0 if self._exploded else crossing(self.cloth.rim(self._vertices), self.arm.reach)
 
     def _force(self) -> float:
         force = float(np.linalg.norm(self.cloth.force))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class DressSensors:
         self._world, self._arm, self.fault = drawn, arm, ""
         self._rngs = {name: stream(seed, f"sensor.{name}") for name in ("depth", "images")}
         self._front = world.camera("front", drawn, np.eye(4), self.image_size)
-        self._arm_cloud = self._cloud(look_bare(self._front, False), ARM)
+        self._arm_cloud = self._cloud(self._measured(look_bare(self._front, False)), ARM)
 
     def observe(self, now: Moment) -> dict[str, np.ndarray]:
         """The observation; draws fresh noise."""
@@ -84,10 +84,14 @@ class DressSensors:
         coloured = f"images.{name}" in self.selected
         frame = now.look(camera, coloured)
         rgb = noisy_image(frame.rgb, self._world, self._rngs["images"]) if coloured else frame.rgb
+        return replace(self._measured(frame), rgb=rgb)
+
+    def _measured(self, frame: Frame) -> Frame:
+        """A frame with the depth sensor's noise; without any depth where that is not finite."""
         depth = noisy_depth(frame.depth, self._world, self._rngs["depth"])
         if not np.isfinite(depth).all():
             self.fault, depth = BAD_DEPTH, np.zeros_like(depth)
-        return Frame(rgb, depth, frame.segmentation)
+        return replace(frame, depth=depth)
 
     def _cloud(self, frame: Frame, label: int) -> np.ndarray:
         points = clouds.segment_points(frame.depth, frame.segmentation, self._front, label)

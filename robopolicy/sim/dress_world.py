@@ -69,7 +69,7 @@ def region_ranges(region: str) -> tuple[tuple[float, float], tuple[float, float]
     Raises:
         ValueError: no such region; the message names those that exist.
     """
-    bends, elevations = dict(BENDS), dict(ELEVATIONS)
+    region, bends, elevations = str(region), dict(BENDS), dict(ELEVATIONS)
     for part in [] if region == ALL else region.split("-"):
         if part in BENDS and bends == BENDS:
             bends = {part: BENDS[part]}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from robopolicy.batch import Batch
 from robopolicy.models.trainable import Metrics
-from robopolicy.policies.point_actor import PointActor, imitation
-from robopolicy.spec import did_you_mean
+from robopolicy.policies.point_actor import PointActor, imitation, unsquashed
+from robopolicy.spec import ACTION, did_you_mean
 
 LOSSES = ("wasserstein", "kl", "imitation")
 
@@ -37,10 +37,21 @@ class Distillation:
     def loss(self, student: PointActor, batch: Batch, group: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Weighted distance from the teacher of `group`: it sees the batch as it is, the student as its encoder spoils it."""
         with torch.no_grad():
-            mean_t, std_t = self.teachers[group].distribution(batch)
+            mean_t, std_t = in_units_of(student, self.teachers[group], batch)
         mean_s, std_s = student.distribution(batch, generator)
         distance = DISTANCES[self.kind](mean_s, std_s, mean_t, std_t).sum((1, 2)).mean()
         return self.weight * distance, {"teacher_distance": distance.detach()}
+
+
+def in_units_of(student: PointActor, teacher: PointActor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The teacher's mean and standard deviation [B, H, A] before squashing, for the normalised actions of the student.
+
+    The mean is the same action in physical units, kept inside the student's range. The spread is scaled as actions are.
+    """
+    mean, std = teacher.distribution(batch)
+    action = teacher.normalizer.denormalize(ACTION, torch.tanh(mean))
+    ratio = torch.as_tensor(teacher.normalizer.scale(ACTION) / student.normalizer.scale(ACTION), device=std.device)  # type: ignore[operator]
+    return unsquashed(student.normalizer.normalize(ACTION, action)), std * ratio
 
 
 def wasserstein(mean_s: Tensor, std_s: Tensor, mean_t: Tensor, std_t: Tensor) -> Tensor:

@@ -290,7 +290,7 @@ class ImplicitQ(Learner):
         with torch.no_grad():
             value = self.minimum(self.target, transitions.now, transitions.action, generator)
             advantage = value - self.state_value(self.critic, transitions.now, generator).mean(0)
-            relative = (advantage - advantage.mean()) / advantage.std().clamp(min=1e-6)
+            relative = (advantage - advantage.mean()) / advantage.std(correction=0).clamp(min=1e-6)
             weight = (self.inverse_temperature * relative).exp().clamp(max=self.most)
         mean, std = self.actor.distribution(transitions.now, generator)
         losses = imitation(mean, std, transitions.action).mean((1, 2))

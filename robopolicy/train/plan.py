@@ -76,12 +76,12 @@ def step_seeds(seed: int, step: int, number: int = 0) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def torch_device(name: str) -> torch.device:
-    """The device called `name`. Raises TrainingError when this machine lacks it."""
+def torch_device(name: str, setting: str = "train.device") -> torch.device:
+    """The device called `name`, the value of `setting`. Raises TrainingError when this machine lacks it."""
     device = torch.device(name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise TrainingError(f"train.device={name!r}: torch sees {count} GPUs; use train.device=cpu")
+        raise TrainingError(f"{setting}={name!r}: torch sees {count} GPUs; use {setting}=cpu")
     return device
 
 

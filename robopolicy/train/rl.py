@@ -8,6 +8,7 @@ which are replayed.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,21 +22,24 @@ from tqdm import tqdm
 
 from robopolicy import checkpoint
 from robopolicy.batch import to_torch
-from robopolicy.config import ConfigError
+from robopolicy.config import DEVICES, ConfigError
 from robopolicy.data.transforms import Statistics, is_normalized, vector_statistics
 from robopolicy.data.vector import Start, Step, VectorEnv, episodes, stacked
 from robopolicy.files import plain
+from robopolicy.models.point_critic import PointCritic
 from robopolicy.policies.point_actor import PointActor
 from robopolicy.spec import ACTION, Array, Features, Observation
 from robopolicy.train import plan
 from robopolicy.train.learners import Learner
 from robopolicy.train.logging import MetricsLog, means, open_log
+from robopolicy.train.plan import TrainingError
 from robopolicy.train.replay import ReplayBuffer, Transition
 from robopolicy.train.run_folder import drop_state, open_run, replace_state, resumable
 
 logger = logging.getLogger(__name__)
 
 Act = Callable[[Observation], Array]  # a batch of observations {key: [B, 1, ...]} to actions [B, A] in physical units
+PATIENCE = 100  # rounds after the warm-up in which there may be nothing but faults
 _ACT, _UPDATE, _EPISODE, _EVALUATE = 1, 2, 3, 4  # streams of randomness
 
 
@@ -78,6 +82,8 @@ class RLConfig:
         for name in ("num_envs", "warmup", "num_workers", "evaluate_episodes", "seed", "save_every_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"rl.train.{name}={getattr(self, name)} does not work: give a number of at least 0")
+        if not re.fullmatch(DEVICES, self.device):
+            raise ConfigError(f"rl.train.device={self.device!r} does not work: give 'cpu', 'cuda' or 'cuda:N'")
         if not self.num_envs and not self.demonstrations:
             raise ConfigError("rl.train.num_envs=0 learns from data alone: give rl.train.demonstrations=DATASET")
 
@@ -116,6 +122,8 @@ def train(
 ) -> list[Path]:
     """Train the learner's actor and critic; the actor's checkpoints by ascending step. The critic's are in <run>/critic.
 
+    A finished run that resumes is left as it is.
+
     Args:
         learner: trained in place, on the device of `settings`; its action normaliser is set (see bound_statistics).
         world: None when num_envs is 0 and nothing is to be evaluated.
@@ -123,17 +131,20 @@ def train(
         data: transitions that are in the buffer from the start; read only when the run does not resume.
 
     Raises:
-        TrainingError: a folder that holds another run. ValueError: a loss that is not finite.
+        TrainingError: a folder that holds another run, an environment of nothing but faults. ValueError: a loss that is not
+            finite.
     """
     run = _Run(learner, world, Path(run_dir), config, settings)
-    open_run(run.run_dir, plain(config, where="config"), settings.resume)
-    with (
-        plan.torch_threads(settings.num_threads),
-        world.make(settings.num_envs, settings.num_workers) if world and settings.num_envs else nullcontext() as envs,
-        _evaluating(world, settings) as judges,
-    ):
-        run.run(envs, judges, data)
+    open_run(run.run_dir, plain(config, where="config"), settings.resume, "rl.train.resume")
+    if not run.finished:
+        with (
+            plan.torch_threads(settings.num_threads),
+            world.make(settings.num_envs, settings.num_workers) if world and settings.num_envs else nullcontext() as envs,
+            _evaluating(world, settings) as judges,
+        ):
+            run.run(envs, judges, data)
     drop_state(run.run_dir)
+    run.load_last()
     return checkpoint.list_checkpoints(run.run_dir)
 
 
@@ -154,7 +165,27 @@ class _Run:
         self.step, self.seconds, self.started = 0, 0.0, time.monotonic()
         self.playing: list[_Playing] = []
         self.finals: list[dict[str, float]] = []
-        self.faults = 0
+        self.faults, self.last_fault = 0, ""
+
+    @property
+    def modules(self) -> dict[str, tuple[Path, PointActor | PointCritic]]:
+        """{kind: (folder of its checkpoints, what they hold)}."""
+        return {"policy": (self.run_dir, self.learner.actor), "critic": (self.run_dir / "critic", self.learner.critic)}
+
+    @property
+    def finished(self) -> bool:
+        """Whether both checkpoints of the last round are there."""
+        last = self.settings.steps
+        return all(
+            checkpoint.step_folder(folder, last) in checkpoint.list_checkpoints(folder) for folder, _ in self.modules.values()
+        )
+
+    def load_last(self) -> None:
+        """Give actor and critic the weights of their last checkpoints, in eval mode."""
+        for folder, module in self.modules.values():
+            path = checkpoint.step_folder(folder, self.settings.steps)
+            checkpoint.load_into(module, checkpoint.load(path).tensors, path)
+            module.eval()
 
     def run(self, envs: VectorEnv | None, judges: VectorEnv | None, data: Iterator[Transition] | None) -> None:
         settings = self.settings
@@ -176,18 +207,27 @@ class _Run:
             while self.step < settings.steps:
                 if envs is not None:
                     self._play(envs)
-                if self.step >= settings.warmup or envs is None:
+                if len(self.buffer) and (self.step >= settings.warmup or envs is None):
                     rows += self._update()
+                elif self.step >= settings.warmup + PATIENCE:
+                    raise TrainingError(
+                        f"all {self.faults} steps of {self.step + 1} rounds ended in a fault, the last in {self.last_fault!r}: "
+                        "nothing can be learned; check the environment's settings"
+                    )
                 self.step += 1
                 bar.update()
-                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-                    self._evaluate(judges, log)
-                if self.step % settings.log_every == 0 or self.step == settings.steps:
+                last = self.step == settings.steps
+                judged = last or self.step % settings.evaluate_every == 0
+                scores = self._evaluate(judges, log) if judged else {}
+                logged = last or self.step % settings.log_every == 0
+                if logged:
                     self._log(log, rows)
                     rows = []
-                    if time.monotonic() - saved >= settings.save_every_seconds:
-                        self._save()
-                        saved = time.monotonic()
+                if judged:  # after the log: what has its last checkpoints has all its lines
+                    self._keep(scores)
+                if logged and time.monotonic() - saved >= settings.save_every_seconds:
+                    self._save()
+                    saved = time.monotonic()
 
     def _log(self, log: MetricsLog, rows: list[Mapping[str, Any]]) -> None:
         now = time.monotonic()
@@ -237,8 +277,8 @@ class _Run:
 
     def _remember(self, one: _Playing, action: Array, physical: Array, step: Step) -> None:
         """Add the transition, unless the simulator says that it teaches nothing."""
-        if step.info.get("fault"):
-            self.faults += 1
+        if fault := step.info.get("fault"):
+            self.faults, self.last_fault = self.faults + 1, fault
         else:
             self.buffer.add(Transition(one.observation, action, step.reward, step.observation, step.terminated, one.group))
         one.observation = step.observation
@@ -257,8 +297,8 @@ class _Run:
             rows.append(self.learner.update(transitions, group, step, generator))
         return rows
 
-    def _evaluate(self, judges: VectorEnv | None, log: MetricsLog) -> None:
-        """Play without exploration, write the scores, and keep the weights."""
+    def _evaluate(self, judges: VectorEnv | None, log: MetricsLog) -> dict[str, float]:
+        """Play without exploration and write the scores."""
         scores: dict[str, float] = {}
         if judges is not None:
             for name, options in self.world.groups.items():  # type: ignore[union-attr]
@@ -266,10 +306,14 @@ class _Run:
                 finals = play(judges, policy_act(self.learner.actor), starts)
                 scores |= {f"{name}/{key}": value for key, value in means([numbers(info) for info in finals]).items()}
             log.write({"step": self.step, "phase": "evaluation", **scores})
+        return scores
+
+    def _keep(self, scores: Mapping[str, float]) -> None:
+        """Write checkpoints of actor and critic, unless a killed run has done so already."""
         commit = checkpoint.git_commit()
-        for kind, module in (("policy", self.learner.actor), ("critic", self.learner.critic)):
-            folder = checkpoint.step_folder(self.run_dir if kind == "policy" else self.run_dir / "critic", self.step)
-            if folder not in checkpoint.list_checkpoints(folder.parent.parent):
+        for kind, (run, module) in self.modules.items():
+            folder = checkpoint.step_folder(run, self.step)
+            if folder not in checkpoint.list_checkpoints(run):
                 meta = {"kind": kind, "data_hash": "", "git_commit": commit, "spec": module.spec.to_dict()}
                 checkpoint.save(folder, module.state_dict(), self.config, {**meta, "step": self.step, "metrics": scores})
 

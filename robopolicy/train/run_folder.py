@@ -90,15 +90,21 @@ def drop_state(run_dir: Path) -> None:
     shutil.rmtree(run_dir / RESUME, ignore_errors=True)
 
 
-def open_run(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
-    """Write config.yaml into a new run folder, or check that the run in it has the same configuration."""
+def open_run(run_dir: Path, config: dict[str, Any], resume: bool, switch: str = "train.resume") -> None:
+    """Write config.yaml into a new run folder, or check that the run in it has the same configuration.
+
+    switch: the setting that `resume` comes from.
+
+    Raises:
+        TrainingError: a folder that holds another run, or one that is not to be resumed.
+    """
     path = run_dir / CONFIG
     if not path.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
         atomic_write(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
         return
     if not resume:
-        raise TrainingError(f"{run_dir} already holds a run: continue it with train.resume=true, or choose another folder")
+        raise TrainingError(f"{run_dir} already holds a run: continue it with {switch}=true, or choose another folder")
     before, now = dict(_leaves(yaml.safe_load(path.read_text()))), dict(_leaves(config))
     for key in [*before, *now]:
         if key not in MAY_CHANGE and before.get(key) != now.get(key):
