@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import environment, play
 from robopolicy.evaluation.branches import OracleActor
-from robopolicy.evaluation.critic_quality import FILE, NEVER, measured_gain
+from robopolicy.evaluation.critic_quality import NEVER
 from robopolicy.evaluation.proof import is_proven
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, observing, write_table
 from robopolicy.policies.steering import Decision, SteeredPolicy
@@ -68,10 +68,10 @@ def arm_of(study: Study, cell: Cell) -> Arm:
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic
-    run, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
+    _, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
     steer = dict(cell.method.steer)
     if "min_gain" in steer and steer["min_gain"] is None:
-        steer["min_gain"] = 0.0 if proof(study, cell)["proven"] else measured_gain(checkpoint, run / FILE)
+        steer["min_gain"] = 0.0 if proof(study, cell)["proven"] else NEVER
     if steer.get("min_gain", 0.0) >= NEVER:
         return replace(arm, perturb={})  # candidate 0 always: the base itself
     return replace(arm, critic=str(checkpoint), steer=steer)
