@@ -312,7 +312,10 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
         known = 0 if steer["prove"] else proof.seen(other, suite)
         if known:
             logger.warning(
-                "%d of the %d worlds proved %s: its gain in them is no news; give another seed", known, len(suite.seeds), other.name
+                "%d of the %d worlds proved %s: its gain in them is no news; give another seed",
+                known,
+                len(suite.seeds),
+                other.name,
             )
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
     lines = [_draw_decision(pairs, suite, settings["picture"])] if settings["picture"]["file"] else []
@@ -333,10 +336,9 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
         if steer["prove"]:
             outcomes = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
             attempt = proof.record(other, proof.worlds(suite, settings["seed"]), outcomes)
-            lines.append(
-                f"{other.name}: {'proven' if attempt['proven'] else 'not proven'} (attempt {attempt['attempt']}, one-sided p of at "
-                f"most {proof.LEVEL / attempt['attempt']:.3g} asked for), written for steer.min_gain=null"
-            )
+            verdict, number = "proven" if attempt["proven"] else "not proven", attempt["attempt"]
+            asked = f"one-sided p of at most {proof.LEVEL / number:.3g} asked for"
+            lines.append(f"{other.name}: {verdict} (attempt {number}, {asked}), written for steer.min_gain=null")
     return lines
 
 

@@ -19,7 +19,6 @@ from robopolicy.files import atomic_write
 
 FILE = "proof.json"
 LEVEL = 0.05  # of the one-sided test
-OUTCOMES = ("only_base", "only_steered", "p_value")
 
 
 def is_proven(only_base: int, only_steered: int, p_value: float | None, attempt: int = 1) -> bool:
@@ -57,12 +56,12 @@ def record(arm: Arm, played: Mapping[str, Any], found: Mapping[str, Any]) -> dic
     The same settings in the same worlds again are the same attempt.
 
     Args:
-        played: see `worlds`. found: OUTCOMES (see `is_proven`), and further facts, JSON values.
+        played: see `worlds`. found: "only_base", "only_steered" and "p_value" (see `is_proven`), and further facts.
     """
     known, asked = attempts(arm), {"settings": settings_of(arm), "worlds": dict(played)}
     numbers = [n for n, each in enumerate(known, 1) if all(each[key] == asked[key] for key in asked)]
     number = numbers[0] if numbers else len(known) + 1
-    proven = is_proven(*(found[name] for name in OUTCOMES), number)
+    proven = is_proven(found["only_base"], found["only_steered"], found["p_value"], number)
     attempt = {**asked, **found, "attempt": number, "proven": proven}
     known[number - 1 : number] = [attempt]
     file = _file(arm)
