@@ -101,7 +101,9 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
         from robopolicy.reinforce import reinforce_run
 
         return reinforce_run(settings, *task_env(settings["task"], settings.get("randomization", "none")), run_dir)
+    from robopolicy.data.branches import Branches
     from robopolicy.data.windows import MEMORY_GB
+    from robopolicy.evaluation.critic_quality import check_branches
     from robopolicy.train import sources
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
@@ -123,6 +125,8 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
             ", ".join(source.observation[TASK].values),
             kind,
         )
+    if kind == "critic" and options.get("branches"):
+        check_branches(module, Branches.load(options["branches"]), options)
     windows = source.windows(module, options, train_config.seed)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
     resolved[kind] = settings[kind]
@@ -309,6 +313,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     steer, suite = settings["steer"], _suite(settings)
     pairs = [(arm, other) for arm in arms if (other := steered(arm, steer)) is not arm]
     for _, other in pairs:
+        arm_policy(other)  # what does not fit is refused before anything is played
         known = 0 if steer["prove"] else proof.seen(other, suite)
         if known:
             logger.warning(

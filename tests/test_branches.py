@@ -244,6 +244,8 @@ def test_a_critic_is_judged_in_what_it_predicts():
     branches, given = made(), (made().spec.observation, FeatureSpec((1,)), 10.0)
     assert np.array_equal(worth(SuccessCritic(*given, gamma=0.9), branches), branches.values(0.9))
     assert np.array_equal(worth(ProgressCritic(*given, gamma=0.9), branches), branches.progress_values(0.9).mean(2))
+    risk = worth(SafetyCritic(*given), branches, {"events": ["drop"], "event_horizon": 10})
+    assert np.array_equal(risk, 1 - branches.success.mean(2))
 
 
 def test_only_gains_that_came_true_are_proven():

@@ -110,6 +110,16 @@ def test_a_veto_excludes_candidates_and_never_leaves_none():
     assert risky.candidates[0, risky.index[0], 0, 0] == x.min()
 
 
+def test_a_critic_of_risk_is_no_critic_of_value():
+    value, risk = Liking(), Liking()
+    value.role, risk.role = "value", "risk"
+    SteeredPolicy(Numbered(), value, safety=risk)
+    with pytest.raises(SpecError, match=r"a risk, not a value.*steer\.safety"):
+        SteeredPolicy(Numbered(), risk)
+    with pytest.raises(SpecError, match=r"a value, not a risk.*steer\.critic"):
+        SteeredPolicy(Numbered(), value, safety=value)
+
+
 def test_support_holds_candidates_near_the_data():
     free = SteeredPolicy(Numbered(), Liking(), num_samples=16).decide(looking(), 0)
     held = SteeredPolicy(Numbered(), Liking(), num_samples=16, support=5.0).decide(looking(), 0)

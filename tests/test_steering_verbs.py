@@ -1,6 +1,7 @@
 """branch, train critic=..., evaluate steer.critic=...: the verbs work together. Tiny networks: no claim of gains."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from robopolicy.evaluation.proof import FILE, attempts, is_proven, record, world
 from robopolicy.evaluation.rollout import Suite
 from robopolicy.policies.load import load_critic
 from robopolicy.policies.wrappers import Perturbed
-from robopolicy.spec import SpecError
+from robopolicy.spec import STATE, TASK, SpecError
 
 OBSERVED = "task.env.observation=[state,environment_state]"
 KEYS = "inputs.observation_keys=[observation.state,observation.environment_state]"
@@ -86,6 +87,27 @@ def test_a_critic_that_needs_more_than_it_is_given_says_what(made, tmp_path):
         trained(tmp_path / "a", folder / "data", "critic=cal_ql")
     with pytest.raises(SpecError, match="critic=success and critic=safety"):
         trained(tmp_path / "b", folder / "branches", "critic=iql")
+
+
+def test_branches_that_lack_what_a_critic_sees_are_refused_before_it_is_trained(made, tmp_path):
+    folder, _, _ = made
+    whole = Branches.load(folder / "branches")
+    replace(whole, observation={STATE: whole.observation[STATE], TASK: whole.observation[TASK]}).save(tmp_path / "less")
+    with pytest.raises(ValueError, match=r"'observation\.environment_state'.*inputs\.observation_keys=\[observation\.state\]"):
+        trained(tmp_path / "run", folder / "data", "critic=success", f"data.branches={tmp_path / 'less'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_critic_of_risk_is_judged_on_what_was_unsafe(made, tmp_path):
+    folder, _, _ = made
+    more = ["critic=safety", "data.events=[force]", "data.event_horizon=9", f"data.branches={folder / 'branches'}"]
+    found = trained(tmp_path / "safety", folder / "branches", *more)
+    measured = json.loads((tmp_path / "safety" / "quality.json").read_text())["checkpoints"][found[-1].name]
+    seen, _ = Branches.load(folder / "branches").split(0.5)
+    assert np.average(measured["calibration"]["worth"], weights=measured["calibration"]["count"]) == pytest.approx(
+        seen.unsafe(["force"], 9).mean()
+    )
+    assert measured["min_gain"] is measured["captured"] is None
 
 
 def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):

@@ -8,7 +8,7 @@ One half of the episodes chooses a run's checkpoint, the other one says from whi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from robopolicy.checkpoint import describe
 from robopolicy.data.branches import Branches, BranchWindows
 from robopolicy.evaluation.proof import LEVEL
 from robopolicy.files import atomic_write
 from robopolicy.models.critic import ChunkCritic
 from robopolicy.policies.load import load_critic
 from robopolicy.policies.selection import Selection, select
-from robopolicy.spec import PROGRESS, Array
+from robopolicy.spec import PROGRESS, RISK, TASK, Array
 
 FILE = "quality.json"
 BINS = 10
@@ -38,7 +39,7 @@ class Quality:
 
     spearman: rank correlation over the chunks of a state, mean of the states where chunks differ; its standard error.
     num_states: such states. pairs: share of pairs of chunks of unequal worth that it orders rightly, ties count half.
-    captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses.
+    captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses; NaN for risks.
     overall: rank correlation over all states and chunks together. bias: mean of value minus worth.
     sensitivity: spread of its values over chunks of a state beside that over states. truth_sensitivity: the same of worths.
     calibration: {"value", "worth", "count"} of equally full bins of its values. error: mean |value - worth| of those bins.
@@ -153,35 +154,69 @@ def _sensitivity(values: Array) -> float:
     return float(values.std(1).mean() / between) if between > 0 else float("nan")
 
 
-def worth(critic: ChunkCritic, branches: Branches) -> Array:
-    """What came of the branches' chunks [S, K], in what the critic predicts: discounted progress, or discounted success."""
+def worth(critic: ChunkCritic, branches: Branches, data: Mapping[str, Any] | None = None) -> Array:
+    """What came of the branches' chunks [S, K], in what the critic predicts.
+
+    Discounted progress, or discounted success; of one of risk how often something unsafe happened, with the events and the
+    event_horizon of its `data` (conf/train.yaml).
+    """
+    if critic.role == RISK:
+        return branches.unsafe((data or {}).get("events"), (data or {}).get("event_horizon")).mean(2)
     if PROGRESS in critic.extra_keys:
         return branches.progress_values(critic.gamma).mean(2)
     return branches.values(critic.gamma)
 
 
+def check_branches(critic: object, branches: Branches, data: Mapping[str, Any] | None = None) -> ChunkCritic:
+    """The critic, where the branches can judge it. data: see `worth`.
+
+    Raises:
+        ValueError: another kind of critic, or branches that lack what it looks at, executes or predicts.
+    """
+    if not isinstance(critic, ChunkCritic):
+        raise ValueError(f"branches judge critics of chunks (critic=success, progress, iql, ...), no {type(critic).__name__}")
+    spec = critic.spec
+    have = ",".join(sorted(branches.observation.keys() - {TASK}))
+    for key in spec.observation:
+        if key not in branches.observation:
+            raise ValueError(
+                f"the critic looks at {key!r}, which the branches (data.branches) do not have: give it what they have, e.g. "
+                f"inputs.observation_keys=[{have}], or branch with observation=[...]"
+            )
+    if branches.spec.action.shape != spec.action.shape:
+        mine, theirs = spec.action.shape[0], branches.spec.action.shape[0]
+        raise ValueError(f"the critic scores actions of {mine} entries, those of the branches have {theirs}")
+    BranchWindows(branches, tuple(spec.observation), spec.obs_horizon, spec.execute_horizon)
+    worth(critic, branches, data)
+    return critic
+
+
 def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = None) -> dict[str, Quality]:
     """{folder name: its quality} of critics' checkpoints, written to `file` as JSON where one is given.
 
-    One half of the episodes gives all figures, by which a checkpoint is chosen, and the other one `min_gain`.
+    One half of the episodes gives all figures, by which a checkpoint is chosen, and the other one `min_gain`, of which a critic
+    of risk has none: it chooses no chunks.
 
     Raises:
-        ValueError: a checkpoint of another kind of critic.
+        ValueError: see `check_branches`.
     """
-    choosing, proving = branches.split(0.5)
-    found = {}
-    for folder in checkpoints:
-        critic = load_critic(folder)
-        if not isinstance(critic, ChunkCritic):
-            raise ValueError(f"{folder} holds a {type(critic).__name__}; branches judge critics that `train critic=...` made")
-        measured = quality(branch_scores(critic, choosing), worth(critic, choosing))
-        gain = proven_gain(branch_scores(critic, proving), worth(critic, proving), proving.seeds) if len(proving) else None
-        found[folder.name] = replace(measured, min_gain=gain)
+    found = {folder.name: _judged(folder, *branches.split(0.5)) for folder in checkpoints}
     if file is not None:
         facts = {"branches": branches.hash, "policy": branches.facts.get("checkpoint_sha")}
         content = {**facts, "checkpoints": {name: each.to_dict() for name, each in found.items()}}
         atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())
     return found
+
+
+def _judged(folder: Path, choosing: Branches, proving: Branches) -> Quality:
+    data = describe(folder)[0].get("data") or {}
+    critic = check_branches(load_critic(folder), choosing, data)
+    found = quality(branch_scores(critic, choosing), worth(critic, choosing, data))
+    if critic.role == RISK:
+        return replace(found, captured=float("nan"))
+    if not len(proving):
+        return found
+    return replace(found, min_gain=proven_gain(branch_scores(critic, proving), worth(critic, proving), proving.seeds))
 
 
 def measured_gain(checkpoint: Path, file: Path, policy_sha: str) -> float:
