@@ -215,11 +215,11 @@ def _proven_gain(arm: Arm) -> float:
     never = critic_quality.NEVER
     found = never if proven is False else critic_quality.measured_gain(critic, file, sha256(arm.checkpoint))
     if found == never:
-        rule = arm.steer.get("rule", "lcb")
+        rule, vetoes = arm.steer.get("rule", "lcb"), " but for vetoes" if arm.safety else ""
         logger.warning(
             "%s was not shown to know more than the policy: %s",
             critic,
-            "steering leaves the policy alone; prove it with paired episodes in the worlds of training (evaluate "
+            f"steering leaves the policy alone{vetoes}; prove it with paired episodes in the worlds of training (evaluate "
             "steer.prove=true), or set steer.min_gain=0 to follow it all the same"
             if rule == "lcb"
             else f"rule={rule} has no gate and steers all the same",
@@ -228,7 +228,11 @@ def _proven_gain(arm: Arm) -> float:
 
 
 def branch_run(settings: Mapping[str, Any]) -> list[str]:
-    """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each."""
+    """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each.
+
+    Raises:
+        ValueError: numbers that cannot work, or something at `out`, before any episode is played.
+    """
     from robopolicy.evaluation.branches import Limits, Plan, branch
 
     arm = _one_checkpoint(settings["checkpoint"])
@@ -238,18 +242,21 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
         settings["candidates"],
         settings["rollouts"],
         tuple(settings["observation"] or ()),
-        Limits(**settings["limits"]),
+        config.read(Limits, settings["limits"], "limits"),
     )
+    out = Path(settings["out"])
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"out={out} is there already: remove it, or give a new folder")
     suite = _suite(settings)
     facts: dict[str, Any] = {"checkpoint": arm.name, "checkpoint_sha": sha256(arm.checkpoint), "env_id": suite.env_id}
     facts |= {"env_kwargs": dict(suite.env_kwargs), "seed": settings["seed"]}
     found = branch(arm, suite, plan, settings["num_workers"], make_executor(settings["executor"]), facts)
-    found.save(settings["out"])
+    found.save(out)
     worth, success = found.values(), found.success.mean(2)
     events = ", ".join(f"{name} {found.unsafe([name]).mean():.1%}" for name in found.events)
     rates = success[:, 0].mean(), success.mean(), success.max(1).mean()
     return [
-        f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {settings['out']}",
+        f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {out}",
         "success of candidate 0 {:.1%}, of all {:.1%}, of the best {:.1%}".format(*rates),
         f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states",
         f"unsafe: {events}",

@@ -69,6 +69,22 @@ def test_branches_have_the_policys_states_and_their_own_facts(made):
     assert np.array_equal(plain.steps[:, 0], branches.steps[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("rollouts=0", "rollouts=0"),
+        ("states=0", "states=0"),
+        ("candidates=0", "candidates=0"),
+        ("limits.force=abc", r"limits\.force=abc does not work"),
+        ("episodes=1", "is there already"),
+    ],
+)
+def test_branching_that_cannot_work_is_refused_before_an_episode_is_played(made, monkeypatch, more, message):
+    monkeypatch.setattr("robopolicy.evaluation.branches.branch", lambda *given: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=message):
+        pipeline.branch_run(settings("branch", f"checkpoint={made[1]}", f"out={made[0] / 'branches'}", more))
+
+
 @pytest.mark.parametrize("kind", ["success", "progress", "iql", "cal_ql"])
 def test_critics_train_and_are_judged(made, kind, tmp_path):
     folder, policy, _ = made
@@ -128,7 +144,7 @@ def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):
     arm = pipeline.find_checkpoints(policy)[0]
     assert pipeline.steered(arm, settings("evaluate", *own)["steer"]).steer["min_gain"] == NEVER
     given[-1] = "picture.decision=9"
-    with pytest.raises(ValueError, match="has 3 decisions"):  # before any episode is played
+    with pytest.raises(ValueError, match=r"picture\.decision=9: the episode has 3 decisions"):  # before any episode is played
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *given))
     with pytest.raises(ValueError, match=r"steer\.critic"):
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, f"checkpoint={policy}", "episodes=1", "picture.file=x.png"))

@@ -58,7 +58,7 @@ class Sizes:
     critic_steps: int = 5000
     critic_batch: int = 256
     proof: int = 150  # pairs of episodes in the development worlds that open the gate
-    branched: int = 12  # episodes
+    branched: int = 24  # episodes; one half of them chooses a checkpoint
     states: int = 4
     candidates: int = 5
 
