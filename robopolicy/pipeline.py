@@ -101,7 +101,9 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
         from robopolicy.reinforce import reinforce_run
 
         return reinforce_run(settings, *task_env(settings["task"], settings.get("randomization", "none")), run_dir)
+    from robopolicy.data.branches import Branches
     from robopolicy.data.windows import MEMORY_GB
+    from robopolicy.evaluation.critic_quality import check_branches
     from robopolicy.train import sources
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
@@ -125,6 +127,8 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
             ", ".join(source.observation[TASK].values),
             kind,
         )
+    if kind == "critic" and options.get("branches"):
+        check_branches(module, Branches.load(options["branches"]), options)
     windows = source.windows(module, options, train_config.seed)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
     resolved[kind] = settings[kind]
@@ -199,26 +203,38 @@ def chosen_critic(path: str | Path) -> Path:
     return critic_quality.best_checkpoint(found, Path(path) / critic_quality.FILE)
 
 
-def _proven_gain(critic: Path, policy: str | Path) -> float:
-    """steer.min_gain of a critic's checkpoint for a policy's: 0 where paired episodes proved a gain, else by branches."""
+def _proven_gain(arm: Arm) -> float:
+    """steer.min_gain of a steered arm: 0 where paired episodes proved a gain, NEVER where they did not, else by branches."""
     from robopolicy.evaluation import critic_quality, proof
 
-    proven = proof.recorded(critic, sha256(policy))
+    critic = Path(str(arm.critic))
+    proven, differences = proof.recorded(arm)
     if proven:
         return 0.0
-    found = critic_quality.measured_gain(critic, critic.parent.parent / critic_quality.FILE)
-    found = critic_quality.NEVER if proven is False and found == 0.0 else found
-    if found == critic_quality.NEVER:
+    if differences:
+        logger.warning("%s was tried in other settings, which prove nothing here: %s", critic, "; ".join(differences))
+    file = critic.parent.parent / critic_quality.FILE
+    never = critic_quality.NEVER
+    found = never if proven is False else critic_quality.measured_gain(critic, file, sha256(arm.checkpoint))
+    if found == never:
+        rule, vetoes = arm.steer.get("rule", "lcb"), " but for vetoes" if arm.safety else ""
         logger.warning(
-            "%s was not shown to know more than the policy: steering leaves the policy alone; prove it with paired episodes in "
-            "the worlds of training (evaluate steer.prove=true), or set steer.min_gain=0 to follow it all the same",
+            "%s was not shown to know more than the policy: %s",
             critic,
+            f"steering leaves the policy alone{vetoes}; prove it with paired episodes in the worlds of training (evaluate "
+            "steer.prove=true), or set steer.min_gain=0 to follow it all the same"
+            if rule == "lcb"
+            else f"rule={rule} has no gate and steers all the same",
         )
     return found
 
 
 def branch_run(settings: Mapping[str, Any]) -> list[str]:
-    """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each."""
+    """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each.
+
+    Raises:
+        ValueError: numbers that cannot work, or something at `out`, before any episode is played.
+    """
     from robopolicy.evaluation.branches import Limits, Plan, branch
 
     arm = _one_checkpoint(settings["checkpoint"])
@@ -228,18 +244,21 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
         settings["candidates"],
         settings["rollouts"],
         tuple(settings["observation"] or ()),
-        Limits(**settings["limits"]),
+        config.read(Limits, settings["limits"], "limits"),
     )
+    out = Path(settings["out"])
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"out={out} is there already: remove it, or give a new folder")
     suite = _suite(settings)
     facts: dict[str, Any] = {"checkpoint": arm.name, "checkpoint_sha": sha256(arm.checkpoint), "env_id": suite.env_id}
     facts |= {"env_kwargs": dict(suite.env_kwargs), "seed": settings["seed"]}
     found = branch(arm, suite, plan, settings["num_workers"], make_executor(settings["executor"]), facts)
-    found.save(settings["out"])
+    found.save(out)
     worth, success = found.values(), found.success.mean(2)
     events = ", ".join(f"{name} {found.unsafe([name]).mean():.1%}" for name in found.events)
     rates = success[:, 0].mean(), success.mean(), success.max(1).mean()
     return [
-        f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {settings['out']}",
+        f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {out}",
         "success of candidate 0 {:.1%}, of all {:.1%}, of the best {:.1%}".format(*rates),
         f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states",
         f"unsafe: {events}",
@@ -254,17 +273,28 @@ def _one_checkpoint(path: str | Path) -> Arm:
 
 
 def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
-    """The arm with value-guided steering.
+    """The arm with value-guided steering, or as it is without a critic.
 
     steer: `critic` (its checkpoint or run); perhaps `safety` (the same), `perturb` (keyword arguments of Perturbed for the
-    candidates), and keyword arguments of SteeredPolicy.
+    candidates), `prove` (follow the critic, to prove it), and keyword arguments of SteeredPolicy.
+
+    Raises:
+        ValueError: settings of steering without a critic.
     """
+    if not steer.get("critic"):
+        alone = [name for name in ("safety", "perturb", "prove") if steer.get(name)]
+        if alone:
+            raise ValueError(f"steer.{alone[0]}={steer[alone[0]]} does nothing without a critic: give steer.critic=RUN")
+        return arm
     options = {key: value for key, value in steer.items() if key not in ("critic", "safety", "perturb", "prove")}
     critic, safety = (str(chosen_critic(steer[key])) if steer.get(key) else None for key in ("critic", "safety"))
-    if options.get("min_gain", 0.0) is None:
-        options["min_gain"] = _proven_gain(Path(str(critic)), arm.checkpoint)
     perturb = steer.get("perturb") or {}
-    return replace(arm, name=f"{arm.name}+steer", critic=critic, safety=safety, perturb=perturb, steer=options)
+    found = replace(arm, name=f"{arm.name}+steer", critic=critic, safety=safety, perturb=perturb, steer=options)
+    if steer.get("prove"):
+        return replace(found, steer={**options, "min_gain": 0.0})
+    if options.get("min_gain", 0.0) is None:
+        return replace(found, steer={**options, "min_gain": _proven_gain(found)})
+    return found
 
 
 def evaluate_arms(
@@ -284,16 +314,26 @@ def evaluate_arms(
 
 def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb evaluate: success of every checkpoint with its interval; the paired difference where a critic steers."""
-    from robopolicy.evaluation.proof import record
+    from robopolicy.evaluation import proof
     from robopolicy.ranking.intervals import wilson
     from robopolicy.ranking.rank import compare
 
     arms = [replace(arm, instruction=settings["instruction"]) for arm in find_checkpoints(settings["checkpoint"])]
-    steer = {**settings["steer"], "min_gain": 0.0} if settings["steer"]["prove"] else settings["steer"]
-    pairs = [(arm, steered(arm, steer)) for arm in arms] if steer["critic"] else []
+    steer, suite = settings["steer"], _suite(settings)
+    pairs = [(arm, other) for arm in arms if (other := steered(arm, steer)) is not arm]
+    for _, other in pairs:
+        arm_policy(other)  # what does not fit is refused before anything is played
+        known = 0 if steer["prove"] else proof.seen(other, suite)
+        if known:
+            logger.warning(
+                "%d of the %d worlds proved %s: its gain in them is no news; give another seed",
+                known,
+                len(suite.seeds),
+                other.name,
+            )
     options: dict[str, Any] = {"num_workers": settings["num_workers"], "executor": make_executor(settings["executor"])}
-    lines = [_draw_decision(pairs, _suite(settings), settings["picture"])] if settings["picture"]["file"] else []
-    table = evaluate_arms([*arms, *(other for _, other in pairs)], _suite(settings), settings["out"], **options)
+    lines = [_draw_decision(pairs, suite, settings["picture"])] if settings["picture"]["file"] else []
+    table = evaluate_arms([*arms, *(other for _, other in pairs)], suite, settings["out"], **options)
     for name, success in success_by_arm(table).items():
         low, high = wilson(success.sum(), len(success))
         lines.append(
@@ -308,9 +348,11 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             f"exact McNemar p = {'undefined' if found.p_value is None else format(found.p_value, '.3g')}"
         )
         if steer["prove"]:
-            facts = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
-            proven = record(Path(str(other.critic)), sha256(base.checkpoint), facts)
-            lines.append(f"{other.name}: {'proven' if proven else 'not proven'}, written for steer.min_gain=null")
+            outcomes = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
+            attempt = proof.record(other, proof.worlds(suite, settings["seed"]), outcomes)
+            verdict, number = "proven" if attempt["proven"] else "not proven", attempt["attempt"]
+            asked = f"one-sided p of at most {proof.LEVEL / number:.3g} asked for"
+            lines.append(f"{other.name}: {verdict} (attempt {number}, {asked}), written for steer.min_gain=null")
     return lines
 
 
@@ -380,7 +422,7 @@ def deployment(settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
 
     check_access(settings["address"], settings["token"])
     arm = _one_checkpoint(settings["checkpoint"])
-    arm = steered(arm, settings["steer"]) if settings["steer"]["critic"] else arm
+    arm = steered(arm, settings["steer"])
     policy = deployed(arm, settings["backend"])
     options = {key: settings[key] for key in ("token", "max_batch", "max_samples")}
     if any(settings["monitor"][key] for key in ("file", "data")):

@@ -41,6 +41,8 @@ HAS_SUCCESSOR = "has_successor"  # bool [B]: there is an observation after the e
 UNSAFE = "unsafe"  # float32 [B]: 1 when something unsafe happens soon, of branched rollouts (data/branches.py)
 OUTCOME = "outcome"  # float32 [B]: 1 when the episode reaches success at any step, else 0
 
+VALUE, RISK = "value", "risk"  # roles of critics
+
 
 def successor(key: str) -> str:
     """Key of what `key` is after the executed prefix of a chunk."""
@@ -293,7 +295,10 @@ class CriticSpec:
 
 @runtime_checkable
 class Critic(Protocol):
-    """A value of executing a chunk prefix: encode the observation once, score many candidates."""
+    """A value of executing a chunk prefix: encode the observation once, score many candidates.
+
+    It may have a `role`: VALUE, more is better (as is assumed of one without), or RISK, less is better.
+    """
 
     @property
     def spec(self) -> CriticSpec:

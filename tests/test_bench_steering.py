@@ -1,16 +1,18 @@
 """tools/bench_steering.py: pairing, pooling and identities. No training."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import bench_steering
-from steering_bench import cells, overhead, summary
+from steering_bench import cells, overhead, picture, summary
 from steering_bench.cells import Cell, Method
 from steering_bench.study import QUICK, Study
 
@@ -29,9 +31,7 @@ def table(success, conditions=None, deviation=0.0, decisions=4):
 
 
 def test_pairs_are_those_conditions_that_both_arms_have():
-    a, b = summary.outcomes(table([1, 0, 1]), table([1, 1], ["2", "1"]))
-    assert a.tolist() == [False, True]
-    assert b.tolist() == [True, True]
+    assert summary.outcomes(table([1, 0, 1]), table([1, 1], ["2", "1"])) == {"1": (False, True), "2": (True, True)}
 
 
 def test_a_cell_is_compared_with_its_own_base():
@@ -47,12 +47,42 @@ def test_a_cell_is_compared_with_its_own_base():
 
 
 def test_pooling_counts_cells_alike():
-    few, many = (np.array([False] * n), np.array([True] * n)) if (n := 10) else None, (np.ones(90, bool), np.ones(90, bool))
+    few, many = ({str(i): (first, True) for i in range(n)} for n, first in ((10, False), (90, True)))
     found = summary.pooled([few, many])
     assert found["gain"] == pytest.approx(0.5)
-    assert found["pairs"] == 100
-    assert found["only_other"] == 10
+    assert (found["pairs"], found["worlds"]) == (100, 90)
     assert summary.pooled([]) is None
+
+
+def test_cells_of_the_same_worlds_say_no_more_than_one():
+    rng = np.random.default_rng(0)
+    cell = {str(i): (bool(a), bool(b)) for i, (a, b) in enumerate(rng.random((100, 2)) < (0.3, 0.5))}
+    widths = [np.subtract(*summary.pooled([cell] * n)["gain_ci"][::-1]) for n in (1, 6)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
+def test_parts_are_put_together_on_the_worlds_that_all_played():
+    whole = {str(i): i < 30 for i in range(100)}
+    methods = {"base": whole, "default": {c: int(c) < 45 for c in whole}, "oracle": {str(i): i < 40 for i in range(50)}}
+    found = summary.contrasts({"lift": {**methods, "random": whole, "worst": dict.fromkeys(whole, False)}})["lift"]
+    assert found["captured"]["value"] == pytest.approx((45 - 30) / (40 - 30))  # of the first 50
+    assert found["captured"]["worlds"] == 50
+    assert found["worst"]["value"] == pytest.approx(-0.3)
+    assert found["worst"]["interval"][1] < -0.15
+    assert "more_candidates" not in found
+
+
+def test_a_picture_of_calibration_is_drawn(tmp_path):
+    row = {"task": "lift", "family": "carp", "calibration": {"value": [0.1, 0.8], "worth": [0.2, 0.6], "count": [5, 5]}}
+    rows = [{**row, "critic": kind, "worlds": where} for kind in ("progress", "iql") for where in ("wide", "held_out")]
+    assert Image.open(picture.calibration(tmp_path / "x" / "c.png", rows)).size[0] > 400
+
+
+def test_unknown_tasks_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_steering.py", "--tasks", "lfit"])
+    with pytest.raises(SystemExit):
+        bench_steering.main()
+    assert "did you mean 'lift'" in capsys.readouterr().err
 
 
 def test_blocks_are_played_in_turn_and_kept(tmp_path, monkeypatch):
@@ -78,6 +108,28 @@ def test_blocks_are_played_in_turn_and_kept(tmp_path, monkeypatch):
     same = Cell(*both[0].base, Method("a whose gate is shut"), "held_out")
     assert len(cells.in_rounds(study, [same], 60, lambda cell, rows: None, lambda: False)[same.key]) == 60
     assert len(played) == 120  # what comes to the same is not played again
+
+
+def test_another_seed_plays_its_own_worlds(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(cells, "_episode", lambda arm, suite, seed, oracle: played.append(seed) or {"condition": str(seed)})
+    monkeypatch.setattr(cells, "sha256", lambda path: path)
+    cell = Cell("lift", "carp", "weak", Method("base"), "held_out")
+    tables = [cells.play_cell(Study(tmp_path, seed, QUICK, {}), cell, cells.Arm("base", "x"), 0, 3) for seed in (0, 1, 0)]
+    assert tables[0].equals(tables[2])
+    assert len(set(played)) == len(played) == 6
+
+
+def test_a_task_has_the_same_noise_in_experience_and_in_steering(tmp_path, monkeypatch):
+    collected = []
+    monkeypatch.setattr(Study, "collected", lambda self, *given, **options: collected.append(options["perturb"]) or tmp_path)
+    monkeypatch.setattr(Study, "arm", lambda self, *base: cells.Arm("base", "x"))
+    sizes = replace(QUICK, bases={"push/carp": QUICK.bases["lift/carp"]})
+    study = Study(tmp_path, 0, sizes, bench_steering.PERTURB, noise=bench_steering.NOISE_OF)
+    study.experience("push", "carp", "own")
+    steered = cells.arm_of(study, Cell("push", "carp", "weak", Method("oracle", oracle=2), "held_out"))
+    assert collected == [dict(steered.perturb)] * 2
+    assert steered.perturb["std"] == bench_steering.NOISE_OF["push"]["std"]
 
 
 def test_splits_and_uses_share_no_episode(tmp_path):

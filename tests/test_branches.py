@@ -244,30 +244,45 @@ def test_a_critic_is_judged_in_what_it_predicts():
     branches, given = made(), (made().spec.observation, FeatureSpec((1,)), 10.0)
     assert np.array_equal(worth(SuccessCritic(*given, gamma=0.9), branches), branches.values(0.9))
     assert np.array_equal(worth(ProgressCritic(*given, gamma=0.9), branches), branches.progress_values(0.9).mean(2))
+    risk = worth(SafetyCritic(*given), branches, {"events": ["drop"], "event_horizon": 10})
+    assert np.array_equal(risk, 1 - branches.success.mean(2))
 
 
 def test_only_gains_that_came_true_are_proven():
-    rng = np.random.default_rng(0)
+    rng, episodes = np.random.default_rng(0), np.arange(200) // 4
     worth = rng.uniform(size=(200, 5))
     true = np.stack([worth, worth])
-    assert proven_gain(true, worth, Selection()) == pytest.approx(0, abs=0.02)
-    assert proven_gain(1 - true, worth, Selection()) is None
-    assert proven_gain(true[:, :9], worth[:9], Selection()) is None  # too few
+    assert proven_gain(true, worth, episodes) == pytest.approx(0, abs=0.02)
+    assert proven_gain(1 - true, worth, episodes) is None
+    assert proven_gain(true[:, :9], worth[:9], episodes[:9]) is None  # too few
+    assert proven_gain(true, worth, episodes // 12) is not None  # five episodes
+    assert proven_gain(true, worth, episodes // 13) is None  # four: all the same sign is no wonder
     half = true.copy()
     half[:, 100:] = 0.2 * rng.uniform(size=(100, 5)) ** 2  # small predictions are noise, and the policy's own is best there
     worth[100:, 0] = 1.0
-    found = proven_gain(half, worth, Selection())
+    found = proven_gain(half, worth, episodes)
     assert 0 < found < 0.25
     followed = select(half, Selection(min_gain=found), rng)
     assert np.take_along_axis(worth, followed[:, None], 1).mean() > worth[:, 0].mean() + 0.1
 
 
-def test_what_was_measured_sets_the_gate(tmp_path):
+def test_critics_that_know_nothing_rarely_open_the_gate():
+    rng, episodes, opened = np.random.default_rng(0), np.arange(96) // 4, 0
+    for _ in range(300):
+        luck = rng.normal(size=(24, 1, 5)) + 0.5 * rng.normal(size=(24, 4, 5))  # states of an episode are alike
+        taste = rng.normal(size=(24, 1, 5)) + 0.5 * rng.normal(size=(24, 4, 5))  # and so is what a critic makes of them
+        scores = taste.reshape(96, 5) + 0.3 * rng.normal(size=(5, 96, 5))
+        opened += proven_gain(scores, (luck.reshape(96, 5) > 0.8).astype(float), episodes) is not None
+    assert opened / 300 <= 0.08  # 0.05 and two standard errors
+
+
+def test_what_was_measured_sets_the_gate_of_that_policy(tmp_path):
     file, folder = tmp_path / "quality.json", tmp_path / "step_000001"
-    assert measured_gain(folder, file) == 0.0
+    assert measured_gain(folder, file, "mine") == 0.0
     for written, gate in ((0.07, 0.07), (None, NEVER)):
-        file.write_text(json.dumps({"checkpoints": {folder.name: {"min_gain": written}}}))
-        assert measured_gain(folder, file) == gate
+        file.write_text(json.dumps({"policy": "mine", "checkpoints": {folder.name: {"min_gain": written}}}))
+        assert measured_gain(folder, file, "mine") == gate
+        assert measured_gain(folder, file, "another") == NEVER
 
 
 def test_the_checkpoint_that_ranks_best_is_chosen(tmp_path):

@@ -390,9 +390,11 @@ def test_a_gain_within_the_critics_error_keeps_candidate_zero():
 
 def test_exploring_executes_a_drawn_candidate(policy, generator):
     observation = observation_for(policy, 3, generator)
-    explorer = Exploring(policy)
-    assert np.array_equal(explorer.sample(observation, 3, seed=1), policy.sample(observation, 4, seed=1)[:, 1:])
-    assert not np.array_equal(explorer.sample(observation, 1, seed=1), policy.sample(observation, 1, seed=1))
+    explorer, candidates = Exploring(policy, 4), policy.sample(observation, 4, seed=1)
+    drawn = explorer.sample(observation, 4, seed=1)
+    for mine, theirs in zip(drawn, candidates, strict=True):
+        assert sorted(chunk.tobytes() for chunk in mine) == sorted(chunk.tobytes() for chunk in theirs)
+    assert np.array_equal(explorer.sample(observation, 1, seed=1), drawn[:, :1])
     with pytest.raises(SpecError, match="num_samples=0"):
         explorer.sample(observation, 0)
 

@@ -16,7 +16,7 @@ from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.fit import check_ranges
 from robopolicy.policies.selection import Selection, chunk_distances, select
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.policies.wrappers import ChunkExecutor, Perturbed
+from robopolicy.policies.wrappers import ChunkExecutor, Exploring, Perturbed
 from robopolicy.spec import ACTION, STATE, CriticSpec, FeatureSpec, PolicySpec, SpecError
 
 NAMES = ("x", "gripper")
@@ -108,6 +108,16 @@ def test_a_veto_excludes_candidates_and_never_leaves_none():
     risky = worried.decide(looking(), seed=0)
     assert risky.allowed.sum() == 1
     assert risky.candidates[0, risky.index[0], 0, 0] == x.min()
+
+
+def test_a_critic_of_risk_is_no_critic_of_value():
+    value, risk = Liking(), Liking()
+    value.role, risk.role = "value", "risk"
+    SteeredPolicy(Numbered(), value, safety=risk)
+    with pytest.raises(SpecError, match=r"a risk, not a value.*steer\.safety"):
+        SteeredPolicy(Numbered(), risk)
+    with pytest.raises(SpecError, match=r"a value, not a risk.*steer\.critic"):
+        SteeredPolicy(Numbered(), value, safety=value)
 
 
 def test_support_holds_candidates_near_the_data():
@@ -229,11 +239,26 @@ def test_perturbed_candidates_keep_the_policys_own_first_and_the_gripper_alone()
         Perturbed(Numbered())
     with pytest.raises(SpecError, match="delay has 'griper'"):
         Perturbed(Numbered(), scale=np.ones(2), delay={"griper": 2})
+    with pytest.raises(SpecError, match="fixed has 'griper'"):
+        Perturbed(Numbered(), scale=np.ones(2), fixed=["griper"])
+    nameless = PolicySpec(OBSERVATION, FeatureSpec((2,)), 1, 6, 4, 20.0)
+    assert Perturbed(Numbered(nameless), share=1.0, scale=np.ones(2)).sample(looking(), 9, seed=0)[..., 1].std() > 0
     for steps in (-1, 1.5):
         with pytest.raises(SpecError, match="must be a whole number of steps"):
             Perturbed(Numbered(), scale=np.ones(2), delay={"gripper": steps})
     with pytest.raises(SpecError, match="share=2"):
         Perturbed(Numbered(), share=2, scale=np.ones(2))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_exploring_perturbs_a_share_of_what_it_executes(share):
+    class Still(Numbered):
+        def sample(self, observation, num_samples=1, seed=None):
+            return 0 * super().sample(observation, num_samples, seed)
+
+    explorer = Exploring(Perturbed(Still(), std=0.5, share=share, scale=np.ones(2)))
+    executed = np.concatenate([explorer.sample(looking(50), 1, seed) for seed in range(12)])
+    assert (executed[:, 0, :, 0].any(1)).mean() == pytest.approx(share, abs=0.06)
 
 
 class Closing(Numbered):

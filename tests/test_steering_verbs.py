@@ -1,21 +1,22 @@
 """branch, train critic=..., evaluate steer.critic=...: the verbs work together. Tiny networks: no claim of gains."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from robopolicy import pipeline
-from robopolicy.checkpoint import sha256
 from robopolicy.config import compose, to_plain
 from robopolicy.data.branches import Branches
 from robopolicy.evaluation.branches import Plan, branch
 from robopolicy.evaluation.critic_quality import NEVER
-from robopolicy.evaluation.proof import record
+from robopolicy.evaluation.proof import FILE, attempts, is_proven, record, worlds
 from robopolicy.evaluation.rollout import Suite
 from robopolicy.policies.load import load_critic
-from robopolicy.spec import SpecError
+from robopolicy.policies.wrappers import Perturbed
+from robopolicy.spec import STATE, TASK, SpecError
 
 OBSERVED = "task.env.observation=[state,environment_state]"
 KEYS = "inputs.observation_keys=[observation.state,observation.environment_state]"
@@ -68,6 +69,22 @@ def test_branches_have_the_policys_states_and_their_own_facts(made):
     assert np.array_equal(plain.steps[:, 0], branches.steps[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("rollouts=0", "rollouts=0"),
+        ("states=0", "states=0"),
+        ("candidates=0", "candidates=0"),
+        ("limits.force=abc", r"limits\.force=abc does not work"),
+        ("episodes=1", "is there already"),
+    ],
+)
+def test_branching_that_cannot_work_is_refused_before_an_episode_is_played(made, monkeypatch, more, message):
+    monkeypatch.setattr("robopolicy.evaluation.branches.branch", lambda *given: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=message):
+        pipeline.branch_run(settings("branch", f"checkpoint={made[1]}", f"out={made[0] / 'branches'}", more))
+
+
 @pytest.mark.parametrize("kind", ["success", "progress", "iql", "cal_ql"])
 def test_critics_train_and_are_judged(made, kind, tmp_path):
     folder, policy, _ = made
@@ -88,6 +105,27 @@ def test_a_critic_that_needs_more_than_it_is_given_says_what(made, tmp_path):
         trained(tmp_path / "b", folder / "branches", "critic=iql")
 
 
+def test_branches_that_lack_what_a_critic_sees_are_refused_before_it_is_trained(made, tmp_path):
+    folder, _, _ = made
+    whole = Branches.load(folder / "branches")
+    replace(whole, observation={STATE: whole.observation[STATE], TASK: whole.observation[TASK]}).save(tmp_path / "less")
+    with pytest.raises(ValueError, match=r"'observation\.environment_state'.*inputs\.observation_keys=\[observation\.state\]"):
+        trained(tmp_path / "run", folder / "data", "critic=success", f"data.branches={tmp_path / 'less'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_critic_of_risk_is_judged_on_what_was_unsafe(made, tmp_path):
+    folder, _, _ = made
+    more = ["critic=safety", "data.events=[force]", "data.event_horizon=9", f"data.branches={folder / 'branches'}"]
+    found = trained(tmp_path / "safety", folder / "branches", *more)
+    measured = json.loads((tmp_path / "safety" / "quality.json").read_text())["checkpoints"][found[-1].name]
+    seen, _ = Branches.load(folder / "branches").split(0.5)
+    assert np.average(measured["calibration"]["worth"], weights=measured["calibration"]["count"]) == pytest.approx(
+        seen.unsafe(["force"], 9).mean()
+    )
+    assert measured["min_gain"] is measured["captured"] is None
+
+
 def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):
     folder, policy, _ = made
     trained(tmp_path / "critic", folder / "data", "critic=success")
@@ -102,15 +140,90 @@ def test_base_and_steered_are_compared_and_a_decision_is_drawn(made, tmp_path):
     assert "exact McNemar p = " in lines[-1]
     own = [*given[:3], "steer.perturb={std: 0.2, share: 1.0}", "episodes=2", "num_workers=0"]
     lines = pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *own, "steer.prove=true"))
-    assert lines[-1] == "policy@4+steer: not proven, written for steer.min_gain=null"
+    assert lines[-1].startswith("policy@4+steer: not proven (attempt 1, ")
     arm = pipeline.find_checkpoints(policy)[0]
-    options = settings("evaluate", OBSERVED, SHORT, *own)["steer"]
-    assert pipeline.steered(arm, options).steer["min_gain"] == NEVER
-    critic = pipeline.chosen_critic(tmp_path / "critic")
-    assert record(critic, sha256(policy), {"only_base": 2, "only_steered": 11, "p_value": 0.02})
-    assert pipeline.steered(arm, options).steer["min_gain"] == 0.0
+    assert pipeline.steered(arm, settings("evaluate", *own)["steer"]).steer["min_gain"] == NEVER
     given[-1] = "picture.decision=9"
-    with pytest.raises(ValueError, match="has 3 decisions"):  # before any episode is played
+    with pytest.raises(ValueError, match=r"picture\.decision=9: the episode has 3 decisions"):  # before any episode is played
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *given))
     with pytest.raises(ValueError, match=r"steer\.critic"):
         pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, f"checkpoint={policy}", "episodes=1", "picture.file=x.png"))
+
+
+@pytest.fixture
+def steering(made):
+    """An arm, and a run of a critic that nobody proved."""
+    folder, policy, _ = made
+    if not (folder / "critic").is_dir():
+        trained(folder / "critic", folder / "data", "critic=success")
+    (folder / "critic" / FILE).unlink(missing_ok=True)
+    return pipeline.find_checkpoints(policy)[0], folder / "critic"
+
+
+def steered(steering, *overrides):
+    arm, critic = steering
+    return pipeline.steered(
+        arm, settings("evaluate", f"checkpoint={arm.checkpoint}", f"steer.critic={critic}", *overrides)["steer"]
+    )
+
+
+WON = {"only_base": 2, "only_steered": 11, "p_value": 0.02}
+LOST = {"only_base": 6, "only_steered": 7, "p_value": 1.0}
+
+
+def test_a_proof_opens_the_gate_for_the_settings_that_were_played(steering, caplog):
+    played = worlds(Suite.draw("s", "x", {}, 20, 5, "select"), 5)
+    assert steered(steering).steer["min_gain"] == 0.0  # nothing was tried
+    assert record(steered(steering), played, WON)["proven"]
+    assert steered(steering).steer["min_gain"] == 0.0
+    for other in ("steer.num_samples=64", "steer.rule=softmax", "steer.perturb={std: 0.2}", "steer.veto=0.4"):
+        caplog.clear()
+        assert steered(steering, other).steer["min_gain"] == NEVER
+        name = other.partition("=")[0].removeprefix("steer.")
+        assert f"{name} was " in caplog.text
+        assert ("leaves the policy alone" in caplog.text) == ("rule" not in other)
+    assert steered(steering, "steer.num_samples=64", "steer.min_gain=0.3").steer["min_gain"] == 0.3
+
+
+def test_every_further_attempt_has_to_be_surer_and_the_latest_decides(steering):
+    arm = steered(steering)
+    suites = [worlds(Suite.draw("s", "x", {}, 20, seed, "select"), seed) for seed in range(4)]
+    assert not record(arm, suites[0], LOST)["proven"]
+    assert record(arm, suites[0], LOST)["attempt"] == len(attempts(arm)) == 1  # the same question again
+    assert record(arm, suites[1], WON)["attempt"] == 2
+    assert steered(steering).steer["min_gain"] == 0.0
+    assert not record(arm, suites[2], {**WON, "p_value": 0.04})["proven"]  # 0.02 one-sided, three attempts
+    assert steered(steering).steer["min_gain"] == NEVER
+    assert record(arm, suites[3], {**WON, "p_value": 0.02})["proven"]
+    assert steered(steering).steer["min_gain"] == 0.0
+    assert [is_proven(2, 11, 0.04, n) for n in (1, 2, 3)] == [True, True, False]
+
+
+def test_a_report_in_the_worlds_of_the_proof_is_warned_of(steering, caplog):
+    given = [f"checkpoint={steering[0].checkpoint}", f"steer.critic={steering[1]}", OBSERVED, SHORT, "num_workers=0"]
+    pipeline.evaluate_run(settings("evaluate", *given, "episodes=2", "seed=40", "steer.prove=true"))
+    for seed, warned in ((41, False), (40, True)):
+        caplog.clear()
+        pipeline.evaluate_run(settings("evaluate", *given, "episodes=1", f"seed={seed}"))
+        assert ("1 of the 1 worlds" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("name", ["safety=x", "prove=true", "perturb={std: 0.2}"])
+def test_settings_of_steering_without_a_critic_are_refused(made, name):
+    given = settings("evaluate", OBSERVED, SHORT, f"checkpoint={made[1]}", f"steer.{name}")
+    with pytest.raises(ValueError, match=r"give steer\.critic=RUN"):
+        pipeline.evaluate_run(given)
+
+
+def test_what_is_served_is_perturbed_and_gated_as_what_was_evaluated(steering):
+    arm, critic = steering
+    given = [f"checkpoint={arm.checkpoint}", f"steer.critic={critic}", "steer.perturb={std: 0.3}", "steer.budget_ms=50"]
+    evaluated, deployed = (settings(verb, *given)["steer"] for verb in ("evaluate", "deploy"))
+    assert deployed == {name: value for name, value in evaluated.items() if name != "prove"}
+    policy, _ = pipeline.deployment(settings("deploy", *given))
+    assert isinstance(policy.policy, Perturbed)
+    assert policy.budget_ms == 50
+    assert policy.selection.min_gain == 0.0
+    record(pipeline.steered(arm, evaluated), worlds(Suite.draw("s", "x", {}, 20, 9, "select"), 9), LOST)
+    shut, _ = pipeline.deployment(settings("deploy", *given))
+    assert shut.selection.min_gain == NEVER

@@ -26,12 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pyarrow as pa
 import torch
 from provenance import provenance, write_json
-from steering_bench import overhead, summary
+from steering_bench import overhead, picture, summary
 from steering_bench.cells import Cell, Method, in_rounds, proof
-from steering_bench.study import QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
+from steering_bench.study import BASES, QUALITY, QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
 
 from robopolicy.evaluation.critic_quality import branch_scores, quality, worth
 from robopolicy.policies.load import load_critic
+from robopolicy.spec import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
@@ -55,7 +56,7 @@ def default_critic(task: str, kind: str = "progress") -> tuple[str, str, tuple[s
 
 def method(task: str, name: str, critic: tuple[str, str, tuple[str, ...]] | None = None, **steer: Any) -> Method:
     """The default rule with the default critic, or what is said otherwise."""
-    return Method(name, critic or default_critic(task), {**DEFAULT_RULE, **steer}, noise=NOISE_OF.get(task, {}))
+    return Method(name, critic or default_critic(task), {**DEFAULT_RULE, **steer})
 
 
 def controls(task: str) -> list[Method]:
@@ -66,7 +67,7 @@ def controls(task: str) -> list[Method]:
     for beta in (0.0, 0.1, 1.0):  # in control steps, as the paper's; ours are values in [0, 1]
         rule = {"rule": "softmax", "temperature": 0.02 * beta, "scale_free": False} if beta else {"rule": "argmax"}
         found.append(method(task, f"paper_beta{beta:g}", PAPER, num_samples=10, heads="min", min_gain=0.0, **rule))
-    return [*found, Method("oracle", oracle=16, noise=NOISE_OF.get(task, {}))]
+    return [*found, Method("oracle", oracle=16)]
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
     args = _arguments()
     began, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
-    study = Study(args.work.resolve(), args.seed, QUICK if args.quick else Sizes(), PERTURB, args.given)
+    study = Study(args.work.resolve(), args.seed, QUICK if args.quick else Sizes(), PERTURB, args.given, NOISE_OF)
     result: dict[str, Any] = {"settings": _settings(args)}
 
     def out_of_time() -> bool:
@@ -86,8 +87,11 @@ def main() -> None:
         print(_overhead_table(result["overheads"]), flush=True)
     if "critics" in args.parts:
         result["critics"] = critic_quality(study, args)
+        print(f"wrote {picture.calibration(args.out.with_suffix('.calibration.png'), result['critics'])}", flush=True)
     if set(args.parts) & {"primary", "controls", "numbers"}:
         result |= gains(study, args, out_of_time)
+        result["contrasts"] = summary.contrasts(result["episodes"])
+        print(_contrast_lines(result["contrasts"]), flush=True)
     result |= {"seed": args.seed, "seeds": 1, "quick": args.quick, "cpu_s": time.process_time() - cpu}
     write_json(args.out, {**result, **provenance("torch")})
     print(f"\nwrote {args.out}; {result['cpu_s']:.0f} s of CPU, {time.monotonic() - began:.0f} s")
@@ -121,6 +125,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_steering")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench_steering.json")
     args = parser.parse_args()
+    known = sorted({key.partition("/")[0] for key in BASES})
+    for task in args.tasks:
+        if task not in known:
+            parser.error(f"--tasks {task}: there are no base policies of it; {did_you_mean(task, known)}")
     args.given = {name: Path(path).resolve() for name, _, path in (item.partition("=") for item in args.given)}
     if args.quick:
         args.episodes, args.tasks, args.work = 2, args.tasks[:1], args.work / "quick"
@@ -143,11 +151,15 @@ def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
     for part in (part for part in of if part in args.parts):
         cells = [Cell(*base, m, args.split) for base in bases for m in (BASE, *of[part](base[0]))]
         plans.append((part, args.episodes if part == "primary" else few, cells))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"episodes": {}}
     for name, episodes, cells in plans:
         tables = in_rounds(study, cells, episodes, _progress, until)
         rows, pairs = _rows(cells, tables)
         found[name] = rows
+        for cell in (cell for cell in cells if cell.key in tables):
+            played = tables[cell.key].select(["condition", "success"]).to_pylist()
+            successes = {row["condition"]: row["success"] for row in played}
+            found["episodes"].setdefault("/".join(cell.base), {}).setdefault(cell.method.name, {}).update(successes)
         print(f"\n{name}\n{summary.table(rows)}", flush=True)
         if name == "primary":
             found |= {**_claims(rows, pairs), "proofs": {cell.key: proof(study, cell) for cell in cells if cell.key in pairs}}
@@ -186,7 +198,7 @@ def _claims(rows: list[dict[str, Any]], pairs: dict[str, Any]) -> dict[str, Any]
 
 
 def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Quality of critics on branched rollouts, in the worlds of training and in shifted ones."""
+    """Quality of critics on branched rollouts of fresh episodes, in the worlds of training and in shifted ones."""
     rows = []
     kinds = ("progress",) if args.quick else ("progress", "success", "iql", "cal_ql")
     for task in args.tasks:
@@ -194,7 +206,7 @@ def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any
             for kind in kinds:
                 critic = load_critic(study.critic(task, family, *default_critic(task, kind))[1])
                 for where in (TRAINED_IN, REPORTED_IN):
-                    branches = study.branch_data(study.branches(task, family, study.best(task, family), where))
+                    branches = study.branch_data(study.branches(task, family, study.best(task, family), where, QUALITY))
                     found = quality(branch_scores(critic, branches), worth(critic, branches)).to_dict()
                     rows.append({"task": task, "family": family, "critic": kind, "worlds": where, **found})
                     print(_quality_line(rows[-1]), flush=True)
@@ -209,8 +221,17 @@ def _quality_line(row: dict[str, Any]) -> str:
     return (
         f"{name:42} within states {shown('spearman')} +- {shown('spearman_error')} ({row['num_states']} states), overall "
         f"{shown('overall')}, calibration error {shown('error')}, sensitivity {shown('sensitivity')} "
-        f"(truth {shown('truth_sensitivity')}), gate {shown('min_gain')}"
+        f"(truth {shown('truth_sensitivity')})"
     )
+
+
+def _contrast_lines(found: dict[str, Any]) -> str:
+    lines = [
+        f"{base} {name}: {each['value']:+.3f} [{each['interval'][0]:+.3f}, {each['interval'][1]:+.3f}], {each['worlds']} worlds"
+        for base, figures in found.items()
+        for name, each in figures.items()
+    ]
+    return "\n".join(lines)
 
 
 def _overhead(rows: list[dict[str, Any]]) -> dict[str, float]:

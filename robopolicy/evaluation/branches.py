@@ -150,6 +150,11 @@ class Plan:
     observation: tuple[str, ...] = ()
     limits: Limits = Limits()
 
+    def __post_init__(self) -> None:
+        for name in ("states", "candidates", "rollouts"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name}={getattr(self, name)} must be a whole number of at least 1")
+
 
 def branch_episode(unit: tuple[int, Arm, Suite, Plan]) -> Branches | None:
     """The branches of one episode; None when no decision was made in it."""

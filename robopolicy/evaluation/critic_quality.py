@@ -2,12 +2,13 @@
 
 What steering needs is the order of chunks in one state. A critic can predict outcomes well from the state alone (a high
 AUROC, a small error) and still know nothing of the chunk; so `spearman` within states decides, and a TD loss never does.
+One half of the episodes chooses a run's checkpoint, the other one says from which predicted gain on it is followed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,21 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from robopolicy.checkpoint import describe
 from robopolicy.data.branches import Branches, BranchWindows
+from robopolicy.evaluation.proof import LEVEL
 from robopolicy.files import atomic_write
 from robopolicy.models.critic import ChunkCritic
 from robopolicy.policies.load import load_critic
 from robopolicy.policies.selection import Selection, select
-from robopolicy.spec import PROGRESS, Array
+from robopolicy.spec import PROGRESS, RISK, TASK, Array
 
 FILE = "quality.json"
 BINS = 10
 NEVER = 1e9  # a gain that no critic predicts
 ROWS = 256  # states scored at a time
 MIN_STATES = 20  # fewer prove nothing
-MIN_ERRORS = 2.5  # standard errors that prove a gain: many thresholds are tried
+FLIPS = 2000  # draws of the signs of the episodes' gains
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class Quality:
 
     spearman: rank correlation over the chunks of a state, mean of the states where chunks differ; its standard error.
     num_states: such states. pairs: share of pairs of chunks of unequal worth that it orders rightly, ties count half.
-    captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses.
+    captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses; NaN for risks.
     overall: rank correlation over all states and chunks together. bias: mean of value minus worth.
     sensitivity: spread of its values over chunks of a state beside that over states. truth_sensitivity: the same of worths.
-    min_gain: predicted gain from which on following the critic is shown to help, see `proven_gain`; None = it is not.
     calibration: {"value", "worth", "count"} of equally full bins of its values. error: mean |value - worth| of those bins.
+    min_gain: predicted gain from which on following the critic is shown to help, see `proven_gain`; None = it is not.
     """
 
     spearman: float
@@ -54,7 +57,7 @@ class Quality:
     truth_sensitivity: float
     calibration: dict[str, list[float]]
     error: float
-    min_gain: float | None
+    min_gain: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; what is not finite is None."""
@@ -95,31 +98,41 @@ def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = No
         sensitivity=_sensitivity(values),
         truth_sensitivity=_sensitivity(worth_SK),
         calibration=calibration,
-        min_gain=proven_gain(scores_ESK, worth_SK, selection or Selection()),
         error=float(np.average([abs(v - w) for v, w, _ in means], weights=[n for _, _, n in means])),
     )
 
 
-def proven_gain(scores_ESK: Array, worth_SK: Array, selection: Selection) -> float | None:
-    """The predicted gain over candidate 0 above which the chosen chunks were better than it, by MIN_ERRORS standard errors.
+def proven_gain(scores_ESK: Array, worth_SK: Array, episodes_S: Array, selection: Selection | None = None) -> float | None:
+    """The predicted gain over candidate 0 above which the chosen chunks were better than it, by a test of permutations.
 
     Of all such thresholds the one with the largest gain in total. None where there is none, or fewer than MIN_STATES states
     are left by each. Heads agree on errors that they share, and a policy's own best guess is often better than what is drawn
     around it: a critic that was not shown to know more than the policy should leave it alone.
+
+    Many thresholds are tried, and states of one episode are alike. So a gain is proven where its t is above the 1 - LEVEL
+    quantile of the largest t of any threshold, with the signs of whole episodes' gains drawn at random.
+
+    Args:
+        scores_ESK, worth_SK: see `quality`. episodes_S: the episode of each state.
     """
-    best = select(scores_ESK, replace(selection, rule="lcb", min_gain=0.0), np.random.default_rng(0))
+    rule = replace(selection or Selection(), rule="lcb", min_gain=0.0)
+    best = select(scores_ESK, rule, np.random.default_rng(0))
     rows = np.flatnonzero(best)
-    states = np.arange(len(best))[rows]
-    predicted = (scores_ESK[:, states, best[rows]] - scores_ESK[:, states, 0]).mean(0)
+    if len(rows) < MIN_STATES:
+        return None
+    predicted = (scores_ESK[:, rows, best[rows]] - scores_ESK[:, rows, 0]).mean(0)
     order = np.argsort(-predicted, kind="stable")
-    gained = (worth_SK[states, best[rows]] - worth_SK[states, 0])[order]
-    counts = np.arange(1, len(gained) + 1)
-    means = gained.cumsum() / counts
-    spread = np.sqrt(np.maximum((gained**2).cumsum() / counts - means**2, 0.0))
-    proven = (counts >= MIN_STATES) & (means > MIN_ERRORS * spread / np.sqrt(counts))
+    gained = (worth_SK[rows, best[rows]] - worth_SK[rows, 0])[order]
+    clusters = np.unique(episodes_S[rows][order], return_inverse=True)[1]
+    sums = np.where(clusters == np.arange(clusters.max() + 1)[:, None], gained, 0.0).cumsum(1)  # [episodes, thresholds]
+    norms = np.sqrt((sums**2).sum(0))
+    shares = (sums / np.where(norms > 0, norms, 1.0))[:, MIN_STATES - 1 :]
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (FLIPS, len(shares)))
+    least = np.quantile((signs @ shares).max(1), 1 - LEVEL, method="higher")
+    proven = shares.sum(0) > least + 1e-9
     if not proven.any():
         return None
-    last = int(np.where(proven, gained.cumsum(), -np.inf).argmax())
+    last = MIN_STATES - 1 + int(np.where(proven, sums.sum(0)[MIN_STATES - 1 :], -np.inf).argmax())
     return max(float(predicted[order[last]]) * (1 - 1e-6), 0.0)
 
 
@@ -141,39 +154,81 @@ def _sensitivity(values: Array) -> float:
     return float(values.std(1).mean() / between) if between > 0 else float("nan")
 
 
-def worth(critic: ChunkCritic, branches: Branches) -> Array:
-    """What came of the branches' chunks [S, K], in what the critic predicts: discounted progress, or discounted success."""
+def worth(critic: ChunkCritic, branches: Branches, data: Mapping[str, Any] | None = None) -> Array:
+    """What came of the branches' chunks [S, K], in what the critic predicts.
+
+    Discounted progress, or discounted success; of one of risk how often something unsafe happened, with the events and the
+    event_horizon of its `data` (conf/train.yaml).
+    """
+    if critic.role == RISK:
+        return branches.unsafe((data or {}).get("events"), (data or {}).get("event_horizon")).mean(2)
     if PROGRESS in critic.extra_keys:
         return branches.progress_values(critic.gamma).mean(2)
     return branches.values(critic.gamma)
 
 
+def check_branches(critic: object, branches: Branches, data: Mapping[str, Any] | None = None) -> ChunkCritic:
+    """The critic, where the branches can judge it. data: see `worth`.
+
+    Raises:
+        ValueError: another kind of critic, or branches that lack what it looks at, executes or predicts.
+    """
+    if not isinstance(critic, ChunkCritic):
+        raise ValueError(f"branches judge critics of chunks (critic=success, progress, iql, ...), no {type(critic).__name__}")
+    spec = critic.spec
+    have = ",".join(sorted(branches.observation.keys() - {TASK}))
+    for key in spec.observation:
+        if key not in branches.observation:
+            raise ValueError(
+                f"the critic looks at {key!r}, which the branches (data.branches) do not have: give it what they have, e.g. "
+                f"inputs.observation_keys=[{have}], or branch with observation=[...]"
+            )
+    if branches.spec.action.shape != spec.action.shape:
+        mine, theirs = spec.action.shape[0], branches.spec.action.shape[0]
+        raise ValueError(f"the critic scores actions of {mine} entries, those of the branches have {theirs}")
+    BranchWindows(branches, tuple(spec.observation), spec.obs_horizon, spec.execute_horizon)
+    worth(critic, branches, data)
+    return critic
+
+
 def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = None) -> dict[str, Quality]:
     """{folder name: its quality} of critics' checkpoints, written to `file` as JSON where one is given.
 
+    One half of the episodes gives all figures, by which a checkpoint is chosen, and the other one `min_gain`, of which a critic
+    of risk has none: it chooses no chunks.
+
     Raises:
-        ValueError: a checkpoint of another kind of critic.
+        ValueError: see `check_branches`.
     """
-    found = {}
-    for folder in checkpoints:
-        critic = load_critic(folder)
-        if not isinstance(critic, ChunkCritic):
-            raise ValueError(f"{folder} holds a {type(critic).__name__}; branches judge critics that `train critic=...` made")
-        found[folder.name] = quality(branch_scores(critic, branches), worth(critic, branches))
+    found = {folder.name: _judged(folder, *branches.split(0.5)) for folder in checkpoints}
     if file is not None:
-        content = {"branches": branches.hash, "checkpoints": {name: each.to_dict() for name, each in found.items()}}
+        facts = {"branches": branches.hash, "policy": branches.facts.get("checkpoint_sha")}
+        content = {**facts, "checkpoints": {name: each.to_dict() for name, each in found.items()}}
         atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())
     return found
 
 
-def measured_gain(checkpoint: Path, file: Path) -> float:
-    """`min_gain` for a checkpoint: what was measured; NEVER where nothing was proven; 0 where nothing was measured."""
-    if not file.is_file():
-        return 0.0
-    found = json.loads(file.read_text())["checkpoints"].get(checkpoint.name)
+def _judged(folder: Path, choosing: Branches, proving: Branches) -> Quality:
+    data = describe(folder)[0].get("data") or {}
+    critic = check_branches(load_critic(folder), choosing, data)
+    found = quality(branch_scores(critic, choosing), worth(critic, choosing, data))
+    if critic.role == RISK:
+        return replace(found, captured=float("nan"))
+    if not len(proving):
+        return found
+    return replace(found, min_gain=proven_gain(branch_scores(critic, proving), worth(critic, proving), proving.seeds))
+
+
+def measured_gain(checkpoint: Path, file: Path, policy_sha: str) -> float:
+    """`min_gain` of a checkpoint for a policy: what was measured; 0 where nothing was measured.
+
+    NEVER where nothing was proven, or branches of another policy were judged.
+    """
+    content = json.loads(file.read_text()) if file.is_file() else {"checkpoints": {}}
+    found = content["checkpoints"].get(checkpoint.name)
     if found is None:
         return 0.0
-    return NEVER if found["min_gain"] is None else float(found["min_gain"])
+    return NEVER if found["min_gain"] is None or content.get("policy") != policy_sha else float(found["min_gain"])
 
 
 def best_checkpoint(checkpoints: Sequence[Path], file: Path) -> Path:

@@ -1,7 +1,8 @@
 """Whether steering was shown to help a policy: outcomes of paired episodes, kept beside the critic.
 
 A critic that is a little right at every decision can gain much over an episode, and no single decision shows it: paired
-episodes prove with dozens what branches of single decisions would need thousands for.
+episodes prove with dozens what branches of single decisions would need thousands for. A proof holds for the settings that were
+played, and every further attempt has to be surer (Bonferroni).
 """
 
 from __future__ import annotations
@@ -11,33 +12,94 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from robopolicy.checkpoint import sha256
+from robopolicy.data.collect import episode_seed
+from robopolicy.evaluation.rollout import Arm, Suite
 from robopolicy.files import atomic_write
 
 FILE = "proof.json"
 LEVEL = 0.05  # of the one-sided test
 
 
-def is_proven(only_base: int, only_steered: int, p_value: float | None) -> bool:
-    """Whether steering won, by the numbers of episodes that one arm alone did and the two-sided exact p of McNemar's test."""
-    return only_steered > only_base and p_value is not None and p_value / 2 <= LEVEL
+def is_proven(only_base: int, only_steered: int, p_value: float | None, attempt: int = 1) -> bool:
+    """Whether steering won, by the numbers of episodes that one arm alone did and the two-sided exact p of McNemar's test.
 
-
-def record(critic: Path, policy_sha: str, found: Mapping[str, Any]) -> bool:
-    """Write what came of the policy with and without the critic's checkpoint into the critic's run; whether it is a proof.
-
-    found: "only_base", "only_steered", "p_value" (see is_proven), and further facts, JSON values.
+    attempt: its number, from 1: its one-sided p must be at most LEVEL / attempt.
     """
-    proven = is_proven(found["only_base"], found["only_steered"], found["p_value"])
-    file = critic.parent.parent / FILE
+    return only_steered > only_base and p_value is not None and attempt * p_value / 2 <= LEVEL
+
+
+def settings_of(arm: Arm) -> dict[str, Any]:
+    """What a proof of a steered arm holds for: critics, candidates, instruction, and how it chooses but for `min_gain`."""
+    options = {name: value for name, value in arm.steer.items() if name != "min_gain"}
+    critics = {name: path and sha256(path) for name, path in (("critic", arm.critic), ("safety", arm.safety))}
+    return _plain({**critics, "perturb": dict(arm.perturb), "instruction": arm.instruction, **options})
+
+
+def worlds(suite: Suite, seed: int) -> dict[str, Any]:
+    """The worlds of a suite that was drawn with `seed`, JSON values."""
+    facts = {"env_id": suite.env_id, "env_kwargs": dict(suite.env_kwargs), "seed": seed, "episodes": len(suite.seeds)}
+    return _plain(facts)
+
+
+def attempts(arm: Arm) -> list[dict[str, Any]]:
+    """What was tried to prove that the arm's critic helps its policy, in any settings, the latest last."""
+    file = _file(arm)
     content = json.loads(file.read_text()) if file.is_file() else {}
-    content.setdefault(critic.name, {})[policy_sha] = {**found, "proven": proven}
+    found = content.get(Path(str(arm.critic)).name, {}).get(sha256(arm.checkpoint), [])
+    return found if isinstance(found, list) else [{"settings": {}, "worlds": {}, **found}]  # as it was written once
+
+
+def record(arm: Arm, played: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what came of a steered arm beside its base into the critic's run; the attempt, with "attempt" and "proven".
+
+    The same settings in the same worlds again are the same attempt.
+
+    Args:
+        played: see `worlds`. found: "only_base", "only_steered" and "p_value" (see `is_proven`), and further facts.
+    """
+    known, asked = attempts(arm), {"settings": settings_of(arm), "worlds": dict(played)}
+    numbers = [n for n, each in enumerate(known, 1) if all(each[key] == asked[key] for key in asked)]
+    number = numbers[0] if numbers else len(known) + 1
+    proven = is_proven(found["only_base"], found["only_steered"], found["p_value"], number)
+    attempt = {**asked, **found, "attempt": number, "proven": proven}
+    known[number - 1 : number] = [attempt]
+    file = _file(arm)
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    content.setdefault(Path(str(arm.critic)).name, {})[sha256(arm.checkpoint)] = known
     atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())
-    return proven
+    return attempt
 
 
-def recorded(critic: Path, policy_sha: str) -> bool | None:
-    """Whether the critic's checkpoint was shown to help the policy; None where that was not tried."""
-    file = critic.parent.parent / FILE
-    content = json.loads(file.read_text()) if file.is_file() else {}
-    found = content.get(critic.name, {}).get(policy_sha)
-    return None if found is None else bool(found["proven"])
+def recorded(arm: Arm) -> tuple[bool | None, list[str]]:
+    """Whether the latest attempt in the arm's settings is a proof, None where nothing was tried.
+
+    (False, differences) where nothing was tried in these settings but in others, with how those of the latest attempt differ.
+    """
+    known, now = attempts(arm), settings_of(arm)
+    if not known:
+        return None, []
+    same = [each for each in known if each["settings"] == now]
+    if same:
+        return bool(same[-1]["proven"]), []
+    then = known[-1]["settings"]
+    names = [name for name in {**now, **then} if then.get(name) != now.get(name) or (name in then) != (name in now)]
+    return False, [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in names]
+
+
+def seen(arm: Arm, suite: Suite) -> int:
+    """How many worlds of a suite an attempt to prove the arm's critic has played."""
+    here, found = _plain({"env_id": suite.env_id, "env_kwargs": dict(suite.env_kwargs)}), set()
+    for each in (each["worlds"] for each in attempts(arm)):
+        if all(each.get(key) == value for key, value in here.items()):
+            found |= {episode_seed(each["seed"], i) for i in range(each["episodes"])}
+    return len(found & set(suite.seeds))
+
+
+def _file(arm: Arm) -> Path:
+    return Path(str(arm.critic)).parent.parent / FILE
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(facts))

@@ -66,7 +66,7 @@ def decision_at(arm: Arm, suite: Suite, seed: int, number: int) -> tuple[Decisio
         action = np.clip(actor.executor.next(), env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
         _, done, _, _ = robot.advance(action)
         step += 1
-    raise ValueError(f"steer.decision={number}: the episode has {found} decisions, numbered from 0")
+    raise ValueError(f"picture.decision={number}: the episode has {found} decisions, numbered from 0")
 
 
 def draw_decision(arm: Arm, suite: Suite, seed: int, number: int, file: str | Path) -> Path:

@@ -27,9 +27,11 @@ from robopolicy.spec import (
     HAS_SUCCESSOR,
     OUTCOME,
     PROGRESS,
+    RISK,
     STEP,
     SUCCESS,
     UNSAFE,
+    VALUE,
     WEIGHT,
     Array,
     CriticSpec,
@@ -84,6 +86,8 @@ class ChunkCritic(Trainable):
         support_size: pairs that it remembers to say how far a chunk is from the data, see Support; 0 = none.
         learning_rate: peak of the only phase.
     """
+
+    role = VALUE
 
     def __init__(
         self,
@@ -312,6 +316,7 @@ class SafetyCritic(OutcomeCritic):
     """
 
     batch_keys = (UNSAFE,)
+    role = RISK
 
     def target(self, batch: Batch) -> Tensor:
         """1 where it happened."""

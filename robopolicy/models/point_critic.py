@@ -24,6 +24,7 @@ from robopolicy.spec import (
     STATE,
     STEP,
     SUCCESS,
+    VALUE,
     Array,
     CriticSpec,
     Features,
@@ -54,6 +55,7 @@ class PointCritic(Trainable):
     """
 
     batch_keys = (SUCCESS,)
+    role = VALUE
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from robopolicy.spec import ACTION, Array, Critic, FeatureSpec, Policy, PolicySpec, SpecError
+from robopolicy.spec import ACTION, VALUE, Array, Critic, FeatureSpec, Policy, PolicySpec, SpecError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,14 @@ def check_fit(policy: Policy, critic: Critic) -> None:
         if replace(ours.observation[key], values=()) != replace(theirs.observation[key], values=()):
             raise SpecError(f"{key!r} is {ours.observation[key]} for the policy and {theirs.observation[key]} for the critic")
     check_ranges(policy, critic)
+
+
+def check_role(critic: Critic, role: str) -> None:
+    """Raises SpecError where the critic says that what it scores is something else than `role`."""
+    found = getattr(critic, "role", role)
+    if found != role:
+        right = "critic" if found == VALUE else "safety"
+        raise SpecError(f"{type(critic).__name__} scores a {found}, not a {role}: give it as {right} (steer.{right}=RUN)")
 
 
 def check_ranges(policy: object, critic: object) -> None:

@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from robopolicy.policies.fit import check_fit, policy_spec
+from robopolicy.policies.fit import check_fit, check_role, policy_spec
 from robopolicy.policies.selection import Selection, select
-from robopolicy.spec import TASK, Array, Critic, Features, Observation, Policy, PolicySpec, SpecError, did_you_mean
+from robopolicy.spec import RISK, TASK, VALUE, Array, Critic, Features, Observation, Policy, PolicySpec, SpecError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class SteeredPolicy:
         rule and further options: see Selection.
 
     Raises:
-        SpecError: a critic whose actions, prefix, statistics or observations do not fit the policy.
+        SpecError: a critic whose actions, prefix, statistics or observations do not fit the policy, one of risk for one of
+            value, or the other way round.
         ValueError: options out of range.
     """
 
@@ -101,7 +102,8 @@ class SteeredPolicy:
         self._first_block = 0.0  # seconds that the last one took
         self._asked = policy_spec(policy)
         critics = [critic] if safety is None else [critic, safety]
-        for each in critics:
+        for each, role in zip(critics, (VALUE, RISK), strict=False):
+            check_role(each, role)
             check_fit(policy, each)
         observation: Features = {}
         for features in (*(c.spec.observation for c in critics), self._asked.observation):

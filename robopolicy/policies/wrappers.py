@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,20 +13,26 @@ from robopolicy.spec import ACTION, Array, Features, Observation, Policy, Policy
 
 
 class Exploring:
-    """A Policy that executes a drawn candidate of another one instead of its best guess: experience for critics."""
+    """A Policy that executes any candidate of another one instead of its best guess: experience for critics.
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.spec = policy, policy.spec
+    It draws evenly among `num_candidates`, which should be as many as steering will choose from.
+    """
+
+    def __init__(self, policy: Policy, num_candidates: int = 16) -> None:
+        self.policy, self.spec, self.num_candidates = policy, policy.spec, num_candidates
 
     def reset(self) -> None:
         """Forget the current episode."""
         self.policy.reset()
 
     def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:
-        """Chunks [B, N, H, A] (see spec.Policy): candidates 1 to N of the policy."""
+        """Chunks [B, N, H, A] (see spec.Policy): different candidates of the policy, in an order of chance."""
         if num_samples < 1:
             raise SpecError(f"num_samples={num_samples} must be at least 1")
-        return self.policy.sample(observation, num_samples + 1, seed)[:, 1:]
+        chunks = self.policy.sample(observation, max(num_samples, self.num_candidates), seed)
+        rng = np.random.default_rng(None if seed is None else [seed, 1])
+        order = rng.random(chunks.shape[:2]).argsort(1)[:, :num_samples]
+        return np.take_along_axis(chunks, order[:, :, None, None], axis=1)
 
 
 class Perturbed:
@@ -40,7 +46,8 @@ class Perturbed:
         std: of the largest noise, as a share of `scale`.
         share: of the candidates that are perturbed; 1 draws nothing but candidate 0 from the policy.
         scale: of each action entry [A], physical units a step; None = the half range in the policy's training data.
-        fixed: names of entries that get no noise: between open and closed a gripper has no small step.
+        fixed: names of entries that get no noise; None = the gripper, if there is one: it has no small step between open
+            and closed.
         delay: {name of an entry: steps}; a perturbed candidate does what it does with this entry up to so many steps later or
             earlier, drawn evenly: a gripper that closes too soon misses as surely as one in the wrong place.
 
@@ -54,7 +61,7 @@ class Perturbed:
         std: float = 0.1,
         share: float = 0.5,
         scale: Array | None = None,
-        fixed: tuple[str, ...] = ("gripper",),
+        fixed: Sequence[str] | None = None,
         delay: Mapping[str, int] | None = None,
     ) -> None:
         if std < 0 or not 0 <= share <= 1:
@@ -66,12 +73,16 @@ class Perturbed:
         if found.shape != policy.spec.action.shape:
             raise SpecError(f"scale has shape {list(found.shape)}, an action {list(policy.spec.action.shape)}")
         names, delay = policy.spec.action.names, dict(delay or {})
+        for name in fixed or ():
+            if name not in names:
+                raise SpecError(f"fixed has {name!r}; {did_you_mean(name, names)}")
         for name, steps in delay.items():
             if name not in names:
                 raise SpecError(f"delay has {name!r}; {did_you_mean(name, names)}")
             if steps != int(steps) or steps < 0:
                 raise SpecError(f"delay.{name}={steps} must be a whole number of steps from 0: entries are moved both ways")
-        self._scale = np.where([name in fixed for name in names] or [False], 0.0, found * std)
+        held = ("gripper",) if fixed is None else fixed
+        self._scale = np.where([name in held for name in names] or [False], 0.0, found * std)
         self._delay = np.array([int(delay.get(name, 0)) for name in names])
 
     def reset(self) -> None:

@@ -1,1 +1,1 @@
-"""Parts of tools/bench_steering.py: what is trained and collected (study.py), arms and cells (cells.py), latency, summary."""
+"""Parts of tools/bench_steering.py: what is trained and collected (study.py), arms and cells (cells.py), latency, figures."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import environment, play
 from robopolicy.evaluation.branches import OracleActor
-from robopolicy.evaluation.critic_quality import FILE, NEVER, measured_gain
+from robopolicy.evaluation.critic_quality import NEVER
 from robopolicy.evaluation.proof import is_proven
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, observing, write_table
 from robopolicy.policies.steering import Decision, SteeredPolicy
@@ -29,14 +29,13 @@ BLOCK = 25  # episodes that are kept together
 class Method:
     """How a base policy is steered. critic: (option of conf/critic, data, overrides), None = not at all.
 
-    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic; noise: over the family's perturbation.
+    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic.
     """
 
     name: str
     critic: tuple[str, str, tuple[str, ...]] | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
     oracle: int = 0
-    noise: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,14 @@ def arm_of(study: Study, cell: Cell) -> Arm:
     """The arm that a cell plays."""
     arm = replace(study.arm(*cell.base), name=cell.method.name)
     if cell.method.critic or cell.method.oracle:
-        arm = replace(arm, perturb={**study.perturb.get(cell.family, {}), **cell.method.noise})
+        arm = replace(arm, perturb=study.perturbed(cell.task, cell.family))
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic
-    run, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
+    _, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
     steer = dict(cell.method.steer)
     if "min_gain" in steer and steer["min_gain"] is None:
-        steer["min_gain"] = 0.0 if proof(study, cell)["proven"] else measured_gain(checkpoint, run / FILE)
+        steer["min_gain"] = 0.0 if proof(study, cell)["proven"] else NEVER
     if steer.get("min_gain", 0.0) >= NEVER:
         return replace(arm, perturb={})  # candidate 0 always: the base itself
     return replace(arm, critic=str(checkpoint), steer=steer)
@@ -81,12 +80,15 @@ def proof(study: Study, cell: Cell) -> dict[str, Any]:
     """What opens the gate of a cell's method: paired episodes in the development worlds, base and ungated."""
     ungated = replace(cell.method, steer={**cell.method.steer, "min_gain": 0.0})
     arms = (Method("base"), ungated)
-    outcomes = []
+    played_by = []
     for method in arms:
         played, length = Cell(*cell.base, method, "development"), study.sizes.proof
         arm = arm_of(study, played)
         tables = [play_cell(study, played, arm, start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-        outcomes.append(pa.concat_tables(tables)["success"].to_numpy(zero_copy_only=False))
+        played_by.append(pa.concat_tables(tables))
+    if not played_by[0]["condition"].equals(played_by[1]["condition"]):
+        raise ValueError(f"{cell.key}: base and steered were played in different worlds: remove {study.root / 'cells'}")
+    outcomes = [table["success"].to_numpy(zero_copy_only=False) for table in played_by]
     only_base, only_steered, p_value = mcnemar(*outcomes)
     found = {"pairs": len(outcomes[0]), "only_base": only_base, "only_steered": only_steered, "p_value": p_value}
     return {**found, "proven": is_proven(only_base, only_steered, p_value)}
@@ -102,7 +104,8 @@ def play_cell(study: Study, cell: Cell, arm: Arm, start: int, stop: int) -> pa.T
     """The rows of episodes start..stop - 1 of a cell and its arm, from their file where it is there."""
     suite = suite_of(study, cell, stop)
     facts = [sha256(arm.checkpoint), arm.critic and sha256(arm.critic), dict(arm.steer), dict(arm.perturb), cell.method.oracle]
-    digest = hashlib.sha256(json.dumps([*facts, suite.env_id, suite.env_kwargs], sort_keys=True).encode()).hexdigest()[:12]
+    worlds = [suite.env_id, suite.env_kwargs, suite.seeds[0]]  # the first seed stands for all that follow from it
+    digest = hashlib.sha256(json.dumps([*facts, *worlds], sort_keys=True).encode()).hexdigest()[:12]
     name = f"{'-'.join(cell.base)}-{cell.split}-{digest}"  # methods that come to the same are played once
     file = study.root / "cells" / name / f"{start:05d}_{stop:05d}.parquet"
     if file.is_file():

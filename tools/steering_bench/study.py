@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from robopolicy import pipeline
-from robopolicy.checkpoint import list_checkpoints
+from robopolicy.checkpoint import list_checkpoints, sha256
 from robopolicy.config import compose, to_plain
 from robopolicy.data.branches import Branches, is_branches
 from robopolicy.evaluation.branches import Plan, branch
@@ -22,7 +22,7 @@ from robopolicy.evaluation.rollout import Arm, Suite
 
 OBSERVATION = ("state", "environment_state")
 KEYS = "[observation.state,observation.environment_state]"
-DEMONSTRATIONS, EXPERIENCE, BRANCHES, DEVELOPMENT, HELD_OUT = range(5)  # uses of seeds, which never share an episode
+DEMONSTRATIONS, EXPERIENCE, BRANCHES, DEVELOPMENT, HELD_OUT, QUALITY = range(6)  # uses of seeds, which never share an episode
 TRAINED_IN, REPORTED_IN = "wide", "held_out"  # randomisations
 
 
@@ -58,7 +58,7 @@ class Sizes:
     critic_steps: int = 5000
     critic_batch: int = 256
     proof: int = 150  # pairs of episodes in the development worlds that open the gate
-    branched: int = 12  # episodes
+    branched: int = 24  # episodes; one half of them chooses a checkpoint
     states: int = 4
     candidates: int = 5
 
@@ -84,7 +84,7 @@ QUICK = Sizes(
 class Study:
     """One seed of the benchmark under the folder `root`.
 
-    perturb: of the candidates, by family ({} = a policy's own draws are diverse enough).
+    perturb: of the candidates, by family ({} = a policy's own draws are diverse enough). noise: over it, by task.
     given: {product: folder} of what exists already and is used in place of what would be made:
         base-<task>-<family>-<strength> (a checkpoint), experience-<task>-<family> (a dataset),
         branches-<task>-<family>-<strength>-<randomisation>.
@@ -95,6 +95,11 @@ class Study:
     sizes: Sizes
     perturb: Mapping[str, Mapping[str, Any]]
     given: Mapping[str, Path] = field(default_factory=dict)
+    noise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def perturbed(self, task: str, family: str) -> dict[str, Any]:
+        """How candidates are perturbed: in experience, in branches and in steering alike."""
+        return {**self.perturb.get(family, {}), **self.noise.get(task, {})}
 
     def number(self, use: int) -> int:
         """Seed of a use of episodes."""
@@ -158,7 +163,7 @@ class Study:
         if kind in ("own", "both"):
             for strength in sizes.bases[f"{task}/{family}"]:
                 checkpoint = self.arm(task, family, strength).checkpoint
-                perturb = dict(self.perturb.get(family, {}))
+                perturb = self.perturbed(task, family)
                 found.append(
                     self.collected(
                         f"own-{family}-{strength}", task, {"rollout": sizes.rollouts}, checkpoint=checkpoint, perturb=perturb
@@ -166,19 +171,19 @@ class Study:
                 )
         return found
 
-    def branches(self, task: str, family: str, strength: str, randomization: str = TRAINED_IN) -> Path:
-        """Branched rollouts of a base policy, on development seeds."""
+    def branches(self, task: str, family: str, strength: str, randomization: str = TRAINED_IN, use: int = BRANCHES) -> Path:
+        """Branched rollouts of a base policy. use: BRANCHES of what is chosen by them, QUALITY of what is reported."""
         sizes = self.sizes
-        perturb = dict(self.perturb.get(family, {}))
+        perturb = self.perturbed(task, family)
         plan = Plan(sizes.states, sizes.candidates)
-        arm = Arm(**{**asdict(self.arm(task, family, strength)), "perturb": perturb})
+        arm = replace(self.arm(task, family, strength), perturb=perturb)
         name = f"branches-{task}-{family}-{strength}-{randomization}"
-        if name in self.given:
+        if use == BRANCHES and name in self.given:
             return self.given[name]
-        path = self.folder(name, arm.checkpoint, perturb, asdict(plan), sizes.branched, sizes.limit)
+        path = self.folder(name, arm.checkpoint, perturb, asdict(plan), sizes.branched, sizes.limit, self.number(use))
         if not is_branches(path):
-            suite = self.suite(task, randomization, sizes.branched, BRANCHES)
-            branch(arm, suite, plan, num_workers=0).save(path)
+            suite, facts = self.suite(task, randomization, sizes.branched, use), {"checkpoint_sha": sha256(arm.checkpoint)}
+            branch(arm, suite, plan, num_workers=0, facts=facts).save(path)
         return path
 
     def suite(self, task: str, randomization: str, episodes: int, use: int) -> Suite:

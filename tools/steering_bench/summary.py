@@ -1,4 +1,4 @@
-"""From tables of episodes to what is claimed: paired differences with intervals, pooled over cells."""
+"""From tables of episodes to what is claimed: paired differences with intervals, pooled over cells, and what they add up to."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from robopolicy.ranking.statistics import holm, mcnemar, paired_comparison, percentile_interval, stream
+from robopolicy.ranking.statistics import bootstrap_weights, holm, paired_comparison, percentile_interval, stream
 from steering_bench.cells import Cell
 
 NUM_BOOTSTRAP = 4000
 
 
-def outcomes(base: pa.Table, other: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Success of both on the conditions that both have, bool [n] each."""
-    tables = [dict(zip(t["condition"].to_pylist(), t["success"].to_pylist(), strict=True)) for t in (base, other)]
-    common = [condition for condition in tables[0] if condition in tables[1]]
-    first, second = (np.array([table[c] for c in common], bool) for table in tables)
-    return first, second
+def outcomes(base: pa.Table, other: pa.Table) -> dict[str, tuple[bool, bool]]:
+    """{condition: success of both}, of the conditions that both have."""
+    first, second = (dict(zip(t["condition"].to_pylist(), t["success"].to_pylist(), strict=True)) for t in (base, other))
+    return {condition: (first[condition], second[condition]) for condition in first if condition in second}
 
 
 def compared(cell: Cell, tables: Mapping[str, pa.Table], base: Cell) -> dict[str, Any] | None:
@@ -27,28 +25,69 @@ def compared(cell: Cell, tables: Mapping[str, pa.Table], base: Cell) -> dict[str
     if cell.key not in tables or base.key not in tables:
         return None
     mine = tables[cell.key]
-    a, b = outcomes(tables[base.key], mine)
-    if not len(a):
+    pairs = outcomes(tables[base.key], mine)
+    if not pairs:
         return None
+    a, b = np.array(list(pairs.values())).T
     found = paired_comparison(a.astype(int), b.astype(int), np.ones(len(a), int), stream(0, cell.key), NUM_BOOTSTRAP)
     decided = mine["decisions"].to_numpy()
     deviation = float(np.average(mine["deviation"].to_numpy(), weights=decided)) if decided.sum() else 0.0
     return {"key": cell.key, "method": cell.method.name, "split": cell.split, **found.to_dict(), "deviation": deviation}
 
 
-def pooled(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -> dict[str, Any] | None:
-    """Mean of the cells' differences (each counts alike), the interval of a bootstrap within cells, McNemar over all."""
-    if not pairs:
+def pooled(cells: Sequence[Mapping[str, tuple[bool, bool]]], seed: int = 0) -> dict[str, Any] | None:
+    """Mean of the cells' differences (each counts alike), the interval of a bootstrap over worlds.
+
+    cells: see `outcomes`. They play the same conditions, so that a replicate draws these once for all of them.
+    """
+    if not cells:
         return None
-    generator = stream(seed, "pooled", len(pairs))
-    differences = [b.astype(float) - a.astype(float) for a, b in pairs]
-    draws = np.mean([d[generator.integers(len(d), size=(NUM_BOOTSTRAP, len(d)))].mean(1) for d in differences], axis=0)
-    a, b = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
-    only_base, only_other, p = mcnemar(a, b)
+    worlds = list(dict.fromkeys(condition for cell in cells for condition in cell))
+    played = np.array([[condition in cell for condition in worlds] for cell in cells], float)
+    gains = np.array([[np.subtract(*map(float, cell.get(c, (False, False))[::-1])) for c in worlds] for cell in cells])
+    weights = bootstrap_weights(len(worlds), NUM_BOOTSTRAP, stream(seed, "pooled", len(cells))).astype(float)
+    draws = (weights @ gains.T / np.maximum(weights @ played.T, 1.0)).mean(1)
     return {
-        **{"gain": float(np.mean([d.mean() for d in differences])), "gain_ci": list(percentile_interval(draws))},
-        **{"only_base": only_base, "only_other": only_other, "p_value": p, "pairs": len(a), "cells": len(pairs)},
+        **{"gain": float((gains.sum(1) / played.sum(1)).mean()), "gain_ci": list(percentile_interval(draws))},
+        **{"pairs": int(played.sum()), "worlds": len(worlds), "cells": len(cells)},
     }
+
+
+def contrasts(successes: Mapping[str, Mapping[str, Mapping[str, bool]]]) -> dict[str, Any]:
+    """What parts say together of each base, on the worlds that all who are asked played: {base: {name: figures}}.
+
+    successes: {base: {method: {condition: success}}}. Where their methods were played: "captured", the share of the oracle's
+    head-room that the default rule took, (default - base) / (oracle - base); "more_candidates", K = 64 less 16; "worst", the
+    critic's worst candidate less a random one, which a critic that knows something makes negative.
+    """
+    asked = {
+        "captured": ("base", "default", "oracle"),
+        "more_candidates": ("k16", "k64"),
+        "worst": ("random", "worst"),
+    }
+    found: dict[str, Any] = {}
+    for base, methods in successes.items():
+        for name, needed in asked.items():
+            if all(method in methods for method in needed):
+                common = [c for c in methods[needed[0]] if all(c in methods[method] for method in needed)]
+                played = np.array([[methods[method][c] for c in common] for method in needed], float)
+                if common:
+                    found.setdefault(base, {})[name] = _contrast(played, stream(0, base, name))
+    return found
+
+
+def _contrast(played: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
+    """Of successes [2, n] the difference; of [3, n] (base, default, oracle) the share. NaN without head-room."""
+
+    def figure(means: np.ndarray) -> np.ndarray:
+        if len(means) == 2:
+            return means[1] - means[0]
+        room = means[2] - means[0]
+        return np.where(room > 0, (means[1] - means[0]) / np.where(room > 0, room, 1.0), np.nan)
+
+    length = played.shape[1]
+    draws = figure(played @ bootstrap_weights(length, NUM_BOOTSTRAP, generator).T / length)
+    return {"value": float(figure(played.mean(1))), "interval": list(percentile_interval(draws)), "worlds": length}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

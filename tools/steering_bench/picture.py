@@ -1,0 +1,38 @@
+"""How far the values of critics can be taken at their word, in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def calibration(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """What critics said beside what came of it, by bins of their values: a panel for each task and family. Writes a PNG.
+
+    rows: "task", "family", "critic", "worlds" and the "calibration" of a Quality.
+    """
+    panels = list(dict.fromkeys((row["task"], row["family"]) for row in rows))
+    kinds = list(dict.fromkeys(row["critic"] for row in rows))
+    worlds = list(dict.fromkeys(row["worlds"] for row in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for row in (row for row in rows if (row["task"], row["family"]) == panel):
+            bins, style = row["calibration"], ("-", "--")[worlds.index(row["worlds"]) % 2]
+            label = f"{row['critic']}, {row['worlds']}"
+            axis.plot(
+                bins["value"], bins["worth"], style, marker="o", ms=3, color=f"C{kinds.index(row['critic'])}", label=label
+            )
+        axis.plot([0, 1], [0, 1], color="0.6", lw=0.8)
+        axis.set(title="/".join(panel), xlabel="value, mean of a bin", ylabel="what came of it, mean", xlim=(0, 1), ylim=(0, 1))
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
