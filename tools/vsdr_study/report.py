@@ -109,19 +109,26 @@ def _best(found: Mapping[str, float], kind: str) -> str | None:
 def report(tables: Tables, choice: Mapping[str, Any], seed: int, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Every target with the frozen variants and all others, and how many observations it takes.
 
+    The choice stays as it was made, on as many policies as there were then; more may have come.
+
     Raises:
-        StudyError: the choice was made on another pool, or the runs were shown different observations.
+        StudyError: there were more when the choice was made, or the runs were shown different observations.
     """
-    if choice["num_policies"] != len(tables.policies):
+    if choice["num_policies"] > len(tables.policies):
         raise StudyError(
-            f"{choice['num_policies']} policies were there when the choice was made and {len(tables.policies)} are now: it is "
-            "made once, on the whole pool"
+            f"the choice was made on {choice['num_policies']} policies, of which only {len(tables.policies)} are left"
         )
     for target in targets():
         if len(shown := set(tables.facts[f"{target}_hash"].to_pylist())) > 1:
             raise StudyError(f"the runs were shown {len(shown)} different sets of observations of {target}: play them anew")
     result: dict[str, Any] = {"num_policies": len(tables.policies), "num_configs": len(set(tables.configs))}
-    result |= {"chosen": choice["chosen"], "conventions": CONVENTIONS, "outcome": tables.outcome, "targets": {}}
+    result |= {
+        "chosen": choice["chosen"],
+        "chosen_on": choice["num_policies"],
+        "conventions": CONVENTIONS,
+        "outcome": tables.outcome,
+        "targets": {},
+    }
     for target in (DEVELOPMENT_TARGET, *TARGETS):
         result["targets"][target] = _target(tables, target, choice["chosen"], seed, resamples)
     result["commits"] = sorted(set(tables.facts["commit"].to_pylist()))
@@ -253,7 +260,9 @@ def choice_table(found: Mapping[str, Any]) -> str:
 
 def as_text(result: Mapping[str, Any]) -> str:
     """For people: the scores that count on every target."""
-    lines = [f"{result['num_policies']} policies of {result['num_configs']} randomisations; chosen on T0: {result['chosen']}"]
+    lines = [f"{result['num_policies']} policies of {result['num_configs']} randomisations"]
+    lines += [f"chosen on T0, with {result['chosen_on']} policies:"]
+    lines += [f"  {name}: {of}" for name, of in result["chosen"].items()]
     for target, found in result["targets"].items():
         success = found["success"]
         mean, best, episodes = (success[name] for name in ("mean", "best", "episodes"))
