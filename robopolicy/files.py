@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.\d+\.tmp")
 
 
 def plain(value: Any, *, where: str, error: type[ValueError] = ValueError, nonfinite: str = "keep") -> Any:
@@ -58,6 +61,11 @@ def write_durable(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `name` is that of a file which `atomic_write` was killed on."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def atomic_write(path: Path, write: bytes | Callable[[Path], Any]) -> None:

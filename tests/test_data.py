@@ -255,6 +255,36 @@ def test_opening_what_is_no_dataset_says_so(tmp_path):
         EpisodeWriter(tmp_path / "file", SPEC)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("thesis.txt", "years of work"),
+        (".notes.tmp", "years of work"),
+        ("episodes/s01e01.mkv", "a film"),
+        ("info.json", '{"name": "mine"}'),
+        ("info.json", "[]"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_left_as_it_was(tmp_path, file, content):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    message = "not a dataset.*another program" if file == "info.json" else f"other files .{file}"
+    with pytest.raises(DatasetError, match=message):
+        EpisodeWriter(tmp_path, SPEC)
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+    assert path.read_text() == content
+
+
+def test_a_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+    dataset(tmp_path)
+    ours, other = tmp_path / ".info.json.12.34.tmp", tmp_path / ".notes.tmp"
+    for path in (ours, other):
+        path.write_text("half")
+    EpisodeWriter(tmp_path, SPEC)
+    assert (ours.exists(), other.exists()) == (False, True)
+
+
 def test_unknown_key_is_refused_with_what_is_there(tmp_path):
     store = dataset(tmp_path)
     with pytest.raises(SpecError, match=r"did you mean 'observation.state'"):

@@ -25,7 +25,7 @@ import numpy as np
 from robopolicy.data.episode_file import SUFFIX, DatasetError, damaged, describe, label, pack, unpack
 from robopolicy.data.info_file import INFO, NAME, check_spec, infer_spec, info_content, read_spec, spec_difference
 from robopolicy.data.table import OWN_COLUMNS, read_table
-from robopolicy.files import atomic_write, locked, plain
+from robopolicy.files import atomic_write, is_temporary, locked, plain
 from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, FeatureSpec, SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,20 +39,18 @@ class EpisodeWriter:
 
     Raises:
         SpecError: a spec without actions or observations, or another one than the existing dataset has.
-        DatasetError: the path holds something else.
+        DatasetError: the path holds something else, which is left as it was.
     """
 
     def __init__(self, path: str | Path, spec: DatasetSpec) -> None:
         given = check_spec(spec)
         self.path, self.spec = Path(path), spec
-        if self.path.exists() and not self.path.is_dir():
-            raise DatasetError(f"{self.path} is a file; give the path of a dataset folder or of one to create")
+        _check_ours(self.path)
         (self.path / EPISODES).mkdir(parents=True, exist_ok=True)
         with locked(self.path / LOCK):
             for folder in (self.path, self.path / EPISODES):
-                for name in os.listdir(folder):
-                    if name.startswith(".") and name.endswith(".tmp"):  # of a killed process: the living write under the lock
-                        (folder / name).unlink()
+                for name in filter(is_temporary, os.listdir(folder)):  # of a killed process: the living write under the lock
+                    (folder / name).unlink()
             if (self.path / INFO).exists():
                 if difference := spec_difference(spec, read_spec(self.path)):
                     raise SpecError(f"{self.path} has another spec: {difference}; write to a new folder")
@@ -203,6 +201,25 @@ def write_episodes(
     if writer is None:
         raise SpecError("no episodes were given")
     return files
+
+
+def _check_ours(path: Path) -> None:
+    """Raises DatasetError where `path` is neither a dataset nor a folder that may become one."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise DatasetError(f"{path} is a file; give the path of a dataset folder or of one to create")
+    if (path / INFO).exists():
+        read_spec(path)
+        return
+    found = [name for name in os.listdir(path) if name not in (INFO, TABLE, LOCK, EPISODES)]
+    if (path / EPISODES).exists():
+        found += [f"{EPISODES}/{name}" for name in os.listdir(path / EPISODES) if not name.endswith(SUFFIX)]
+    if strange := sorted(name for name in found if not is_temporary(Path(name).name)):
+        names = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
+        raise DatasetError(
+            f"{path} is no dataset and holds other files ({names}); give a folder that is empty or to be created"
+        )
 
 
 def read_file(

@@ -78,19 +78,20 @@ def read_info(path: str | Path) -> dict[str, Any]:
         if is_intact(data) is False:
             raise ValueError("its checksum differs; where you changed it on purpose, remove the line 'seal'")
         content = json.loads(data)
-        kind, version = content["format"], int(content["version"])
-        if kind == FORMAT and version > VERSION:
+        kind = content.get("format") if isinstance(content, dict) else None
+        if kind != FORMAT:
+            held = f"a {kind!r}, expected a {FORMAT!r}" if kind else f"not a dataset: its {INFO} is of another program"
+            raise DatasetError(f"{path} is {held}")
+        if (version := int(content["version"])) > VERSION:
             raise DatasetError(f"{path} has version {version}, this robopolicy reads up to {VERSION}: update robopolicy")
-        if kind == FORMAT:
-            DatasetSpec.from_dict(content["spec"])
-            return content
+        DatasetSpec.from_dict(content["spec"])
+        return content
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is not a dataset: it holds no {INFO}") from error
     except DatasetError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path / INFO} is damaged ({error}); restore it from a copy, the episodes are intact") from error
-    raise DatasetError(f"{path} is a {kind!r}, expected a {FORMAT!r}")
 
 
 def info_content(spec: Mapping[str, Any], **further: Any) -> bytes:
