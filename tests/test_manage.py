@@ -287,6 +287,27 @@ def test_split_by_a_column_and_where(tmp_path):
     assert select_episodes(store, {"success": [True], "seed": [3, 4]}) == [3]
 
 
+def test_a_split_by_values_whose_names_would_be_equal_loses_no_episode(tmp_path):
+    writer = EpisodeWriter(tmp_path / "set", SPEC)
+    for seed, task in enumerate(["push the T!", "push the T?", "push_the_T_", "push the T!", "..", "."]):
+        writer.add(episode(seed), {TASK: task, "seed": seed})
+    split(tmp_path / "set", tmp_path / "out", by=TASK)
+    seeds = [EpisodeStore(path).table["seed"].to_pylist() for path in (tmp_path / "out").iterdir()]
+    assert sorted(seeds) == [[0, 3], [1], [2], [4], [5]]
+    assert EpisodeStore(tmp_path / "out/push_the_T_").table[TASK].to_pylist() == ["push_the_T_"]
+
+
+def test_a_single_value_in_where_means_episodes_with_exactly_it(tmp_path):
+    writer = EpisodeWriter(tmp_path, SPEC)
+    for seed, source in enumerate(["expert", "expert_v2", None]):
+        writer.add(episode(seed), {"source": source, "success": seed == 1, "seed": seed})
+    store = EpisodeStore(tmp_path)
+    chosen = [select_episodes(store, where) for where in ({"source": "expert_v2"}, {"success": True}, {"seed": 2})]
+    assert chosen == [[1], [1], [2]]
+    with pytest.raises(SpecError, match=r"where=.* does not work"):
+        select_episodes(store, ["source"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -294,6 +315,7 @@ def test_split_by_a_column_and_where(tmp_path):
         ({"fractions": {"a": 0.8, "b": 0.3}}, "add up to 1.1"),
         ({"fractions": {"a": -0.5}}, r"fractions.a=-0.5 does not work"),
         ({"fractions": {"../a": 0.5}}, "named by letters and digits"),
+        ({"fractions": {"..": 0.5}}, "named by letters and digits"),
         ({}, "give either fractions"),
         ({"by": "success", "fractions": {"a": 0.5}}, "give either fractions"),
         ({"by": "success", "where": {"seed": [99]}}, r"no episode has seed in \[99\]"),

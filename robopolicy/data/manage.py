@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -170,7 +171,7 @@ def split(
     fractions: Mapping[str, float] | None = None,
     by: str | None = None,
     stratify: str | None = None,
-    where: Mapping[str, Sequence[Any]] | None = None,
+    where: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> list[str]:
     """Part a dataset by episode into the datasets `out`/<part>; what was done, in lines for people.
@@ -178,9 +179,10 @@ def split(
     Args:
         path: the dataset. out: a folder that does not exist yet; it appears in one step.
         fractions: {part: share}, sizes by largest remainder; shares below 1 in total leave episodes out.
-        by: a table column instead; every value becomes a part.
+        by: a table column instead; every value becomes a part, named by its letters and digits, with a number where two
+            values would share a name.
         stratify: a table column whose values get into the parts of `fractions` in equal proportions.
-        where: {table column: allowed values}; other episodes are left out.
+        where: {table column: allowed values, or the one}; other episodes are left out.
         seed: decides, with the order of the episodes' names, which part an episode gets into.
 
     Raises:
@@ -192,7 +194,8 @@ def split(
         raise SpecError("give either fractions={train: 0.8, test: 0.2} or by=COLUMN")
     if by:
         values = [str(value) for value in _column(store, by)]
-        parts = {_part_name(value): [i for i in chosen if values[i] == value] for value in sorted({values[i] for i in chosen})}
+        names = _part_names({values[i] for i in chosen})
+        parts = {name: [i for i in chosen if values[i] == value] for value, name in names.items()}
     else:
         groups = [str(value) for value in _column(store, stratify)] if stratify else [""] * len(store)
         parts = _shares(chosen, groups, dict(fractions or {}), seed)
@@ -213,19 +216,22 @@ def split(
     return [f"{Path(out) / name}: {len(rows)} episodes" for name, rows in parts.items()]
 
 
-def select_episodes(store: EpisodeStore, where: Mapping[str, Sequence[Any]]) -> list[int]:
-    """Episodes of a dataset whose table columns hold one of the values in `where`.
+def select_episodes(store: EpisodeStore, where: Mapping[str, Any]) -> list[int]:
+    """Episodes of a dataset whose table columns hold one of the values in `where`: {column: list of values, or the one}.
 
     Raises:
-        SpecError: a column that the table lacks, or a selection without episodes.
+        SpecError: no mapping, a column that the table lacks, or a selection without episodes.
     """
+    if not isinstance(where, Mapping):
+        raise SpecError(f"where={where!r} does not work: give columns and their values, such as {{source: [expert]}}")
     keep = np.ones(len(store), bool)
-    for column, allowed in where.items():
+    for column, given in where.items():
         values = _column(store, column)
+        allowed = list(given) if isinstance(given, list | tuple) else [given]
         keep &= np.array([value in allowed for value in values], bool)
         if not keep.any():
             found = sorted({str(value) for value in values})
-            raise SpecError(f"where: no episode has {column} in {list(allowed)}; it is {', '.join(found[:10])}")
+            raise SpecError(f"where: no episode has {column} in {allowed}; it is {', '.join(found[:10])}")
     return np.flatnonzero(keep).tolist()
 
 
@@ -236,7 +242,18 @@ def _column(store: EpisodeStore, column: str) -> list[Any]:
 
 
 def _part_name(value: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in value) or "_"
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in value)
+    return name if name.strip(".") else "_"  # "." and ".." are folders that exist
+
+
+def _part_names(values: Collection[str]) -> dict[str, str]:
+    """A folder name for each value, numbered where values would share one; those that are names keep themselves."""
+    owners: dict[str, str] = {}
+    for value in sorted(values, key=lambda value: (_part_name(value) != value, value)):
+        name = _part_name(value)
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        owners[next(n for n in itertools.chain([name], numbered) if n not in owners)] = value
+    return {value: name for name, value in owners.items()}
 
 
 def _shares(chosen: Sequence[int], groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,14 +46,14 @@ DATA_FILE_MB, VIDEO_FILE_MB = 100, 200  # a file that has grown beyond is follow
 
 
 def export_dataset(
-    path: str | Path, out: str | Path, images: str = "h264", where: Mapping[str, Sequence[Any]] | None = None
+    path: str | Path, out: str | Path, images: str = "h264", where: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Write a dataset as the LeRobotDataset v3.0 folder `out`, which appears in one step; what was done, for people.
 
     Args:
         path: the dataset. out: a folder that does not exist yet.
         images: "h264" (4:4:4, crf 18), "av1" (4:2:0, crf 30), "h264_lossless" or "png": the last two are exact.
-        where: {table column: allowed values} of the episodes to export; None for all.
+        where: {table column: allowed values, or the one} of the episodes to export; None for all.
 
     Raises:
         SpecError: an unknown `images`, or arrays with more axes than the format has. DatasetError: a damaged file.
