@@ -332,6 +332,15 @@ def test_deprojected_pixels_lie_where_the_camera_sees_them():
     assert np.allclose(points.reshape(-1, 3).mean(0), T[:3, 3] + 0.7 * T[:3, 2], atol=1e-6)
 
 
+@pytest.mark.parametrize("height", [1.0, -1.0])
+def test_a_camera_right_above_or_below_its_target_sees_it_upright(height):
+    target = np.array([0.5, 0.0, 0.1])
+    pose = look_at(target + [0, 0, height], target)
+    assert np.allclose(pose, look_at(target + [-1e-6, 0, height], target), atol=1e-5)
+    with pytest.raises(ValueError, match="its own position"):
+        look_at(target, target)
+
+
 def test_table_is_found_under_tilt_and_clutter():
     rng = np.random.default_rng(0)
     xy = rng.uniform(-0.2, 0.2, (3000, 2))

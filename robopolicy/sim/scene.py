@@ -189,11 +189,19 @@ class Scene:
 
 
 def look_at(eye: np.ndarray, target: np.ndarray, roll: float = 0.0) -> np.ndarray:
-    """T_base_cam (OpenCV axes) of a camera at `eye` looking at `target`, both [3] (m, base frame), rolled by `roll` rad."""
+    """T_base_cam (OpenCV axes) of a camera at `eye` looking at `target`, both [3] (m, base frame), rolled by `roll` rad.
+
+    Its pictures are upright; where it looks straight down or up, their right is the robot's right (-y).
+
+    Raises:
+        ValueError: it is where it looks.
+    """
     z = np.asarray(target, float) - np.asarray(eye, float)
+    if not z.any():
+        raise ValueError(f"a camera at {np.asarray(eye).tolist()} looks at its own position: move it or its target")
     z /= np.linalg.norm(z)
     x = np.cross(z, [0.0, 0.0, 1.0])
-    x /= np.linalg.norm(x)
+    x = x / np.linalg.norm(x) if np.linalg.norm(x) > 1e-9 else np.array([0.0, -1.0, 0.0])
     y = np.cross(z, x)
     x, y = np.cos(roll) * x + np.sin(roll) * y, np.cos(roll) * y - np.sin(roll) * x
     pose = np.eye(4)
