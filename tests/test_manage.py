@@ -124,6 +124,23 @@ def test_check_names_every_damaged_swapped_and_lost_file_with_its_remedy(tmp_pat
         EpisodeStore(path)
 
 
+def test_a_lost_episode_is_reported_until_it_is_back_or_given_up(tmp_path, caplog):
+    path = dataset(tmp_path / "set")
+    file = path / "episodes" / "episode_000001.zarr.zip"
+    file.rename(tmp_path / "away")
+    EpisodeWriter(path, SPEC).add(episode(3), name="more")
+    for _ in range(2):
+        assert len(EpisodeStore(path)) == 3
+        assert file.name in caplog.text
+        assert [file.name in problem for problem in check(path)[0]] == [True]
+        caplog.clear()
+    (tmp_path / "away").rename(file)
+    assert (len(EpisodeStore(path)), check(path), caplog.text) == (4, ([], 4), "")
+    file.unlink()
+    (path / "episodes.parquet").unlink()
+    assert (len(EpisodeStore(path)), check(path), caplog.text) == (3, ([], 3), "")
+
+
 def test_check_accepts_datasets_written_before_there_were_checksums(tmp_path):
     path = unsealed(tmp_path / "set")
     assert check(path) == ([], 3)
@@ -266,6 +283,22 @@ def test_split_parts_are_disjoint_reproducible_and_of_the_asked_sizes(tmp_path):
     assert seeds["x", "train"] == seeds["y", "train"] != seeds["z", "train"]
     assert check(tmp_path / "x/test") == ([], 6)
     assert (tmp_path / "x/test/episodes").iterdir().__next__().stat().st_nlink >= 2, "nothing is copied"
+
+
+def test_an_interrupted_split_with_other_arguments_leaves_no_trace(tmp_path, monkeypatch):
+    path, fill = dataset(tmp_path / "set", range(6)), manage._fill
+
+    def dying(folder, *rest):
+        if folder.name == "b":
+            raise KeyboardInterrupt
+        fill(folder, *rest)
+
+    monkeypatch.setattr(manage, "_fill", dying)
+    with pytest.raises(KeyboardInterrupt):
+        split(path, tmp_path / "out", fractions={"a": 0.5, "b": 0.5})
+    monkeypatch.setattr(manage, "_fill", fill)
+    split(path, tmp_path / "out", fractions={"a": 0.5, "b": 0.5}, seed=1)
+    assert [check(tmp_path / "out" / part) for part in "ab"] == [([], 3), ([], 3)]
 
 
 def test_a_stratified_split_keeps_proportions(tmp_path):

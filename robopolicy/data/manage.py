@@ -303,6 +303,7 @@ def _fill(folder: Path, spec: DatasetSpec, copies: Sequence[_Copy], sources: Seq
     (folder / EPISODES).mkdir(parents=True, exist_ok=True)
     with locked(folder / LOCK):
         wanted = {f"{copy.name}{SUFFIX}" for copy in copies}
+        (folder / TABLE).unlink(missing_ok=True)
         for stray in set(os.listdir(folder / EPISODES)) - wanted:  # of an interrupted call with other arguments
             (folder / EPISODES / stray).unlink()
         for copy in tqdm(copies, unit="episode", disable=len(copies) < _SHOW_PROGRESS, leave=False):

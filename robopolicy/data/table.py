@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,9 @@ def episode_files(folder: Path) -> dict[str, Stamp]:
 def read_table(file: Path, folder: Path, lock: Path) -> pyarrow.Table:
     """The table of the episode files in `folder`; `file` holds it afterwards, if it can be written.
 
+    Where `file` names episodes whose files are gone it stays as it is, so that `check_table` tells of them until they are
+    back or it is deleted.
+
     Raises:
         DatasetError: an episode file that had to be read is damaged.
     """
@@ -53,6 +56,9 @@ def read_table(file: Path, folder: Path, lock: Path) -> pyarrow.Table:
     if stored is not None and _stamps(stored) == stamps:
         return stored
     table = _update(stored, folder, stamps)
+    if lost := _lost(stored, file, folder, stamps):
+        logger.warning("%s", lost)
+        return table
     try:
         content = _content(table)
         with locked(lock):
@@ -69,16 +75,20 @@ def check_table(file: Path, folder: Path) -> list[str]:
     stored, problem = _load(file)
     if problem:
         return [f"{file} is damaged ({problem}); delete it: it is derived and made again when the dataset is opened"]
-    if stored is None:
-        return []
-    gone = sorted(set(stored["file"].to_pylist()) - set(episode_files(folder)))
+    lost = _lost(stored, file, folder, episode_files(folder))
+    return [lost] if lost else []
+
+
+def _lost(stored: pyarrow.Table | None, file: Path, folder: Path, present: Collection[str]) -> str:
+    """Which episodes of the stored table have no file any more, and what to do; "" where all have."""
+    gone = sorted(set(stored["file"].to_pylist()) - set(present)) if stored is not None else []
     if not gone:
-        return []
+        return ""
     names = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
-    return [
+    return (
         f"{folder}: {len(gone)} episode files that were here are gone ({names}); restore them from a copy, "
         f"or delete {file} to go on without them"
-    ]
+    )
 
 
 def _load(file: Path) -> tuple[pyarrow.Table | None, str]:
