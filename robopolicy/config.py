@@ -300,7 +300,7 @@ def explain(error: BaseException, keys: Iterable[str] = (), prefix: str = "") ->
             if close := _similar(full_key[1], keys):
                 return f"unknown key {full_key[1]!r}: {did_you_mean(full_key[1], close)}"
             return f"unknown key {full_key[1]!r}: if what it configures takes it, add it by +{full_key[1]}=VALUE"
-        return f"unknown key {key!r}: {_closest(key, keys)}"
+        return f"unknown key {key!r}: {_closest(key, [other for other in keys if other != key])}"
     if found := re.search(
         r"Could not find '([^']+)'(?:.*?Available options in '([^']+)':\n(.*?)(?:\nConfig search|\Z))?", text, re.S
     ):

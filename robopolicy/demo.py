@@ -30,10 +30,12 @@ from robopolicy.ranking.rank import compare, detect_pool, rank
 from robopolicy.ranking.result import Ranking
 from robopolicy.selection.features import pool_features
 from robopolicy.selection.publish import publish
+from robopolicy.train.run_folder import open_run
 
 VALIDATION = "held_out"  # the randomisation that every checkpoint is validated on
 TARGET = "twin"  # what varies from trial to trial on the target
 EXPLORER = -1  # which checkpoint of its run makes the critic's experience: the one whose actions it will have to judge
+DEPENDS_ON = ("task", "seed", "randomizations", "collect")  # settings that the episodes depend on
 TWIN_NAME = "the MuJoCo twin"
 SEEDS = {
     "collect": 1,
@@ -309,9 +311,13 @@ def _last_step(file: Path) -> int:
 
 
 def run_demo(settings: Mapping[str, Any]) -> list[str]:
-    """Run the demo under resolved settings (conf/demo.yaml); what happened, in plain words."""
+    """Run the demo under resolved settings (conf/demo.yaml); what happened, in plain words.
+
+    Raises:
+        TrainingError: `out` holds a demo with other episodes, which its policies were trained on.
+    """
     demo = Demo(settings)
-    demo.out.mkdir(parents=True, exist_ok=True)
+    open_run(demo.out, {key: settings[key] for key in DEPENDS_ON}, resume=True)
     lines = demo.run()
     write_table(demo.out / "stages.parquet", pa.table({"stage": list(demo.seconds), "seconds": list(demo.seconds.values())}))
     return lines

@@ -15,11 +15,13 @@ import pytest
 from safetensors.torch import save_file
 
 import robopolicy
-from robopolicy import checkpoint, spec
+from robopolicy import checkpoint, demo, spec
 from robopolicy.cli import VERBS
+from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.executor import map_units
 from robopolicy.train.logging import read_metrics
+from robopolicy.train.plan import TrainingError
 
 ROOT = Path(__file__).parent.parent
 
@@ -167,6 +169,21 @@ def test_the_wheel_carries_its_configuration(tmp_path):
 def test_results_do_not_depend_on_the_number_of_workers():
     for num_workers in (1, 2):
         assert map_units(abs, [-3, 2, -1], num_workers, progress=False) == [3, 2, 1]
+
+
+def test_a_demo_goes_on_only_with_the_episodes_its_policies_were_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.Demo, "run", lambda self: ["done"])
+
+    def run(*overrides):
+        return demo.run_demo(to_plain(compose("demo", [f"out={tmp_path}", *overrides])))
+
+    assert run() == run("num_workers=1", "evaluate.episodes=9") == ["done"]
+    with pytest.raises(TrainingError, match=r"cannot resume: collect.expert was 360 and is now 6;.*another folder"):
+        run("debug=smoke", f"out={tmp_path}")
+
+
+def test_a_small_demo_and_a_whole_one_share_no_folder():
+    assert compose("demo", ["debug=smoke"]).out != compose("demo").out
 
 
 def test_the_demo_runs_from_end_to_end(tmp_path):

@@ -388,6 +388,8 @@ def test_a_finished_run_is_not_trained_again(windows, tmp_path):
     assert fit(module, Stopping(windows, 0), tmp_path, resume=True) == checkpoints
     assert [checkpoint.sha256(path) for path in checkpoints] == digests
     assert same_tensors(module.state_dict(), checkpoint.load(checkpoints[-1]).tensors)
+    with pytest.raises(TrainingError, match=r"cannot resume.*dataset"):
+        train(linear(windows), windows, tmp_path, config=CONFIG, settings=settings(resume=True), kind="policy", data_hash="x")
 
 
 def test_a_folder_with_a_run_is_resumed_only_on_request_and_only_as_it_was(windows, tmp_path):

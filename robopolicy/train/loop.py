@@ -85,9 +85,13 @@ def train(
     module.fit(fit_statistics(windows, [*module.spec.observation, ACTION]))
     module.to(ranks.device)
     meta = {"kind": kind, "data_hash": data_hash, "git_commit": checkpoint.git_commit()}
+    last = checkpoint.step_folder(run_dir, marks[-1])
+    finished = last in checkpoint.list_checkpoints(run_dir)
+    if finished:
+        _check_data(run_dir, {"hash": checkpoint.describe(last)[1]["data_hash"]}, {"hash": data_hash})
     state = _state(module, run_dir, {"hash": data_hash, "num_windows": len(windows)}, settings.batch_size // slice_size)
     run = _Run(module, windows, run_dir, config, settings, meta, marks, ranks, slice_size, dtype, state)
-    if checkpoint.step_folder(run_dir, marks[-1]) not in checkpoint.list_checkpoints(run_dir):
+    if not finished:
         run.run(stages)
     if ranks.first:
         drop_state(run_dir)
@@ -109,8 +113,7 @@ def _state(module: Trainable, run_dir: Path, data: dict[str, Any], num_slices: i
         model = module.state_dict()
         average = {name: value.clone() for name, value in model.items()}
         return RunState(data=data, model=model, average=average, num_slices=num_slices)
-    if state.data != data:
-        raise TrainingError(f"{run_dir} was trained on {state.data}, this dataset is {data}: start a new run")
+    _check_data(run_dir, state.data, data)
     if state.num_slices != num_slices:
         raise TrainingError(
             f"{run_dir} cannot resume: its batches were cut into {state.num_slices} slices, now {num_slices}: choose "
@@ -120,6 +123,15 @@ def _state(module: Trainable, run_dir: Path, data: dict[str, Any], num_slices: i
     logger.info("resuming %s after step %d", run_dir, state.step)
     average = {name: state.average[name].to(value.device) for name, value in module.state_dict().items()}
     return replace(state, model=module.state_dict(), average=average)
+
+
+def _check_data(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises TrainingError where a run was trained on other data than it is to resume on."""
+    if before != now:
+        raise TrainingError(
+            f"{run_dir} cannot resume: it was trained on a dataset with {dict(before)}, this one has {dict(now)}: "
+            "give the data as it was, or choose another folder"
+        )
 
 
 @dataclass(frozen=True)
