@@ -10,9 +10,11 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
@@ -206,6 +208,40 @@ def read(schema: type[T], node: Any, where: str = "train") -> T:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [f"{where}.{name}" for name in names], prefix=f"{where}.")) from error
+
+
+def whole(name: str, value: Any, least: int = 0) -> int:
+    """`value` of the setting `name`, if it is a whole number of at least `least`. Raises ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name}={value!r} does not work: give a whole number of at least {least}")
+    return int(value)
+
+
+def workers(num_workers: Any) -> int | None:
+    """The setting num_workers, if it is null or a whole number. Raises ConfigError otherwise."""
+    return None if num_workers is None else whole("num_workers", num_workers)
+
+
+def number(name: str, value: Any) -> float:
+    """`value` of the setting `name`, if it is a finite number. Raises ConfigError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} does not work: give a number")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` of the setting `name`, if it is true or false. Raises ConfigError otherwise."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} does not work: give true or false")
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """`value` of the setting `name`, if it is a list of texts. Raises ConfigError otherwise."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) for item in value):
+        example = f", such as {name}=[{value}]" if isinstance(value, str) else ""
+        raise ConfigError(f"{name}={value!r} does not work: give a list of texts{example}")
+    return [str(item) for item in value]
 
 
 def to_plain(config: Any) -> Any:

@@ -59,8 +59,11 @@ def collect_run(
     checkpoint: whose sampled actions make the episodes of behaviour "rollout". perturb: keyword arguments of Perturbed for it.
     executor: a node of conf/executor.
     """
+    if not isinstance(episodes, Mapping):
+        raise config.ConfigError(f"episodes={episodes!r} does not work: give numbers by behaviour, such as episodes.expert=100")
+    pushes = config.number("disturbance", disturbance)
     env_id, env_kwargs = task_env(task, randomization, twin)
-    env_kwargs["nominal"] = {**env_kwargs.get("nominal", {}), "robot.disturbance": float(disturbance)}
+    env_kwargs["nominal"] = {**env_kwargs.get("nominal", {}), "robot.disturbance": pushes}
     options: dict[str, Any] = {"levels": levels, "executor": make_executor(executor)}
     if checkpoint:
         arm = replace(find_checkpoints(checkpoint)[-1], perturb=perturb or {})
@@ -88,9 +91,15 @@ def task_env(task: Mapping[str, Any], randomization: Any, twin: bool = False) ->
     """
     from robopolicy.sim.env import check_settings
 
-    if twin and not task.get("twin_id"):
+    if config.flag("twin", twin) and not task.get("twin_id"):
         raise ValueError(f"twin=true: {task['env_id']} has no twin in the held-out simulator")
     env_id, env_kwargs = task["twin_id" if twin else "env_id"], {**task["env"], "randomization": randomization}
+    for name in {"image_size", "num_points", "max_episode_steps"} & set(env_kwargs):
+        config.whole(f"task.env.{name}", env_kwargs[name], 1)
+    if "control_hz" in env_kwargs and config.number("task.env.control_hz", env_kwargs["control_hz"]) <= 0:
+        raise config.ConfigError(f"task.env.control_hz={env_kwargs['control_hz']} does not work: give a rate above 0 (Hz)")
+    if env_kwargs.get("observation") is not None:
+        config.texts("task.env.observation", env_kwargs["observation"])
     check_settings(env_id, env_kwargs)
     return env_id, env_kwargs
 
@@ -113,6 +122,10 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
     options = settings["data"]
     if not options.get("path"):
         raise config.ConfigError("missing 'data.path': give data.path=VALUE")
+    if not isinstance(options["path"], str | Path):
+        raise config.ConfigError(
+            f"data.path={options['path']!r} does not work: give one folder; data merge makes one of several"
+        )
     memory_gb = options.get("memory_gb", MEMORY_GB)
     if not isinstance(memory_gb, int | float) or not memory_gb >= 0:
         raise config.ConfigError(f"data.memory_gb={memory_gb!r} does not work: give a number of at least 0")
@@ -369,9 +382,14 @@ def _draw_decision(pairs: Sequence[tuple[Arm, Arm]], suite: Suite, picture: Mapp
 
 
 def _suite(settings: Mapping[str, Any]) -> Suite:
-    twin = bool(settings.get("twin", False))
+    episodes, seed, twin = (
+        config.whole("episodes", settings["episodes"], 1),
+        config.whole("seed", settings["seed"]),
+        settings["twin"],
+    )
+    config.workers(settings["num_workers"])
     env_id, env_kwargs = task_env(settings["task"], settings["randomization"], twin)
-    return Suite.draw(env_id, env_id, env_kwargs, settings["episodes"], settings["seed"], "target" if twin else "select")
+    return Suite.draw(env_id, env_id, env_kwargs, episodes, seed, "target" if twin else "select")
 
 
 def import_run(path: str | Path, out: str | Path, mapping: str | Path | None = None, **options: Any) -> list[str]:
@@ -389,6 +407,13 @@ def view_run(settings: Mapping[str, Any]) -> Path:
     from robopolicy.evaluation.view import view_dataset, view_worlds
 
     out, episode, seen = Path(settings["out"]), settings["episode"], settings["checkpoint"]
+    for name, least in (("worlds", 1), ("size", 1), ("seed", 0)):
+        config.whole(name, settings[name], least)
+    for name in ("cameras", "kinds"):
+        if settings[name] is not None:
+            config.texts(name, settings[name])
+    if episode is not None and not isinstance(episode, bool):
+        config.whole("episode", episode)
     if settings["path"]:
         if isinstance(episode, bool):
             raise ValueError(f"episode={str(episode).lower()} with path=: give the number of a recorded episode")

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import save_file
 
 import robopolicy
-from robopolicy import checkpoint, demo, spec
+from robopolicy import checkpoint, demo, pipeline, spec
 from robopolicy.cli import VERBS
 from robopolicy.config import compose, to_plain
 from robopolicy.data.episodes import EpisodeStore, write_episodes
@@ -88,6 +88,43 @@ def test_mistakes_exit_with_2_and_say_what_works(arguments, message, tmp_path):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+BAD = {
+    ("collect", "path=new"): [
+        *(
+            "episodes.expert=2.5",
+            "episodes.expert=abc",
+            "episodes.expert=null",
+            "episodes=5",
+            "seed=1.5",
+            "seed=-1",
+            "seed=abc",
+        ),
+        *("disturbance=abc", "levels=0.5", "levels=[a,b]", "num_workers=abc", "num_workers=-1", "twin=maybe"),
+        *("+task.env.control_hz=0", "+task.env.control_hzz=20", "task.env.image_size=-4", "task.env.image_size=0"),
+        *("task.env.num_points=0", "task.env.observation=state"),
+    ],
+    ("evaluate", "checkpoint=any"): ["episodes=0", "episodes=-3", "seed=-1", "num_workers=-1", "twin=maybe"],
+    ("view", "out=new"): ["worlds=2.5", "worlds=0", "size=-3", "kinds=rgb", "cameras=front", "seed=-1", "episode=abc"],
+    ("data split", "path=DATA", "out=new"): ["fractions=0.8", "fractions={train: abc}"],
+    ("data split", "path=DATA", "out=new", "fractions={train: 0.5}"): ["seed=-1"],
+    ("data merge", "out=new"): ["paths=DATA"],
+    ("data check", "path=DATA"): ["num_workers=-1"],
+    ("train", "run_dir=new"): ["data.path=[DATA]"],
+}
+
+
+@pytest.mark.parametrize("words", [(*given, bad) for given, values in BAD.items() for bad in values], ids=" ".join)
+def test_a_value_that_cannot_work_is_refused_by_name_before_anything_is_written(words, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "find_checkpoints", lambda paths: [])
+    verb, *given = (word.replace("DATA", str(dataset)) for word in words)
+    settings = to_plain(compose(verb.replace(" ", "_"), given))
+    setting = words[-1].partition("=")[0].rpartition(".")[2]
+    with pytest.raises(ValueError, match=rf"\b{setting}\b.*(give|did you mean)"):
+        VERBS[verb](settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_dataset_is_named_and_leaves_no_run(dataset, tmp_path):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import gymnasium
 import numpy as np
 
+from robopolicy import config
 from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
 from robopolicy.executor import Executor, WorkerError, map_units
@@ -195,19 +196,19 @@ def collect(
         actor_id: tells actors of equal behaviour apart, such as the hash of a checkpoint.
 
     Raises:
-        ValueError: an unknown behaviour, a negative number, or levels that are no two numbers in [0, 1].
+        ValueError: an unknown behaviour, a number that cannot be, or levels that are no two numbers in [0, 1].
         SpecError: the dataset at `path` holds something else.
         OSError: no space left; what was finished stays.
         WorkerError: episodes that could not be played; all others are there.
         KeyboardInterrupt: with a message that says what is there.
     """
+    config.whole("seed", seed)
+    config.workers(num_workers)
     for behaviour, count in episodes.items():
-        if count < 0:
-            raise ValueError(f"episodes.{behaviour}={count}: give 0 or more")
-        if count:
+        if config.whole(f"episodes.{behaviour}", count):
             make_actor(behaviour)  # a mistake shows here, not in every process
-    if levels is not None and not (len(levels) == 2 and all(0.0 <= level <= 1.0 for level in levels)):
-        raise ValueError(f"levels={list(levels)}: give [start, end], both in 0..1")
+    if levels is not None and not _is_ramp(levels):
+        raise config.ConfigError(f"levels={levels!r} does not work: give [start, end], both in 0..1")
     path, env_kwargs = Path(path).absolute(), dict(env_kwargs)  # workers may run elsewhere
     identity = [env_id, env_kwargs, actor_id]
     planned = [unit for kind, count in episodes.items() for unit in _units(kind, count, seed, levels, identity)]
@@ -236,6 +237,14 @@ def collect(
             raise
         raise OSError(f"no space left for {path} ({os.strerror(error.errno)}): {kept()} once there is space") from error
     return EpisodeStore(path)
+
+
+def _is_ramp(levels: Any) -> bool:
+    return (
+        isinstance(levels, list | tuple)
+        and len(levels) == 2
+        and all(isinstance(level, int | float) and 0 <= level <= 1 for level in levels)
+    )
 
 
 class CollectionError(ChildProcessError):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from robopolicy import config
 from robopolicy.data.episode_file import SUFFIX, DatasetError, label, verify
 from robopolicy.data.episode_file import describe as describe_file
 from robopolicy.data.episodes import EPISODES, LOCK, TABLE, EpisodeStore, read_file
@@ -77,6 +78,7 @@ def check(path: str | Path, num_workers: int | None = None) -> tuple[list[str], 
         DatasetError: there is no such folder, or it holds no dataset at all.
     """
     path = Path(path)
+    config.workers(num_workers)
     problems: list[str] = []
     files = [path / EPISODES / name for name in episode_files(path / EPISODES)]
     spec: DatasetSpec | None = None
@@ -131,7 +133,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, duplicates: str = "skip"
     """
     if duplicates not in ("skip", "refuse"):
         raise SpecError(f"duplicates={duplicates!r} does not work: give 'skip' or 'refuse'")
-    if len(paths) < 2:
+    if len(config.texts("paths", paths)) < 2:
         raise SpecError(f"paths={[str(path) for path in paths]}: give two datasets or more to merge")
     stores = [EpisodeStore(path) for path in paths]
     for store in stores[1:]:
@@ -190,8 +192,11 @@ def split(
     """
     store = EpisodeStore(path)
     chosen = select_episodes(store, where or {})
+    config.whole("seed", seed)
     if bool(fractions) == bool(by):
         raise SpecError("give either fractions={train: 0.8, test: 0.2} or by=COLUMN")
+    if fractions and not isinstance(fractions, Mapping):
+        raise SpecError(f"fractions={fractions!r} does not work: give shares by name, such as {{train: 0.8, test: 0.2}}")
     if by:
         values = [str(value) for value in _column(store, by)]
         names = _part_names({values[i] for i in chosen})
@@ -259,7 +264,7 @@ def _part_names(values: Collection[str]) -> dict[str, str]:
 def _shares(chosen: Sequence[int], groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[int]]:
     """Rows of each part: each has its share of every group, to within an episode or two."""
     for name, share in fractions.items():
-        if not 0 < share <= 1 or _part_name(str(name)) != name:
+        if not 0 < config.number(f"fractions.{name}", share) <= 1 or _part_name(str(name)) != name:
             raise SpecError(f"fractions.{name}={share} does not work: give shares in (0, 1], named by letters and digits")
     if sum(fractions.values()) > 1 + 1e-9:
         raise SpecError(f"fractions {dict(fractions)} add up to {sum(fractions.values()):g}, more than all episodes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -293,6 +294,10 @@ def check_settings(env_id: str, env_kwargs: Mapping[str, Any]) -> None:
         ValueError: as the environment. FileNotFoundError: the robot's description is not whole.
     """
     environment = load_env_creator(str(gymnasium.spec(env_id).entry_point))
+    known = [*inspect.signature(environment).parameters, "max_episode_steps"]
+    for name in env_kwargs:
+        if name not in known:
+            raise ValueError(f"{env_id} has no setting {name!r}; {spec.did_you_mean(name, known)}")
     if environment is not RobotEnv:
         environment.check_settings(env_kwargs)  # type: ignore[union-attr]
         return
