@@ -95,6 +95,8 @@ def test_every_kind_of_observation_is_encoded(generator):
     assert all(p.grad is not None for p in encoder.parameters())
     with pytest.raises(SpecError, match="can be encoded"):
         encoder_of({"observation.grid": FeatureSpec((4, 4))})
+    with pytest.raises(SpecError, match=r"'observation.gripper'.*\[T, 1\].*inputs.observation_keys"):
+        encoder_of({"observation.gripper": FeatureSpec(())})
     with pytest.raises(SpecError, match=r"observation\.images\.<camera>"):
         encoder_of({"observation.image": FeatureSpec((20, 24, 3), "uint8")})
 

@@ -211,6 +211,8 @@ def _kind(key: str, feature: FeatureSpec) -> Any:
         return VectorEncoder
     if feature.dtype == "uint8" and len(shape) == 3 and shape[2] == 3:
         raise SpecError(f"{key!r} holds images, which the encoder expects under {IMAGES}<camera>: call it so")
+    if not shape:
+        raise SpecError(f"{key!r} is one number a step: write it as [T, 1], or leave it out by inputs.observation_keys")
     raise SpecError(f"{key!r} has shape {shape}: only {POINTS!r}, images, depth and vectors can be encoded")
 
 

@@ -54,7 +54,8 @@ class Trainable(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if len(action.shape) != 1:
-            raise SpecError(f"{ACTION!r} has shape {list(action.shape)}, expected one axis: [A]")
+            hint = "" if action.shape else ": write it as [T, 1]"
+            raise SpecError(f"{ACTION!r} has shape {list(action.shape)} a step, expected one axis, [A]{hint}")
         if action.dtype != "float32":
             raise SpecError(f"{ACTION!r} is {action.dtype}, expected float32: write or import the dataset with float32 actions")
         self.observation = select_observation(observation, observation_keys)
