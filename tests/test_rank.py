@@ -92,6 +92,16 @@ def test_episode_counts_bring_intervals_that_shrink_with_them():
     assert widths[1] < widths[0] / 2
 
 
+def test_two_successes_of_two_do_not_beat_95_of_100_for_sure():
+    table = pa.table({"policy": ["lucky", "solid", "weak"], "sim": [1.0, 0.95, 0.4], "episodes": [2, 100, 100]})
+    found = rank_scores(check_scores(table), num_bootstrap=2000)
+    assert found.line("lucky").prob_best < 0.7
+    assert found.line("lucky").group == found.line("solid").group == 0
+    assert found.statistics["separation"]["test"] == "Fisher's exact"
+    opposite = pa.table({"policy": ["a", "b"], "sim": [1.0, 0.0], "episodes": [3, 3]})
+    assert {line.group for line in rank_scores(check_scores(opposite)).checkpoints} == {0}
+
+
 def test_fewer_than_eight_policies_fall_back_to_simulation_with_a_warning():
     small = rank_scores(check_scores(score_table().slice(0, 5)))
     assert small.settings["combined"] == ["sim"]
