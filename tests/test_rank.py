@@ -177,9 +177,9 @@ def test_a_policy_without_any_combined_score_is_named():
 def test_features_beside_a_score_table_make_its_distances(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "features").mkdir()
+    fit, calibration, target = (rng.normal(size=(rows, 3)) for rows in (60, 30, 10))
     for i, name in enumerate(NAMES):
-        sets = {"fit": rng.normal(size=(60, 3)), "calibration": rng.normal(size=(30, 3))}
-        np.savez(tmp_path / f"features/{name}.npz", **sets, target=rng.normal(size=(10, 3)) + 2 * i)
+        np.savez(tmp_path / f"features/{name}.npz", fit=fit, calibration=calibration, target=target + 2 * i)
     path = write_csv(tmp_path / "t.csv", score_table(episodes=[50] * 9).drop_columns("ood"))
     given = (f"scores={path}", f"features={tmp_path / 'features'}", "pictures=false")
     rank_verb(settings("rank", *given, f"out={tmp_path / 'out'}"))
@@ -224,7 +224,7 @@ def test_a_file_in_batches_gives_what_a_table_gives(tmp_path, monkeypatch):
     assert rank(table, None, num_bootstrap=100).to_json() == rank(tmp_path / "e.parquet", None, num_bootstrap=100).to_json()
 
 
-@pytest.mark.parametrize("column", ["split", "condition"])
+@pytest.mark.parametrize("column", ["split", "run"])
 def test_episodes_without_a_column_or_with_nulls_in_it_are_named(tmp_path, column):
     table = episodes({"a": 0.5, "b": 0.7}, 10)
     at = table.column_names.index(column)
