@@ -32,7 +32,7 @@ from robopolicy.ranking.winners import confirm, shrink
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (10, 20, 50, 200)
 RATES = np.linspace(0.005, 0.995, 199)
-PAIR_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45)
+PAIR_RATES = np.linspace(0, 0.5, 11)
 EPISODES = 3  # of a condition, where it has several
 EXACT, ANYTIME, APPROXIMATE = "exact", "anytime", "approximate"
 Array = np.ndarray
