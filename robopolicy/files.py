@@ -46,6 +46,11 @@ def plain(value: Any, *, where: str, error: type[ValueError] = ValueError, nonfi
     raise error(f"{where} is a {type(value).__name__}; give a number, text, list or mapping (what JSON holds)")
 
 
+def file_stem(name: str) -> str:
+    """A name as one part of a path; other names give other parts: "/" becomes "%2F" and "%" becomes "%25"."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """Properties of `robopolicy rank` on scores made elsewhere: tables, gate, back-test, real trials, diff, and bad input."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,14 @@ from robopolicy.config import compose, to_plain
 from robopolicy.ranking import mmrv, regret_at_k, sharpe_ratio_at_k
 from robopolicy.ranking.backtest import backtest
 from robopolicy.ranking.episode_table import check_episodes
+from robopolicy.ranking.finalists import compare_finalists
 from robopolicy.ranking.gate import judge, read_rules
 from robopolicy.ranking.rank import rank, rank_scores
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
-from robopolicy.ranking.slices import slices
+from robopolicy.ranking.slices import slices, weakest
 from robopolicy.ranking.tables import RankingError
+from robopolicy.ranking.worlds import drawn_parameters
 from robopolicy.selection import verbs
 from robopolicy.selection.run import rank_verb
 
@@ -64,6 +67,13 @@ def episodes(rates, conditions=60, seed=0, split="select", **drawn):
     return pa.Table.from_pylist(rows)
 
 
+def outcomes_of(success):
+    """Episodes of these outcomes, {policy: bool [K]}."""
+    table = episodes(dict.fromkeys(success, 0.5), len(next(iter(success.values()))))
+    hit = pa.array(np.concatenate(list(success.values())).tolist())
+    return table.set_column(table.column_names.index("success"), "success", hit)
+
+
 # ---- score tables
 
 
@@ -90,6 +100,16 @@ def test_episode_counts_bring_intervals_that_shrink_with_them():
     assert few.num_draws == many.num_draws == 300
     widths = [np.mean([np.ptp(c.rank_intervals["sim"]) for c in r.checkpoints]) for r in (few, many)]
     assert widths[1] < widths[0] / 2
+
+
+def test_two_successes_of_two_do_not_beat_95_of_100_for_sure():
+    table = pa.table({"policy": ["lucky", "solid", "weak"], "sim": [1.0, 0.95, 0.4], "episodes": [2, 100, 100]})
+    found = rank_scores(check_scores(table), num_bootstrap=2000)
+    assert found.line("lucky").prob_best < 0.7
+    assert found.line("lucky").group == found.line("solid").group == 0
+    assert found.statistics["separation"]["test"] == "Fisher's exact"
+    opposite = pa.table({"policy": ["a", "b"], "sim": [1.0, 0.0], "episodes": [3, 3]})
+    assert {line.group for line in rank_scores(check_scores(opposite)).checkpoints} == {0}
 
 
 def test_fewer_than_eight_policies_fall_back_to_simulation_with_a_warning():
@@ -122,11 +142,64 @@ def test_scores_of_any_scale_are_ranked_but_make_no_rates(tmp_path):
         (pa.table({"policy": ["a", "b"], "sim": [0.1, 0.2], "horizon": [100, 120]}), "different quantities"),
         (pa.table({"policy": ["a", "b"], "sim": ["x", "y"]}), "holds no numbers"),
         (pa.table({"policy": ["a", "b"], "sim": [0.1, 20.0], "episodes": [5, 5]}), "no success rate"),
+        (pa.table({"policy": ["a", "b"], "sim": [0.1, 0.2], "vsdr": [1.0, 2.0]}), "'vsdr' has the name"),
+        (pa.table({"policy": ["a", "b"], "sim": [0.1, 0.2], "vsdr:robust_z": [1.0, 2.0]}), "'vsdr:robust_z' has the name"),
+        (pa.table({"policy": ["a", "b"], "sim": [0.1, 0.2], "plackett_luce": [1.0, 2.0]}), "'plackett_luce' has the name"),
+        (pa.table({"policy": ["a", "b"], "sim": [0.1, 0.2], "step": [1, None]}), "step of 'b' is empty"),
+        (pa.table({"policy": ["a", "b"], "sim": [0.1, 0.2], "step": [1, 2.5]}), "step of 'b' is 2.5"),
     ],
 )
 def test_bad_score_tables_are_named(table, message):
     with pytest.raises(RankingError, match=message):
         check_scores(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"policy,sim,sim\na,0.5,0.6\n", "'sim' is there twice"),
+        ("t.parquet", b"", "t.parquet is no parquet file"),
+        ("t.parquet", b"hello", "t.parquet is no parquet file"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RankingError, match=message):
+        rank_verb(settings("rank", f"scores={tmp_path / name}", f"out={tmp_path / 'out'}"))
+
+
+def test_a_policy_without_any_combined_score_is_named():
+    table = score_table().set_column(2, "ood", pa.array([*OOD[:3], None, *OOD[4:]]))
+    with pytest.raises(RankingError, match="'p4' has no ood"):
+        rank_scores(check_scores(table), combined=["ood"])
+
+
+def test_features_beside_a_score_table_make_its_distances(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "features").mkdir()
+    fit, calibration, target = (rng.normal(size=(rows, 3)) for rows in (60, 30, 10))
+    for i, name in enumerate(NAMES):
+        np.savez(tmp_path / f"features/{name}.npz", fit=fit, calibration=calibration, target=target + 2 * i)
+    path = write_csv(tmp_path / "t.csv", score_table(episodes=[50] * 9).drop_columns("ood"))
+    given = (f"scores={path}", f"features={tmp_path / 'features'}", "pictures=false")
+    rank_verb(settings("rank", *given, f"out={tmp_path / 'out'}"))
+    found = Ranking.read(tmp_path / "out")
+    assert found.settings["combined"] == ["sim", "ood"]
+    assert found.orders["ood"] == NAMES
+    assert found.checkpoints[0].ood_interval is not None
+    write_csv(path, score_table())
+    with pytest.raises(RankingError, match="leave out one of the two"):
+        rank_verb(settings("rank", *given))
+    for more in ("outcomes=e.parquet", "baseline=p1"):
+        with pytest.raises(RankingError, match="beside a score table"):
+            rank_verb(settings("rank", f"scores={path}", more))
+
+
+@pytest.mark.parametrize("k", [(3,), (100,)])
+def test_the_check_needs_no_shortlist_of_one(tmp_path, k):
+    path = write_csv(tmp_path / "t.csv", score_table(real=REAL))
+    rank_verb(settings("rank", f"scores={path}", f"out={tmp_path / 'out'}", f"k=[{k[0]}]"))
+    assert "regret@1" in Ranking.read(tmp_path / "out").check["orders"]["vsdr"]
 
 
 def test_a_csv_keeps_names_as_text_and_empty_cells_as_missing(tmp_path):
@@ -149,6 +222,40 @@ def test_a_file_in_batches_gives_what_a_table_gives(tmp_path, monkeypatch):
     assert (here.checkpoints, here.conditions) == (there.checkpoints, there.conditions)
     np.testing.assert_array_equal(here.successes, there.successes)
     assert rank(table, None, num_bootstrap=100).to_json() == rank(tmp_path / "e.parquet", None, num_bootstrap=100).to_json()
+
+
+@pytest.mark.parametrize("column", ["split", "run"])
+def test_episodes_without_a_column_or_with_nulls_in_it_are_named(tmp_path, column):
+    table = episodes({"a": 0.5, "b": 0.7}, 10)
+    at = table.column_names.index(column)
+    nulls = table.set_column(at, column, pa.array([None, *table[column].to_pylist()[1:]]))
+    for given, message in ((table.drop_columns(column), f"no column '{column}'"), (nulls, f"column '{column}'.*nulls")):
+        pq.write_table(given, tmp_path / "e.parquet")
+        with pytest.raises(RankingError, match=message):
+            rank_verb(settings("rank", f"scores={tmp_path / 'e.parquet'}", f"out={tmp_path / 'out'}"))
+
+
+@pytest.mark.parametrize("known", [None, "c"])
+def test_a_configuration_that_is_not_said_is_the_run(known):
+    table = episodes({"a": 0.5, "b": 0.7}, 10)
+    table = table.append_column("config", pa.array([known] * 10 + [None] * 10, pa.string()))
+    assert check_episodes(table).configs == (known or "a", "b")
+
+
+def test_a_condition_is_told_by_its_suite_and_split():
+    mass = np.arange(20.0)
+    tables = []
+    for split, drawn in (("select", mass), ("confirm", mass[::-1])):
+        table = episodes({"a": 0.5, "b": 0.5}, 20, split=split, mass=drawn)
+        alike = pa.array([str(c) for c in range(20)] * 2)
+        heavy = pa.array([bool(m < 10) for m in drawn] * 2)
+        table = table.set_column(table.column_names.index("condition"), "condition", alike)
+        tables.append(table.set_column(table.column_names.index("success"), "success", heavy))
+    both = pa.concat_tables(tables)
+    assert drawn_parameters(both)[0].correlation < -0.8
+    assert [cell["rates"][0]["success"] for cell in weakest(both, ["a"])[0]["cells"]] == pytest.approx([1, 0.5, 0], abs=0.1)
+    suites = pa.concat_tables([tables[1], tables[1].set_column(3, "suite", pa.array(["t"] * 40))])
+    assert compare_finalists(suites, ["a", "b"], seed=0, num_bootstrap=100)["num_pairs"] == 40
 
 
 def test_mixed_returns_and_repeats_are_refused():
@@ -235,6 +342,10 @@ def test_a_rule_passes_fails_or_is_inconclusive(judged, tmp_path, rule, verdict)
         ([{"metric": "success", "op": ">=", "treshold": 1}], "did you mean 'threshold'"),
         ([{"metric": "success", "op": ">=", "threshold": 0.5, "slice": "mas:low"}], "mass:low"),
         ([{"metric": "success", "op": ">=", "threshold": 0.5, "vs": "baseline"}], "baseline=CHECKPOINT"),
+        ([{"metric": "success", "op": ">=", "threshold": 0.5, "vs": 3}], "vs=3: give text"),
+        ([{"metric": 3, "op": ">=", "threshold": 0.5}], "metric=3: give text"),
+        ([{"metric": "success", "op": [1], "threshold": 0.5}], "op=.1.: give text"),
+        ([{"metric": "rank", "op": "<=", "threshold": 1, "vs": "p2"}], "leave out slice and vs"),
         ([], "no list of rules"),
     ],
 )
@@ -251,6 +362,55 @@ def test_the_exit_code_is_the_verdict_of_the_gate(tmp_path):
         done = rank_verb(settings("rank", f"scores={path}", f"out={tmp_path / 'out'}", f"gate={gate}"))
         assert done.exit_code == code
         assert json.loads((tmp_path / "out/gate.json").read_text())["verdict"] == verdict
+
+
+def test_a_rule_about_pairs_seldom_passes_a_leader_that_is_worse_by_more(tmp_path):
+    [rule] = read_rules(
+        write_gate(tmp_path / "g.yaml", {"metric": "success", "op": ">=", "threshold": -0.05, "vs": "b", "confidence": "lower"})
+    )
+    line = SimpleNamespace(checkpoint="a")
+    rng, passed = np.random.default_rng(0), 0
+    for n in (3, 10, 20) * 20:
+        base = rng.random(n) < 0.98
+        table = outcomes_of({"a": base & (rng.random(n) < 0.9), "b": base})
+        passed += judge([rule], SimpleNamespace(checkpoints=[line]), table)["verdict"] == "passed"
+    assert passed == 0
+    equal = outcomes_of({"a": np.ones(100, bool), "b": np.ones(100, bool)})
+    assert judge([rule], SimpleNamespace(checkpoints=[line]), equal)["verdict"] == "passed"
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(20, "inconclusive"), (60, "passed")])
+def test_progress_that_never_varies_says_little_from_few_episodes(tmp_path, n, verdict):
+    given = {"metric": "progress", "op": ">=", "threshold": 0.9, "confidence": "lower"}
+    [rule] = read_rules(write_gate(tmp_path / "g.yaml", given))
+    table = outcomes_of({"a": np.ones(n, bool)})
+    table = table.set_column(table.column_names.index("progress"), "progress", pa.array([0.95] * n))
+    assert judge([rule], SimpleNamespace(checkpoints=[SimpleNamespace(checkpoint="a")]), table)["verdict"] == verdict
+
+
+def test_a_gate_about_nothing_measured_keeps_the_ranking(tmp_path):
+    path = tmp_path / "e.parquet"
+    pq.write_table(episodes({"a": 0.5, "b": 0.7}, 10), path)
+    gate = write_gate(tmp_path / "g.yaml", {"metric": "sucess", "op": ">=", "threshold": 0.5})
+    with pytest.raises(RankingError, match="did you mean 'success'"):
+        rank_verb(settings("rank", f"scores={path}", f"out={tmp_path / 'out'}", f"gate={gate}"))
+    assert Ranking.read(tmp_path / "out").checkpoints[0].checkpoint == "b"
+
+
+def test_another_ranking_leaves_nothing_of_the_one_before(ranked, tmp_path):
+    path = tmp_path / "e.parquet"
+    pq.write_table(episodes({"cost$5_$6^": 0.5, "a/b": 0.7, "a_b": 0.6}, 30, mass=np.arange(30.0)), path)
+    (tmp_path / "log.csv").write_text("policy,success\np1,1\np2,0\n")
+    verbs.ingest_real(settings("rank_ingest_real", f"log={tmp_path / 'log.csv'}", f"out={ranked}"))
+    assert rank_verb(settings("rank", f"scores={path}", f"out={ranked}")).exit_code == 0
+    assert len(list(ranked.glob("card_*.md"))) == 3
+    assert "Trials on the robot" not in (ranked / "report.html").read_text()
+    (tmp_path / "log.csv").write_text("policy,success\na/b,1\n")
+    found = verbs.ingest_real(settings("rank_ingest_real", f"log={tmp_path / 'log.csv'}", f"out={ranked}"))
+    assert any("'p1' are left out" in line for line in found.lines)
+    rank_verb(settings("rank", f"scores={write_csv(tmp_path / 't.csv', score_table())}", f"out={ranked}"))
+    assert not (ranked / "episodes.parquet").exists()
+    assert "what makes them hard" not in (ranked / "report.html").read_text()
 
 
 def test_slices_are_thirds_of_conditions():
@@ -381,16 +541,23 @@ def test_lines_without_an_id_are_trials_of_their_own_and_a_longer_log_adds_the_r
     ("text", "message"),
     [
         ("policy,success,trial\np1,1,a\np1,0,a\n", "line 3: trial a of p1"),
-        ("policy,success\np11,1\n", "did you mean"),
+        ("policy,success\np11,1\n", "did you mean 'p1'"),
         ("policy,success\np1,2\n", "line 2"),
         ("policy,ok\np1,1\n", "no column 'success'"),
     ],
 )
 def test_bad_logs_are_named_and_change_nothing(ranked, tmp_path, text, message):
     (tmp_path / "log.csv").write_text(text)
-    with pytest.raises(RankingError, match=message):
-        verbs.ingest_real(settings("rank_ingest_real", f"log={tmp_path / 'log.csv'}", f"out={ranked}"))
+    for verb, name in ((verbs.ingest_real, "rank_ingest_real"), (verbs.next_real, "rank_next_real")):
+        with pytest.raises(RankingError, match=message):
+            verb(settings(name, f"log={tmp_path / 'log.csv'}", f"out={ranked}"))
     assert not (ranked / "real_trials.jsonl").exists()
+
+
+def test_returns_are_not_taken_for_success_rates(tmp_path):
+    path = write_csv(tmp_path / "t.csv", pa.table({"policy": NAMES, "sim": [100 * s for s in SIM]}))
+    with pytest.raises(RankingError, match="sim of 'p1' is 90"):
+        verbs.next_real(settings("rank_next_real", f"scores={path}", f"out={tmp_path / 'out'}"))
 
 
 # ---- report, diff

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,10 +27,10 @@ from robopolicy.policies.load import load_policy
 from robopolicy.ranking.allocation import sequential_halving
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.tables import IntegrityError, RankingError
-from robopolicy.selection import verbs
+from robopolicy.selection import features, verbs
 from robopolicy.selection.acts import between, decision_rows
 from robopolicy.selection.features import LAYERS, policy_features
-from robopolicy.selection.pool import find_pool
+from robopolicy.selection.pool import Work, find_pool
 from robopolicy.selection.run import rank_verb
 from robopolicy.selection.spending import Spending, rounds
 from robopolicy.selection.suite import FrozenSuite, read_suite
@@ -170,6 +171,34 @@ def test_halving_by_another_score_finds_its_best_with_fewer_episodes():
         assert sorted(found.dropped) == sorted(set(range(32)) - set(found.best))
     with pytest.raises(RankingError, match="less than an episode"):
         rounds(32, 200, Spending("halving", 20, finalists=2))
+
+
+def test_early_stopping_needs_an_order_by_success_alone():
+    given = ("alloc=halving", "look_every=5", "also=[kl_robust]")
+    assert Spending.of(settings("rank", *given)).look_every == 5
+    with pytest.raises(RankingError, match="by success alone"):
+        Spending.of(settings("rank", *given, "combine=[sim,kl_robust]"))
+
+
+def test_arrays_are_made_again_where_other_versions_run(tmp_path, monkeypatch):
+    arm, made = SimpleNamespace(name="a@1", checkpoint="a"), []
+
+    def make(arm):
+        made.append(arm.name)
+        return {"x": np.ones(1)}
+
+    for _ in range(2):
+        features.kept_arrays([arm], make, [], tmp_path, 0, "x", shas={"a": "1"})
+    assert made == ["a@1"]
+    monkeypatch.setattr(features, "played_by", lambda: ["other"])
+    features.kept_arrays([arm], make, [], tmp_path, 0, "x", shas={"a": "1"})
+    assert made == ["a@1", "a@1"]
+    assert features.features_file(tmp_path, "a/b@1") != features.features_file(tmp_path, "a_b@1")
+
+
+def test_the_cost_counts_the_processes_of_the_executor(tmp_path):
+    cluster = SimpleNamespace(crew=lambda num_workers: SimpleNamespace(size=num_workers or 64))
+    assert [Work(tmp_path, num, cluster).processes for num in (None, 8, 0)] == [64, 8, 1]
 
 
 def test_a_dry_run_says_the_cost_and_stops(runs, tmp_path):

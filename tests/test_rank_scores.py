@@ -220,12 +220,18 @@ def test_what_is_missing_is_said(runs, scored, tmp_path, target, also, message):
         (("budget=2hours",), "budget=2h or 30m"),
         (("budget=0.01s",), "give more than"),
         (("baseline=sed0@16",), "did you mean 'seed0@16'"),
+        (("combine=[sim,fqe]",), "combine has 'fqe'"),
+        (("outcomes=nowhere.parquet",), "no episode table at"),
+        (("open_sealed=true",), "no split 'sealed'"),
+        (("combiner=rank_produkt",), "did you mean 'rank_product'"),
+        (("k=[0]",), "each at least 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_played(runs, tmp_path, given, message):
     with pytest.raises(RankingError, match=message):
         ranked(runs, tmp_path, *given)
     assert not (tmp_path / "ranking.json").exists()
+    assert given == ("budget=0.01s",) or not (tmp_path / "units").exists()  # of a time, a block is played first
 
 
 def test_an_hour_is_enough_for_all_conditions_and_the_report_says_how_it_was_spent(runs, scored, tmp_path):

@@ -1,11 +1,13 @@
 """Properties of intervals, tests and bootstraps: published values, exact coverage, error rates, bad input."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from robopolicy.ranking import betting_ci, betting_sequence, e_test_2x2, metrics, ppi_mean, statistics
-from robopolicy.ranking.intervals import anytime_binomial, clopper_pearson, wilson
+from robopolicy.ranking.intervals import anytime_binomial, clopper_pearson, tango, wilson
 from robopolicy.ranking.sequential import ALTERNATIVES, ETest2x2
 
 
@@ -93,6 +95,20 @@ def test_clopper_pearson_covers_every_rate_and_wilson_covers_on_average(n):
         if n >= 10:
             assert coverage(wilson, confidence).mean() == pytest.approx(confidence, abs=0.02)
             assert coverage(wilson, confidence).min() < confidence  # the true figure, as documented
+
+
+def test_tangos_interval_of_paired_rates_covers_and_is_no_point_where_no_pair_differs():
+    low, high = tango(12, 2, 50)
+    assert (low, high) == pytest.approx((0.0611, 0.3447), abs=1e-4)
+    assert tango(0, 0, 54) == pytest.approx((-0.0664, 0.0664), abs=1e-4)
+    assert tango(2, 12, 50) == pytest.approx((-high, -low))
+    gained, lost = np.array([(b, c) for b in range(21) for c in range(21 - b)]).T
+    low, high = tango(gained, lost, 20)
+    for p, q in itertools.product((0.0, 0.05, 0.2, 0.4), repeat=2):
+        mass = stats.multinomial.pmf(np.stack([gained, lost, 20 - gained - lost], 1), 20, [p, q, 1 - p - q])
+        assert mass[(low <= p - q + 1e-9) & (p - q - 1e-9 <= high)].sum() > 0.93
+    with pytest.raises(ValueError, match="trials"):
+        tango(3, 3, 5)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.5, 0.9])

@@ -13,6 +13,7 @@ from robopolicy.ranking import (
     confirm,
     detectable_difference,
     episodes_to_separate,
+    fisher_matrix,
     fit_cokriging,
     halving_plan,
     hopeless,
@@ -58,6 +59,18 @@ def test_mcnemar_of_all_pairs_is_mcnemar_of_each():
     p = mcnemar_matrix(outcomes)
     for i, j in itertools.product(range(5), repeat=2):
         assert p[i, j] == pytest.approx(mcnemar(outcomes[i], outcomes[j])[2])
+
+
+def test_fisher_of_all_pairs_is_fishers_test_of_each():
+    rng = np.random.default_rng(0)
+    trials = np.array([1, 3, 20, 20, 20, 40, 2000])
+    won = rng.binomial(trials, rng.uniform(0.2, 0.8, 7))
+    found = fisher_matrix(won, trials)
+    for i, j in itertools.permutations(range(7), 2):
+        table = [[won[i], trials[i] - won[i]], [won[j], trials[j] - won[j]]]
+        assert found[i, j] == pytest.approx(stats.fisher_exact(table).pvalue, rel=1e-9)
+    with pytest.raises(ValueError, match="needs 0 <= successes <= trials"):
+        fisher_matrix([3], [2])
 
 
 def test_tie_groups_are_the_connected_sets_of_pairs_not_separated():

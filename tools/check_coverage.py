@@ -23,7 +23,7 @@ from scipy import stats
 
 from robopolicy.ranking.betting import betting_ci
 from robopolicy.ranking.cokriging import fit_cokriging
-from robopolicy.ranking.intervals import anytime_binomial, clopper_pearson, wilson
+from robopolicy.ranking.intervals import anytime_binomial, clopper_pearson, tango, wilson
 from robopolicy.ranking.ppi import ppi_mean
 from robopolicy.ranking.sequential import ALTERNATIVES, log_e_path
 from robopolicy.ranking.statistics import paired_comparison, stream
@@ -32,6 +32,8 @@ from robopolicy.ranking.winners import confirm, shrink
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (10, 20, 50, 200)
 RATES = np.linspace(0.005, 0.995, 199)
+PAIR_RATES = np.linspace(0, 0.5, 11)
+EPISODES = 3  # of a condition, where it has several
 EXACT, ANYTIME, APPROXIMATE = "exact", "anytime", "approximate"
 Array = np.ndarray
 
@@ -41,7 +43,7 @@ def main() -> int:
     args = _arguments()
     rows = []
     print(f"{'interval':40}{'claims':13}{'n':>5}{'worst':>8}{'mean':>8}{'width':>8}{'s.e.':>8}{'cpu s':>8}")
-    for measure in (binomial, anytime, betting, e_tests, prediction_powered, bootstraps, winners, cokriging):
+    for measure in (binomial, anytime, betting, e_tests, prediction_powered, paired, bootstraps, winners, cokriging):
         start = time.process_time()
         for row in measure(args.confidence, args.repeats, args.seed):
             cpu, start = time.process_time() - start, time.process_time()
@@ -167,24 +169,35 @@ def _ppi(rng: np.random.Generator, n: int, agree: float, method: str, confidence
     return found.low, found.high
 
 
+def paired(confidence: float, repeats: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The difference of two policies over n pairs of outcomes, exact, over a grid of how often one alone succeeds."""
+    rates = [(p, q) for p in PAIR_RATES for q in PAIR_RATES]
+    for n in SIZES:
+        gained, lost = np.array([(b, c) for b in range(n + 1) for c in range(n + 1 - b)]).T
+        low, high = tango(gained, lost, n, confidence)
+        coverage, widths = [], []
+        for p, q in rates:
+            mass = stats.multinomial.pmf(np.stack([gained, lost, n - gained - lost], axis=1), n, [p, q, 1 - p - q])
+            coverage.append(mass[(low <= p - q + 1e-9) & (p - q - 1e-9 <= high)].sum())
+            widths.append(mass @ (high - low))
+        yield _row("tango (fixed n)", APPROXIMATE, n, coverage, widths)
+
+
 def bootstraps(confidence: float, repeats: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The paired difference of two policies over n conditions of varying difficulty, 1 and 3 episodes each."""
+    """The paired difference of two policies over n conditions of varying difficulty, 3 episodes each."""
     if confidence != 0.95:
         return  # paired_comparison is at .95
     for n in SIZES:
-        coverage, widths = [], []
-        for episodes in (1, 3):
-            rng = stream(seed, "bootstrap", n, episodes)
-            found = []
-            for trial in range(repeats):
-                easy = rng.beta(2, 1, n)
-                a, b = rng.binomial(episodes, easy), rng.binomial(episodes, 0.8 * easy)
-                generator = stream(seed, "resample", n, episodes, trial)
-                found.append(paired_comparison(a, b, np.full(n, episodes), generator, 500).difference_interval)
-            ends = np.array(found)
-            truth = -0.2 * 2 / 3
-            coverage.append(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
-            widths.append((ends[:, 1] - ends[:, 0]).mean())
+        rng, found = stream(seed, "bootstrap", n, EPISODES), []
+        for trial in range(repeats):
+            easy = rng.beta(2, 1, n)
+            a, b = rng.binomial(EPISODES, easy), rng.binomial(EPISODES, 0.8 * easy)
+            generator = stream(seed, "resample", n, EPISODES, trial)
+            found.append(paired_comparison(a, b, np.full(n, EPISODES), generator, 500).difference_interval)
+        ends = np.array(found)
+        truth = -0.2 * 2 / 3
+        coverage = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
+        widths = (ends[:, 1] - ends[:, 0]).mean()
         yield _row("paired bootstrap over conditions", APPROXIMATE, n, coverage, widths, repeats)
 
 

@@ -62,10 +62,10 @@ def agreement(
 
     "orders": {name: {metric: {"value", "interval"}, "kendall", "portfolio": [...], "minus_sim": {...}}}. "minus_sim" is the
     paired difference to the order named "sim". "random" is the expectation of a blind pick. Intervals resample training
-    runs with replacement; None with a single run.
+    runs with replacement; None with a single run. k: sizes of shortlists; 1 is always among them.
     """
     truth, runs = outcomes.success, outcomes.runs
-    k = [n for n in k if n <= truth.size]
+    k = sorted({1, *(n for n in k if n <= truth.size)})
     table = {name: _as_ranks(np.asarray(scores, dtype=np.float64)) for name, scores in orders.items()}
     num_runs = len(set(runs))
     names = list(_measure(truth, truth, k))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robopolicy.files import file_stem
 from robopolicy.ranking.result import CheckpointScore, Ranking
 
 NOT_MEASURED = "not measured"
@@ -21,7 +22,7 @@ def _interval(value: Any) -> str:
 
 def file_name(checkpoint: str) -> str:
     """Of the card of a checkpoint."""
-    return f"card_{checkpoint.replace('/', '_')}.md"
+    return f"card_{file_stem(checkpoint)}.md"
 
 
 def model_card(

@@ -18,15 +18,30 @@ from robopolicy.ranking.tables import COLUMNS, CONFIG, DEFINITION, Array, Outcom
 from robopolicy.spec import did_you_mean
 
 Splits = Sequence[str] | None
+WHERE = ("suite", "split", "condition")  # what tells a condition
 BATCH = 1 << 18  # rows
 MOST = np.iinfo(np.uint16).max  # episodes of a checkpoint on one condition
 EXPECTED = {"success": "True or False", "return": "finite", "progress": "in [0, 1]"}
 
 
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """A parquet file. Raises RankingError where it is none."""
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise RankingError(f"{path} is no parquet file, or a damaged one ({error}): write it again") from error
+
+
 def load_episodes(path: str | Path) -> pa.Table:
     """The episode table of a parquet file. Raises RankingError when there is none."""
     _require(path)
-    return pq.read_table(path, use_threads=False)  # reader threads may abort Python at exit
+    return open_parquet(path).read(use_threads=False)  # reader threads may abort Python at exit
+
+
+def conditions_of(rows: pa.Table) -> Array:
+    """The condition of every row as one text, [N]: a name tells it within its suite and split alone."""
+    columns = [rows[name].cast(pa.string()).to_pylist() for name in WHERE if name in rows.column_names]
+    return np.array(["\x1f".join(words) for words in zip(*columns, strict=True)], str)
 
 
 def rows_of(source: pa.Table | str | Path, checkpoints: Sequence[str], splits: Splits = None) -> pa.Table:
@@ -34,7 +49,7 @@ def rows_of(source: pa.Table | str | Path, checkpoints: Sequence[str], splits: S
     if isinstance(source, pa.Table):
         batches = source.to_batches(max_chunksize=BATCH)
     else:
-        batches = pq.ParquetFile(source).iter_batches(batch_size=BATCH, use_threads=False)
+        batches = open_parquet(source).iter_batches(batch_size=BATCH, use_threads=False)
     kept = []
     for batch in batches:
         rows = pa.Table.from_batches([batch])
@@ -55,6 +70,17 @@ def no_episodes(path: str | Path) -> RankingError:
 def _require(path: str | Path) -> None:
     if not Path(path).is_file():
         raise no_episodes(path)
+
+
+def check_columns(columns: Sequence[str], name: str) -> None:
+    """Raise RankingError where columns of an episode table are missing or given twice."""
+    missing = [c for c in COLUMNS if c not in columns]
+    if missing:
+        close = did_you_mean(missing[0], columns)
+        raise RankingError(f"{name}: no column {missing[0]!r} ({close}); needs {', '.join(COLUMNS)}")
+    twice = [c for c in COLUMNS if list(columns).count(c) > 1]
+    if twice:
+        raise RankingError(f"{name}: column {twice[0]!r} is there twice: keep one")
 
 
 def is_episode_table(columns: list[str]) -> bool:
@@ -102,7 +128,7 @@ class _Tally:
 
     def cells(self, rows: pa.Table) -> tuple[Array, Array]:
         """Number of the checkpoint and of the condition of every row [N]."""
-        codes = [c.encode(rows[n]) for c, n in zip((self.suites, self.splits, self.conditions), _WHERE, strict=True)]
+        codes = [c.encode(rows[n]) for c, n in zip((self.suites, self.splits, self.conditions), WHERE, strict=True)]
         packed = (codes[0] << 48) | (codes[1] << 40) | codes[2]
         unique, inverse = np.unique(packed, return_inverse=True)
         numbers = np.array([self.triples.known.setdefault(int(v), len(self.triples.known)) for v in unique], np.int64)
@@ -126,7 +152,8 @@ class _Tally:
             np.add.at(total, member, values[key].astype(np.longdouble))
         for column in self.facts:
             if column in rows.column_names:
-                self._one_each(column, member, rows[column])
+                told = rows[column].is_valid()
+                self._one_each(column, member[told.to_numpy()], rows[column].filter(told))
         self._defined(rows)
         self.num_rows += rows.num_rows
 
@@ -185,9 +212,6 @@ class _Tally:
         )
 
 
-_WHERE = ("suite", "split", "condition")
-
-
 def _values(rows: pa.Table, name: str, before: int) -> dict[str, Array]:
     """Checked numbers float64 [N] of success, return and progress. before: rows of earlier batches."""
     nulls = [c for c in COLUMNS if rows[c].null_count]
@@ -230,13 +254,9 @@ def _check_conditions(
 
 
 def _batches(source: pa.Table | str | Path, name: str, splits: Splits) -> Iterator[pa.Table]:
-    file = None if isinstance(source, pa.Table) else pq.ParquetFile(source)
+    file = None if isinstance(source, pa.Table) else open_parquet(source)
     schema = source.schema if isinstance(source, pa.Table) else file.schema_arrow  # type: ignore[union-attr]
-    missing = [c for c in COLUMNS if c not in schema.names]
-    if missing:
-        raise RankingError(
-            f"{name}: no column {missing[0]!r} ({did_you_mean(missing[0], schema.names)}); needs {', '.join(COLUMNS)}"
-        )
+    check_columns(schema.names, name)
     wanted = [*COLUMNS, *(c for c in (*DEFINITION, CONFIG) if c in schema.names)]
     if isinstance(source, pa.Table):
         batches = iter(source.select(wanted).to_batches(max_chunksize=BATCH))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from robopolicy.ranking.betting import betting_ci
+from robopolicy.ranking.episode_table import conditions_of
 from robopolicy.ranking.sequential import e_test_2x2
 from robopolicy.ranking.statistics import holm, paired_comparison, stream
 from robopolicy.ranking.tables import Array
@@ -18,9 +19,9 @@ def compare_finalists(episodes: pa.Table, names: Sequence[str], *, seed: int, nu
     """What one fresh split says between finalists, the leader first in `names`; plain data.
 
     {"num_pairs", "progress": {checkpoint: [mean, low, high]} with a betting interval, valid at any number of episodes,
-    "comparisons": [{"checkpoint", "difference" (leader's success less its own) with the "interval" of a bootstrap over
-    conditions, "p_value" (exact McNemar), "e_value" and "p_anytime" (`e_test_2x2`: the leader is better; one may look after
-    every pair), "decided_after" (pairs; None = not at 5 %), and p_holm, p_anytime_holm over all comparisons}]};
+    "comparisons": [{"checkpoint", "difference" (leader's success less its own) with the "interval" of Tango, "p_value" (exact
+    McNemar), "e_value" and "p_anytime" (`e_test_2x2`: the leader is better; one may look after every pair), "decided_after"
+    (pairs; None = not at 5 %), and p_holm, p_anytime_holm over all comparisons}]};
     {"not_computed": why} where there are no pairs.
     """
     if len(names) < 2:
@@ -55,14 +56,14 @@ def compare_finalists(episodes: pa.Table, names: Sequence[str], *, seed: int, nu
 def _by_condition(episodes: pa.Table, names: Sequence[str]) -> tuple[Array, Array] | None:
     """Success int and progress float [F, K] of the finalists, conditions in the order in which the leader met them."""
     seen: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in names}
-    rows = episodes.select(["checkpoint", "condition", "success", "progress"]).to_pylist()
-    for row in rows:
+    rows = episodes.select(["checkpoint", "success", "progress"]).to_pylist()
+    for condition, row in zip(conditions_of(episodes), rows, strict=True):
         own = seen.get(row["checkpoint"])
         if own is None:
             continue
-        if row["condition"] in own:
+        if condition in own:
             return None
-        own[row["condition"]] = row
+        own[condition] = row
     order = list(seen[names[0]])
     if not order or any(own.keys() != seen[names[0]].keys() for own in seen.values()):
         return None

@@ -9,24 +9,32 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from robopolicy.ranking.episode_table import check_episodes, rows_of
+from robopolicy.ranking.episode_table import check_columns, check_episodes, open_parquet, rows_of
 from robopolicy.ranking.finalists import compare_finalists
 from robopolicy.ranking.result import Ranking
+from robopolicy.ranking.tables import RankingError
 from robopolicy.ranking.winners import confirm
 
 FRESH = ("confirm", "sealed")  # splits that never choose
 
 
 def split_names(episodes: pa.Table | str | Path) -> tuple[list[str], list[str]]:
-    """(splits that rank, fresh splits) of an episode table; where all of it is fresh, all of it ranks."""
+    """(splits that rank, fresh splits) of an episode table; where all of it is fresh, all of it ranks.
+
+    Raises:
+        RankingError: a column of an episode table is missing, or an episode says no split.
+    """
     if isinstance(episodes, pa.Table):
+        check_columns(episodes.column_names, "episodes")
         names = set(pc.unique(episodes["split"].cast(pa.string())).to_pylist())
     else:
-        file, names = pq.ParquetFile(episodes), set()
+        file, names = open_parquet(episodes), set()
+        check_columns(file.schema_arrow.names, Path(episodes).name)
         for batch in file.iter_batches(columns=["split"], use_threads=False):
             names |= set(pc.unique(batch.column(0).cast(pa.string())).to_pylist())
+    if None in names:
+        raise RankingError("column 'split' of the episodes has nulls; drop or repair those episodes")
     fresh = [name for name in FRESH if name in names]
     others = sorted(names - set(fresh))
     return (others, fresh) if others else (sorted(names), [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from robopolicy.ranking.intervals import clopper_pearson
+from robopolicy.ranking.episode_table import conditions_of
+from robopolicy.ranking.intervals import clopper_pearson, tango
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.slices import find_slice, slices
 from robopolicy.ranking.statistics import (
@@ -29,7 +30,8 @@ EXIT_CODES = {PASSED: 0, FAILED: 1, INCONCLUSIVE: 3}
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 CONFIDENCES = ("lower", "point", "upper")
 LINE_METRICS = ("prob_best", "rank", "ood", "conformal", "vsdr")  # of the ranking; all others are columns of the episodes
-ABSOLUTE = "abs"
+ABSOLUTE, BASELINE = "abs", "baseline"
+MIN_ALIKE = 60  # conditions below which values that are all alike bound nothing: one in 20 may differ and not have been met
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,16 @@ def _rule(entry: Any, where: str) -> Rule:
     names = [f.name for f in fields(Rule)]
     if not isinstance(entry, Mapping):
         raise RankingError(f"{where} is {entry!r}: write {{metric: success, op: '>=', threshold: 0.8}}")
+    entry = {key: value for key, value in entry.items() if value is not None}
     for key in entry:
         if key not in names:
             raise RankingError(f"{where} has {key!r}; {did_you_mean(str(key), names)}")
     missing = [name for name in ("metric", "op", "threshold") if name not in entry]
     if missing:
         raise RankingError(f"{where} lacks {', '.join(missing)}")
+    for key in ("metric", "op", "confidence", "slice", "vs"):
+        if not isinstance(entry.get(key, ""), str):
+            raise RankingError(f"{where} has {key}={entry[key]!r}: give text, in quotes where YAML would read a number")
     if entry["op"] not in OPERATORS:
         raise RankingError(f"{where} has op={entry['op']!r}: give one of {', '.join(OPERATORS)}")
     if entry.get("confidence", "point") not in CONFIDENCES:
@@ -107,7 +113,19 @@ def _rule(entry: Any, where: str) -> Rule:
         raise RankingError(f"{where} has threshold={threshold!r}: give a number")
     if isinstance(least, bool) or not isinstance(least, int) or least < 1:
         raise RankingError(f"{where} has min_n={least!r}: give a whole number of at least 1")
-    return Rule(**{**entry, "threshold": float(threshold)})
+    rule = Rule(**{**entry, "threshold": float(threshold)})
+    if rule.metric in LINE_METRICS and (rule.slice is not None or rule.vs != ABSOLUTE):
+        raise RankingError(f"{where}: {rule.metric} is a number of the whole ranking: leave out slice and vs")
+    return rule
+
+
+def check_rules(rules: Sequence[Rule], names: Collection[str], baseline: str | None) -> None:
+    """Refuse rules that compare with a checkpoint that is none of `names`, or with a baseline that was not given."""
+    for rule in rules:
+        if rule.vs == BASELINE and baseline is None:
+            raise RankingError("gate: a rule says vs: baseline, and no baseline was given: baseline=CHECKPOINT")
+        if rule.vs not in (ABSOLUTE, BASELINE, *names):
+            raise RankingError(f"gate: a rule says vs: {rule.vs}; {did_you_mean(rule.vs, [BASELINE, *names])}")
 
 
 def judge(
@@ -139,8 +157,6 @@ def _finding(rule: Rule, ranking: Ranking, episodes: pa.Table | None, leader: st
 
 
 def _of_line(rule: Rule, ranking: Ranking) -> tuple[float | None, tuple[float, float] | None, int | None]:
-    if rule.slice is not None or rule.vs != ABSOLUTE:
-        raise RankingError(f"gate: {rule.metric} is a number of the whole ranking: leave out slice and vs")
     line = ranking.checkpoints[0]
     value = getattr(line, rule.metric)
     interval = {"ood": line.ood_interval, "rank": line.rank_intervals.get("vsdr")}.get(rule.metric)
@@ -158,7 +174,7 @@ def _of_episodes(
     rows = np.ones(episodes.num_rows, bool) if rule.slice is None else find_slice(slices(episodes), rule.slice).rows
     owner = np.array(episodes["checkpoint"].to_pylist(), str)
     values = np.array([np.nan if v is None else float(v) for v in episodes[rule.metric].to_pylist()])
-    conditions = np.array(episodes["condition"].to_pylist(), str)
+    conditions = conditions_of(episodes)
     sums, counts, names = _by_condition(values, conditions, rows & (owner == leader), rule.metric)
     if rule.vs == ABSOLUTE:
         total, n = float(sums.sum()), int(counts.sum())
@@ -167,19 +183,21 @@ def _of_episodes(
         if set(np.unique(values[rows & (owner == leader)])) <= {0.0, 1.0}:
             low, high = clopper_pearson(total, n)
             return total / n, (float(low), float(high)), n
-        return total / n, _bootstrap(sums[None], counts, seed)[1], n
-    other = baseline if rule.vs == "baseline" else rule.vs
-    if other is None:
-        raise RankingError("gate: a rule says vs: baseline, and no baseline was given: baseline=CHECKPOINT")
+        return *_bootstrap(sums[None], counts, seed), n
+    check_rules([rule], set(owner), baseline)
+    other = baseline if rule.vs == BASELINE else rule.vs
     if other not in owner:
         raise RankingError(f"gate: no episodes of {other!r} among those of the headline; {did_you_mean(other, set(owner))}")
     their_sums, their_counts, their_names = _by_condition(values, conditions, rows & (owner == other), rule.metric)
     if names != their_names or (counts != their_counts).any():
         raise RankingError(f"gate: {leader!r} and {other!r} did not meet the same conditions, so they cannot be paired")
-    if not len(counts):
+    n = int(counts.sum())
+    if not n:
         return None, None, 0
-    value, interval = _bootstrap(np.stack([sums, -their_sums]), counts, seed)
-    return value, interval, int(counts.sum())
+    if (counts == 1).all() and set(sums) | set(their_sums) <= {0.0, 1.0}:
+        low, high = tango(int((sums > their_sums).sum()), int((sums < their_sums).sum()), n)
+        return float(sums.mean() - their_sums.mean()), (float(low), float(high)), n
+    return *_bootstrap(np.stack([sums, -their_sums]), counts, seed), n
 
 
 def _of_scores(rule: Rule, ranking: Ranking) -> tuple[float | None, tuple[float, float] | None, int]:
@@ -207,11 +225,14 @@ def _by_condition(values: Array, conditions: Array, rows: Array, metric: str) ->
     return np.bincount(inverse, weights=values[rows], minlength=len(names)), counts, names.tolist()
 
 
-def _bootstrap(sums: Array, counts: Array, seed: int) -> tuple[float, tuple[float, float]]:
-    """Mean of the sum over the first axis [P, K] per episode, and its percentile interval over conditions."""
+def _bootstrap(sums: Array, counts: Array, seed: int) -> tuple[float, tuple[float, float] | None]:
+    """Mean of the sum over the first axis [P, K] per episode, and its percentile interval over conditions, if there is one."""
+    mean, each = float(sums.sum() / counts.sum()), sums.sum(axis=0) / counts
+    if np.ptp(each) < 1e-9 and len(counts) < MIN_ALIKE:
+        return mean, None
     weights = bootstrap_weights(len(counts), 2000, stream(seed, "gate", len(counts)))
     draws = bootstrap_means(sums, counts, weights).sum(axis=1)
-    return float(sums.sum() / counts.sum()), percentile_interval(draws)
+    return mean, percentile_interval(draws)
 
 
 def _verdict(rule: Rule, value: float | None, interval: tuple[float, float] | None, n: int | None) -> tuple[str, str]:
@@ -223,7 +244,7 @@ def _verdict(rule: Rule, value: float | None, interval: tuple[float, float] | No
     if rule.confidence == "point":
         return (PASSED, f"{value:.4g}") if holds(value, rule.threshold) else (FAILED, f"{value:.4g}")
     if interval is None:
-        return INCONCLUSIVE, f"{value:.4g}, with no interval"
+        return INCONCLUSIVE, f"{value:.4g}, and what there is gives no interval"
     text = f"{value:.4g}, 95 % interval {interval[0]:.4g} to {interval[1]:.4g}"
     ends = dict(zip(("lower", "upper"), interval, strict=True))
     if holds(ends[rule.confidence], rule.threshold):

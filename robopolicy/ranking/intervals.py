@@ -1,13 +1,15 @@
-"""Two-sided intervals of a success rate from counts. Scalars give floats, arrays broadcast.
+"""Two-sided intervals of a success rate, or of the difference of two, from counts. Scalars give floats, arrays broadcast.
 
 | interval | coverage | when |
 | `clopper_pearson` | at least nominal, at any n, n fixed beforehand | claims, gates |
 | `wilson` | nominal on average over rates, below it at some | tables, plots |
 | `anytime_binomial` | at least nominal at all n at once | looking after every episode, stopping early |
+| `tango` | nominal on average, also where no pair differs | the difference of two policies on the same conditions |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,14 +65,40 @@ def anytime_binomial(successes: Any, trials: Any, confidence: float = CONFIDENCE
     def excluded(p: Array) -> Array:
         return evidence - special.xlogy(k, p) - special.xlog1py(n - k, -p) >= budget
 
-    def edge(outside: Array) -> Array:
-        """Bisection between an end that may be excluded and the peak, which never is; rounded outwards."""
-        inside = peak.copy()
-        for _ in range(60):
-            middle = (outside + inside) / 2
-            out = excluded(middle)
-            outside, inside = np.where(out, middle, outside), np.where(out, inside, middle)
-        return outside
-
-    low, high = edge(np.zeros_like(peak)), edge(np.ones_like(peak))
+    low, high = _between(excluded, np.zeros_like(peak), peak), _between(excluded, np.ones_like(peak), peak)
     return np.where(k == 0, 0.0, low)[()], np.where(k == n, 1.0, high)[()]
+
+
+def tango(gained: Any, lost: Any, pairs: Any, confidence: float = CONFIDENCE) -> tuple[Any, Any]:
+    """Score interval (low, high) of the difference of two paired success rates, (gained - lost) / pairs (Tango 1998).
+
+    gained, lost: pairs in which only the second, only the first succeeded. Where no pair differs it is z^2 / (pairs + z^2) to
+    both sides, never a point. Approximate: see the module.
+
+    Raises:
+        ValueError: not whole numbers with gained + lost <= pairs, pairs >= 1, or confidence outside (0, 1).
+    """
+    b, n = checks.counts(gained, pairs)
+    c, n = checks.counts(lost, n)
+    checks.counts(b + c, n)
+    b, c, n = np.broadcast_arrays(b, c, n)
+    z = stats.norm.ppf((1 + checks.fraction(confidence, "confidence")) / 2)
+    peak = (b - c) / n
+
+    def excluded(difference: Array) -> Array:
+        linear, product = (2 * n - b + c) * difference - b - c, c * difference * (1 - difference)
+        fitted = (np.sqrt(np.maximum(linear**2 + 8 * n * product, 0)) - linear) / (4 * n)  # rate of lost pairs
+        variance = n * np.maximum(2 * fitted + difference * (1 - difference), 0)
+        return (b - c - n * difference) ** 2 > z**2 * variance
+
+    return _between(excluded, np.full_like(peak, -1.0), peak), _between(excluded, np.ones_like(peak), peak)
+
+
+def _between(excluded: Callable[[Array], Array], outside: Array, inside: Array) -> Any:
+    """Bisection between an end that may be excluded and a value that never is; rounded outwards."""
+    outside, inside = outside.copy(), inside.copy()
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        out = excluded(middle)
+        outside, inside = np.where(out, middle, outside), np.where(out, inside, middle)
+    return outside[()]

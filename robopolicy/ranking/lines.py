@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from robopolicy.ranking.detectors import Detection
-from robopolicy.ranking.intervals import wilson
+from robopolicy.ranking.intervals import tango, wilson
 from robopolicy.ranking.ordering import Ordered, Scored
 from robopolicy.ranking.result import SCHEMA, CheckpointScore, Ranking
 from robopolicy.ranking.statistics import Interval, holm, mcnemar, percentile_interval, prob_top_k
@@ -20,7 +20,8 @@ from robopolicy.ranking.winners import shrink
 def behind_leader(outcomes: Outcomes, leader: int, draws: Array) -> list[dict[str, Any] | None]:
     """Paired difference in simulated success of every checkpoint to the leader (None for the leader and the dropped).
 
-    draws: success rates [1 + B, C] over the same resampled conditions for every checkpoint.
+    draws: success rates [1 + B, C] over the same resampled conditions for every checkpoint; they give the interval where a
+    condition has several episodes.
     """
     paired = (outcomes.trials == outcomes.trials[leader]).all(axis=1)
     single = bool((outcomes.trials[leader] == 1).all())
@@ -30,9 +31,13 @@ def behind_leader(outcomes: Outcomes, leader: int, draws: Array) -> list[dict[st
             entries.append(None)
             continue
         difference = draws[:, c] - draws[:, leader]
-        p = mcnemar(outcomes.successes[leader] > 0, outcomes.successes[c] > 0)[2] if single else None
-        interval = list(percentile_interval(difference[1:]))
-        entries.append({"difference": float(difference[0]), "interval": interval, "p_value": p, "p_holm": None})
+        entry: dict[str, Any] = {"difference": float(difference[0]), "interval": None, "p_value": None, "p_holm": None}
+        if single:
+            lost, gained, entry["p_value"] = mcnemar(outcomes.successes[leader] > 0, outcomes.successes[c] > 0)
+            entry["interval"] = [float(end) for end in tango(gained, lost, outcomes.episodes[c])]
+        else:
+            entry["interval"] = list(percentile_interval(difference[1:]))
+        entries.append(entry)
     return _with_holm(entries)
 
 
@@ -127,19 +132,19 @@ def finished(
     settings: dict[str, Any],
     details: Sequence[Mapping[str, Any]],
     statistics: Mapping[str, Any],
-    exact: Array | None = None,
+    exact: tuple[str, Array] | None = None,
     **facts: Any,
 ) -> Ranking:
-    """The ranking. details: the remaining fields of the line of each policy [C]; exact: p-values of all pairs [C, C], where an
-    exact test exists."""
-    k, groups = settings["k"], ordered.groups(exact)
+    """The ranking. details: the remaining fields of the line of each policy [C]; exact: an exact test of the final score, its
+    name and the p-values of all pairs [C, C], where there is one."""
+    test, p_values = exact or ("of the replicates", None)
+    k, groups = settings["k"], ordered.groups(p_values)
     draws = ordered.places["vsdr"][1:]
     top = {n: prob_top_k(draws, n) for n in {1, *k}} if ordered.num_draws else {}
     lines = [
         CheckpointScore(checkpoint=scored.names[c], **_placed(ordered, c, k, top, groups), **details[c])
         for c in ordered.order("vsdr")
     ]
-    test = "of the replicates" if exact is None else "exact McNemar"
     separation = {"not_computed": "no replicates"} if groups is None else {"num_groups": 1 + max(groups), "test": test}
     return Ranking(
         schema=SCHEMA,

@@ -101,11 +101,10 @@ def success_draws(outcomes: Outcomes, seed: int, num_bootstrap: int) -> Array:
     return draws
 
 
-def binomial_draws(rates: Array, episodes: Array, seed: int, num_bootstrap: int) -> Array:
-    """Rates [1 + B, C], estimate first, of so many episodes each, drawn anew independently of each other."""
-    generator = stream(seed, "episodes", len(rates))
-    drawn = generator.binomial(episodes, np.clip(rates, 0.0, 1.0), size=(num_bootstrap, len(rates)))
-    return np.vstack([rates, drawn / np.maximum(episodes, 1)])
+def rate_draws(rates: Array, episodes: Array, seed: int, num_draws: int) -> Array:
+    """Rates [1 + B, C], estimate first, then draws of the Beta posterior (Jeffreys) of so many episodes each, independent."""
+    generator, won = stream(seed, "episodes", len(rates)), rates * episodes
+    return np.vstack([rates, generator.beta(won + 0.5, episodes - won + 0.5, size=(num_draws, len(rates)))])
 
 
 def constant_draws(values: Sequence[float] | Array, num_draws: int) -> Array:

@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0,
     "text.color": INK,
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.edgecolor": FAINT,
     "axes.labelcolor": MUTED,
     "axes.linewidth": 0.8,

@@ -6,7 +6,7 @@ detectors could not be verified: this is a VSDR-style score with rules of our ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from robopolicy.ranking.lines import (
     obtained,
     shrunk_fields,
 )
-from robopolicy.ranking.ordering import Ordered, Scored, binomial_draws, constant_draws, success_draws
+from robopolicy.ranking.ordering import Ordered, Scored, constant_draws, rate_draws, success_draws
 from robopolicy.ranking.plackett_luce import PlackettLuce
 from robopolicy.ranking.real_means import real_means
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import ScoreTable
 from robopolicy.ranking.seeds import training_seeds
-from robopolicy.ranking.separation import mcnemar_matrix
+from robopolicy.ranking.separation import fisher_matrix, mcnemar_matrix
 from robopolicy.ranking.statistics import (
     PairedComparison,
     paired_comparison,
@@ -56,7 +56,7 @@ def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], 
         if name in detections:
             size = detections[name].effect_sizes[detector]
             ood[0, c] = -size if np.isfinite(size) else -np.inf
-            ood[1:, c] = detections[name].draws
+            ood[1:, c] = detections[name].draws[:num]
     return ood
 
 
@@ -81,7 +81,8 @@ def _check_detector(detector: str) -> None:
         raise RankingError(f"no detector {detector!r}; {did_you_mean(detector, DETECTORS)}")
 
 
-def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
+def check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequence[int]) -> None:
+    """Refuse settings of `rank` that cannot work, whatever is ranked."""
     _check_detector(detector)
     if combiner not in (*COMBINERS, PLACKETT_LUCE):
         raise RankingError(f"no combiner {combiner!r}; {did_you_mean(combiner, (*COMBINERS, PLACKETT_LUCE))}")
@@ -91,32 +92,41 @@ def _check_settings(detector: str, combiner: str, num_bootstrap: int, k: Sequenc
         raise RankingError(f"k={tuple(k)}: give the sizes of the shortlists, each at least 1, e.g. (1, 3)")
 
 
-def _combined(wanted: Sequence[str] | None, terms: Mapping[str, Array]) -> tuple[str, ...]:
-    """Which terms make the score: those asked for, else those of VSDR that there are, in a pool that is large enough."""
-    for name in wanted or ():
-        if name not in terms:
-            raise RankingError(f"combine has {name!r}, which no score has; {did_you_mean(name, terms)}")
-    if wanted:
-        return tuple(wanted)
-    small = terms["sim"].shape[1] < MIN_POOL
-    return ("sim",) if small else tuple(name for name in COMBINED if name in terms)
+def check_terms(
+    combiner: str, wanted: Sequence[str] | None, weights: Mapping[str, float] | None, known: Collection[str]
+) -> None:
+    """Refuse a combination of scores other than those `known`, or one that does not fit its combiner."""
+    if combiner != PLACKETT_LUCE and weights:
+        raise RankingError(f"weights are for combiner={PLACKETT_LUCE}, and combiner={combiner}")
+    if combiner == PLACKETT_LUCE and (wanted or not weights):
+        raise RankingError(f"combiner={PLACKETT_LUCE} needs weights=backtest.json, which say what is combined: no combine=")
+    for setting, names in (("combine", wanted), ("weights", weights)):
+        for name in names or ():
+            if name not in known:
+                raise RankingError(f"{setting} has {name!r}, which no score has; {did_you_mean(name, known)}")
 
 
 def _rule(
     combiner: str, wanted: Sequence[str] | None, weights: Mapping[str, float] | None, terms: Mapping[str, Array]
 ) -> tuple[tuple[str, ...], str | Rule]:
-    """The terms that make the score, and how. Raises RankingError for weights of unknown terms."""
-    if combiner != PLACKETT_LUCE:
-        if weights:
-            raise RankingError(f"weights are for combiner={PLACKETT_LUCE}, and combiner={combiner}")
-        return _combined(wanted, terms), combiner
-    if not weights or wanted:
-        raise RankingError(f"combiner={PLACKETT_LUCE} needs weights=backtest.json, which say what is combined: no combine=")
-    for name in weights:
-        if name not in terms:
-            raise RankingError(f"weights has {name!r}, which no score has; {did_you_mean(name, terms)}")
-    names = tuple(name for name in terms if name in weights)
-    return names, PlackettLuce(np.array([weights[name] for name in names]), 1.0)
+    """The terms that make the score, and how: those asked for, else those of VSDR that there are, in a large enough pool."""
+    check_terms(combiner, wanted, weights, terms)
+    if weights:
+        names = tuple(name for name in terms if name in weights)
+        return names, PlackettLuce(np.array([weights[name] for name in names]), 1.0)
+    small = terms["sim"].shape[1] < MIN_POOL
+    return tuple(wanted or (["sim"] if small else [name for name in COMBINED if name in terms])), combiner
+
+
+def _combine(scored: Scored, rule: str | Rule) -> Ordered:
+    """The places. Raises RankingError for a policy that has none of the combined scores."""
+    nothing = np.all([np.isnan(scored.terms[name][0]) for name in scored.combined], axis=0)
+    if nothing.any():
+        raise RankingError(
+            f"{scored.names[int(np.argmax(nothing))]!r} has no {' or '.join(scored.combined)}, so nothing places it: give it "
+            "one, or combine sim too"
+        )
+    return scored.ordered(rule)
 
 
 def detect_pool(
@@ -175,7 +185,7 @@ def rank(
     Raises:
         RankingError: inputs that cannot be ranked, naming what and the remedy.
     """
-    _check_settings(detector, combiner, num_bootstrap, k)
+    check_settings(detector, combiner, num_bootstrap, k)
     dropped = dict(dropped or {})
     outcomes = check_episodes(episodes, nested=bool(dropped), splits=splits)
     names = outcomes.checkpoints
@@ -194,7 +204,7 @@ def rank(
     last = 1 + max(dropped.values(), default=0)
     parts, rule = _rule(combiner, combined, weights, terms)
     scored = Scored(names, terms, parts, np.array([last - dropped.get(n, last) for n in names]))
-    ordered = scored.ordered(rule)
+    ordered = _combine(scored, rule)
     shortlists = sorted({int(n) for n in k if n <= len(names)})
     settings = {"detector": detector, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
     check = None
@@ -240,7 +250,7 @@ def rank(
         settings,
         details,
         statistics,
-        mcnemar_matrix(outcomes.successes) if paired else None,
+        ("exact McNemar", mcnemar_matrix(outcomes.successes)) if paired else None,
         check=check,
         num_conditions=len(outcomes.conditions),
         num_episodes=outcomes.num_episodes,
@@ -260,24 +270,28 @@ def _check_given(table: ScoreTable, ordered: Ordered, k: Sequence[int], seed: in
 
 def rank_scores(
     table: ScoreTable,
+    features: Mapping[str, Mapping[str, Any]] | None = None,
     *,
+    detector: str = "mahalanobis",
     combiner: str = "rank_product",
     seed: int = 0,
     num_bootstrap: int = 2000,
     k: Sequence[int] = (1, 3),
     combined: Sequence[str] | None = None,
     weights: Mapping[str, float] | None = None,
+    detected: Mapping[str, Detection] | None = None,
 ) -> Ranking:
-    """Orders the policies of a score table; no checkpoint, episode or feature is needed.
+    """Orders the policies of a score table; no checkpoint or episode is needed.
 
-    Intervals and P(best) exist where the table says how many episodes the simulated rates come from (column `episodes`): the
-    rates are then drawn anew, independently; "ood" and further scores stay fixed. `real`, where it is known, checks the orders
-    and never makes them.
+    features, detected: as in `rank`, in place of a column "ood". Intervals and P(best) exist where the table says how many
+    episodes the simulated rates come from (column `episodes`): the rates are then drawn from their posteriors (Beta, of
+    Jeffreys' prior), independently; given scores stay fixed. `real`, where it is known, checks the orders and never makes them.
 
     Raises:
-        RankingError: settings that do not work, or policies of several domains (they are for the back-test).
+        RankingError: settings that do not work, features beside a column "ood", or policies of several domains (they are for
+            the back-test).
     """
-    _check_settings("mahalanobis", combiner, num_bootstrap, k)
+    check_settings(detector, combiner, num_bootstrap, k)
     if len(set(table.domains)) > 1:
         raise RankingError(
             f"the scores are of {len(set(table.domains))} domains: `robopolicy rank backtest` judges scorers over domains; "
@@ -287,17 +301,25 @@ def rank_scores(
     known = episodes is not None and bool((episodes > 0).all())
     num = num_bootstrap if known else 0
     sim = table.scores["sim"]
-    terms = {"sim": binomial_draws(sim, episodes, seed, num) if known else constant_draws(sim, 0)}  # type: ignore[arg-type]
-    terms |= {n: constant_draws(-v if n == "ood" else v, num) for n, v in table.scores.items() if n != "sim"}
+    terms = {"sim": rate_draws(sim, episodes, seed, num) if known else constant_draws(sim, 0)}  # type: ignore[arg-type]
+    given = {n: constant_draws(-v if n == "ood" else v, num) for n, v in table.scores.items() if n != "sim"}
+    sets = check_features(features or {}, table.policies)
+    if sets and "ood" in given:
+        raise RankingError("the table has a column ood, and features= would make another: leave out one of the two")
+    detections = _detect(sets, detector, seed, num_bootstrap) if detected is None else detected
+    if detections:
+        terms["ood"] = _detection_terms(table.policies, detections, detector, num)
+    terms |= given
     parts, rule = _rule(combiner, combined, weights, terms)
     scored = Scored(table.policies, terms, parts, np.zeros(len(table), int))
-    ordered = scored.ordered(rule)
+    ordered = _combine(scored, rule)
     shortlists = sorted({int(n) for n in k if n <= len(table)})
-    settings = {"detector": "given", "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
+    name = detector if detections else "given"
+    settings = {"detector": name, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
     warnings = _pool_warnings(scored)
-    if known and len(terms) > 1:
-        fixed = ", ".join(n for n in terms if n != "sim")
-        warnings.append(PARTIAL_REPLICATES.format(known="the simulated rate alone", fixed=fixed))
+    if known and given:
+        drawn = "the simulated rate and the distance" if detections else "the simulated rate alone"
+        warnings.append(PARTIAL_REPLICATES.format(known=drawn, fixed=", ".join(given)))
     rates = bool(((sim >= 0) & (sim <= 1)).all())
     real = given_rates(table.real, table.episodes.get("real"))
     simulated = given_rates(sim, episodes if known else None)
@@ -310,7 +332,9 @@ def rank_scores(
     statistics["training_seeds"] = training_seeds(sim, table.configs, table.runs, table.steps)
     details = []
     for c in range(len(table)):
-        ood = table.scores["ood"][c] if "ood" in table.scores else np.nan
+        found = detected_fields(detections.get(table.policies[c]), detector)
+        if "ood" in given and np.isfinite(table.scores["ood"][c]):
+            found["ood"] = float(table.scores["ood"][c])
         line = {
             "run": table.runs[c],
             "step": table.steps[c],
@@ -324,17 +348,21 @@ def rank_scores(
             "target_success": real[c][0],
             "target_interval": real[c][1],
         }
-        details.append(line | shrunk[c] | detected_fields(None, "") | {"ood": float(ood) if np.isfinite(ood) else None})
+        details.append(line | shrunk[c] | found)
+    tested = None
+    if known and scored.combined == ("sim",):
+        tested = "Fisher's exact", fisher_matrix(np.round(sim * episodes), episodes)
     return finished(
         scored,
         ordered,
         settings,
         details,
         statistics,
+        tested,
         check=_check_given(table, ordered, shortlists, seed, num_bootstrap),
         num_conditions=0,
         num_episodes=int(episodes.max()) if known else 0,  # type: ignore[union-attr]
-        num_target_observations=0,
+        num_target_observations=len(next(iter(sets.values())).target) if sets else 0,
         warnings=tuple(warnings),
     )
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
+from robopolicy.ranking.episode_table import open_parquet
 from robopolicy.ranking.tables import CONFIG, DEFINITION, Array, Outcomes, RankingError
 from robopolicy.spec import did_you_mean
 
 TEXT = ("policy", "run", CONFIG, "domain")
 COUNTS = {"episodes": "sim", "real_episodes": "real"}  # column: the rate that so many episodes gave
+RESERVED = ("vsdr", "plackett_luce")  # what the scores are combined into
 KNOWN = (*TEXT, "step", "sim", "ood", "real", *COUNTS, *DEFINITION)
 
 
@@ -85,8 +86,14 @@ def read_table(path: str | Path) -> pa.Table:
     path = Path(path)
     if not path.is_file():
         raise RankingError(f"no score table at {path}: give a CSV or parquet file with the columns policy, sim[, ood][, real]")
-    if path.suffix == ".parquet":
-        return pq.read_table(path, use_threads=False)
+    table = open_parquet(path).read(use_threads=False) if path.suffix == ".parquet" else _read_csv(path)
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise RankingError(f"{path}: column {twice[0]!r} is there twice: keep one")
+    return table
+
+
+def _read_csv(path: Path) -> pa.Table:
     try:
         return pyarrow.csv.read_csv(
             path,
@@ -107,7 +114,8 @@ def check_scores(table: pa.Table, name: str = "scores") -> ScoreTable:
     is; one value for the table).
 
     Raises:
-        RankingError: a missing column, an empty table, text or NaN in a score, a policy twice, mixed definitions of return.
+        RankingError: a missing column, one with the name of a combined score, an empty table, text or NaN in a score, a policy
+            twice, mixed definitions of return.
     """
     columns = table.column_names
     for column in ("policy", "sim"):
@@ -125,6 +133,9 @@ def check_scores(table: pa.Table, name: str = "scores") -> ScoreTable:
         twice = next(key for key in keys if keys.count(key) > 1)
         where = f" in domain {twice[1]!r}" if twice[1] else ""
         raise RankingError(f"{name}: policy {twice[0]!r} appears twice{where}; keep one row a policy")
+    for column in columns:
+        if column.partition(":")[0] in RESERVED:
+            raise RankingError(f"{name}: the column {column!r} has the name of the combined score: rename it")
     for column in DEFINITION:
         if column in columns and len(given := set(table[column].to_pylist())) > 1:
             raise RankingError(
@@ -150,7 +161,7 @@ def check_scores(table: pa.Table, name: str = "scores") -> ScoreTable:
     found = ScoreTable(
         policies=tuple(policies),
         runs=tuple(runs),
-        steps=tuple(int(v) for v in _numbers(table, "step", name, policies)) if "step" in columns else (0,) * len(policies),
+        steps=_steps(table, name, policies) if "step" in columns else (0,) * len(policies),
         configs=tuple(_text(table, CONFIG, name) if CONFIG in columns else runs),
         domains=tuple(domains),
         scores=scores,
@@ -182,6 +193,14 @@ def _numbers(table: pa.Table, column: str, name: str, policies: Sequence[str], r
         remedy = "every policy needs one" if required else "leave the cell empty where it was not computed"
         raise RankingError(f"{name}: {column} of {policies[row]!r} is {given}: {remedy}")
     return np.where(empty, np.nan, values)
+
+
+def _steps(table: pa.Table, name: str, policies: Sequence[str]) -> tuple[int, ...]:
+    values = _numbers(table, "step", name, policies, required=True)
+    for policy, value in zip(policies, values, strict=True):
+        if value != int(value):
+            raise RankingError(f"{name}: step of {policy!r} is {value:g}: give a whole number")
+    return tuple(map(int, values))
 
 
 def _trials(table: pa.Table, column: str, name: str, policies: Sequence[str]) -> Array:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import sparse, special, stats
 from scipy.sparse.csgraph import connected_components
 
 from robopolicy.ranking import checks
@@ -27,6 +28,30 @@ def mcnemar_matrix(outcomes: Any) -> Array:
     only = x @ (1 - x).T
     discordant = only + only.T
     return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(only, only.T), discordant, 0.5))
+
+
+def fisher_matrix(successes: Any, trials: Any) -> Array:
+    """Fisher's exact two-sided p-values [C, C] of all pairs, from successes [C] in so many trials [C] of each, not paired.
+
+    Raises:
+        ValueError: not whole numbers 0 <= successes <= trials, trials >= 1, one of each per policy.
+    """
+    k, n = (np.atleast_1d(x).astype(np.int64) for x in checks.counts(successes, trials))
+    i, j = np.triu_indices(k.size, 1)
+    order = np.lexsort((k[i] + k[j], n[j], n[i]))
+    margins = np.stack([n[i], n[j], k[i] + k[j]])[:, order]
+    edges = np.flatnonzero(np.diff(margins, axis=1, prepend=-1, append=-1).any(axis=0))
+    p_values = np.ones((k.size, k.size))
+    for start, stop in pairwise(edges):  # tables of equal margins have one distribution
+        (first, second, won), at = margins[:, start], order[start:stop]
+        support = np.arange(max(0, won - second), min(first, won) + 1)
+        rest = won - support
+        logs = -special.betaln(support + 1, first - support + 1) - special.betaln(rest + 1, second - rest + 1)
+        mass = special.softmax(logs)
+        ascending = np.sort(mass)
+        total = np.cumsum(ascending)[np.searchsorted(ascending, mass * (1 + 1e-7), side="right") - 1]
+        p_values[i[at], j[at]] = p_values[j[at], i[at]] = np.minimum(total[k[i[at]] - support[0]], 1.0)
+    return p_values
 
 
 def wald_matrix(scores: Any, draws: Any) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from robopolicy.ranking.episode_table import conditions_of
 from robopolicy.ranking.intervals import wilson
 from robopolicy.ranking.tables import Array, RankingError
 from robopolicy.ranking.worlds import PREFIX, numbers
@@ -37,9 +38,7 @@ class Slice:
 def slices(table: pa.Table) -> dict[str, Slice]:
     """{name: slice}: thirds of every number that varied, and every value of `task` if there are several."""
     found: dict[str, Slice] = {}
-    conditions, first, inverse = np.unique(
-        np.array(table["condition"].to_pylist(), str), return_index=True, return_inverse=True
-    )
+    conditions, first, inverse = np.unique(conditions_of(table), return_index=True, return_inverse=True)
     if len(conditions) >= MIN_CONDITIONS:
         for column in table.column_names:
             if not column.startswith(PREFIX):

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from robopolicy.ranking import checks
-from robopolicy.ranking.intervals import CONFIDENCE, wilson
+from robopolicy.ranking.intervals import CONFIDENCE, tango, wilson
 
 Array = np.ndarray
 Interval = tuple[float, float]
@@ -129,7 +129,8 @@ def rank_summary(score_draws: Array, k: Sequence[int] = (1, 3), confidence: floa
 class PairedComparison:
     """Two policies on the same conditions. Rates are fractions; intervals are at `CONFIDENCE`.
 
-    difference: other minus base, with the percentile interval of a bootstrap over conditions.
+    difference: other minus base, with Tango's score interval where every condition has one episode, else the percentile
+        interval of a bootstrap over conditions.
     p_value: exact McNemar; None when a condition has more than one episode, where the test does not apply.
     """
 
@@ -165,16 +166,21 @@ def paired_comparison(
     sums = np.stack([base, other]).astype(np.float64)
     episodes = int(np.sum(counts))
     rates = sums.sum(axis=1) / episodes
-    draws = bootstrap_means(sums, counts, bootstrap_weights(sums.shape[1], num_bootstrap, generator))
     low, high = wilson(sums.sum(axis=1), episodes)
-    test = mcnemar(sums[0] > 0, sums[1] > 0) if (np.asarray(counts) == 1).all() else (None, None, None)
+    test: tuple[int | None, int | None, float | None] = (None, None, None)
+    if (np.asarray(counts) == 1).all():
+        test = lost, gained, _ = mcnemar(sums[0] > 0, sums[1] > 0)
+        interval = tango(gained, lost, episodes)
+    else:
+        draws = bootstrap_means(sums, counts, bootstrap_weights(sums.shape[1], num_bootstrap, generator))
+        interval = percentile_interval(draws[:, 1] - draws[:, 0])
     return PairedComparison(
         base=float(rates[0]),
         base_interval=(float(low[0]), float(high[0])),
         other=float(rates[1]),
         other_interval=(float(low[1]), float(high[1])),
         difference=float(rates[1] - rates[0]),
-        difference_interval=percentile_interval(draws[:, 1] - draws[:, 0]),
+        difference_interval=(float(interval[0]), float(interval[1])),
         only_base=test[0],
         only_other=test[1],
         p_value=test[2],

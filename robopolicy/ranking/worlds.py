@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import norm, rankdata
 
+from robopolicy.ranking.episode_table import conditions_of
+
 PREFIX = "randomization."
 
 
@@ -34,8 +36,7 @@ def drawn_parameters(table: pa.Table) -> list[DrawnParameter]:
     None where the table has no such columns, fewer than 8 conditions, or nothing but successes or failures.
     """
     names = [name for name in table.column_names if name.startswith(PREFIX)]
-    conditions = np.array(table["condition"].to_pylist(), str)
-    keys, first, inverse = np.unique(conditions, return_index=True, return_inverse=True)
+    keys, first, inverse = np.unique(conditions_of(table), return_index=True, return_inverse=True)
     success = np.array(table["success"].to_pylist(), float)
     rate = np.bincount(inverse, success) / np.bincount(inverse)
     if not names or len(keys) < 8 or np.ptp(rate) == 0:

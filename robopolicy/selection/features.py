@@ -18,13 +18,13 @@ from robopolicy.data.windows import Windows
 from robopolicy.evaluation.features import Frames, of_frames
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.executor import Executor, map_units
-from robopolicy.files import atomic_write
+from robopolicy.files import atomic_write, file_stem
 from robopolicy.ope.networks import one_thread
 from robopolicy.policies.base import TrainablePolicy
 from robopolicy.policies.load import load_policy
 from robopolicy.ranking.tables import IntegrityError, RankingError, load_features
 from robopolicy.selection.target import RecordedTarget, Target, frame_digests, open_target, store_pictures
-from robopolicy.selection.units import hashes
+from robopolicy.selection.units import hashes, played_by
 from robopolicy.spec import Observation, SpecError
 
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
@@ -162,12 +162,13 @@ def kept_arrays(
 ) -> dict[str, Arrays]:
     """make(arm) of every arm by name, in parallel, kept in `folder`; what is there already is not made again.
 
-    identity: all that the arrays depend on beside the checkpoint. shas: units.hashes of the arms, where they are known.
+    identity: all that the arrays depend on beside the checkpoint and the versions of what runs it. shas: units.hashes of the
+    arms, where they are known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shas, units = hashes(arms) if shas is None else shas, []
     for arm in arms:
-        key = hashlib.sha256(json.dumps([shas[arm.checkpoint], *identity]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([shas[arm.checkpoint], *identity, played_by()]).encode()).hexdigest()
         units.append((arm, features_file(folder, arm.name), key))
     missing = [unit for unit in units if not is_of(unit[1], unit[2])]
     map_units(partial(_make, make=make), missing, num_workers, title, executor=executor)
@@ -210,7 +211,7 @@ def is_of(file: Path, key: str) -> bool:
 
 def features_file(folder: str | Path, name: str) -> Path:
     """The file in `folder` with the features of the checkpoint `name`."""
-    return Path(folder) / f"{name.replace('/', '_')}.npz"
+    return Path(folder) / f"{file_stem(name)}.npz"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:

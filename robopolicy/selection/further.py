@@ -77,6 +77,8 @@ def check(settings: Mapping[str, Any]) -> None:
             raise RankingError(f"also has {name!r}; {did_you_mean(name, FURTHER)}")
     if "critic" in settings["also"] and not settings["value_critic"]:
         raise RankingError("also=[critic] needs a critic: give value_critic=RUN or CHECKPOINT")
+    if settings["value_critic"]:
+        pipeline.find_checkpoints(settings["value_critic"])  # raises where there is none
     if "certified" in settings["also"]:
         check_noise(settings["noise"], settings["noise_budget"])
 

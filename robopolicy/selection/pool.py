@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from robopolicy import checkpoint, pipeline
 from robopolicy.evaluation.rollout import Arm
-from robopolicy.executor import Executor, available_cores
+from robopolicy.executor import Executor, Local
 from robopolicy.ranking.allocation import sequential_halving
 from robopolicy.ranking.fresh import with_fresh
 from robopolicy.ranking.rank import rank
@@ -81,7 +81,7 @@ class Work:
     @property
     def processes(self) -> int:
         """How many work at once."""
-        return 1 if self.num_workers == 0 else self.num_workers or available_cores()
+        return 1 if self.num_workers == 0 else (self.executor or Local()).crew(self.num_workers).size
 
 
 def find_pool(given: str | Sequence[str]) -> Pool:
@@ -218,8 +218,6 @@ def confirm(
     names = [line.checkpoint for line in ranking.checkpoints[: spending.finalists]]
     names += [baseline] * (baseline is not None and baseline not in names)  # type: ignore[list-item]
     splits = [CONFIRM] * bool(suite.size(CONFIRM)) + [SEALED] * bool(spending.open_sealed)
-    if spending.open_sealed and not suite.size(SEALED):
-        raise RankingError("open_sealed=true and the suite has no split 'sealed': draw one with sealed=100, say")
     tables = []
     for split in splits:
         finalists = [pool.arm(name) for name in names]

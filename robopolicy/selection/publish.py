@@ -25,6 +25,7 @@ from robopolicy.ranking.slices import weakest
 from robopolicy.ranking.tables import RankingError
 from robopolicy.ranking.verdict import verdict
 from robopolicy.ranking.worlds import drawn_parameters
+from robopolicy.selection.real import POSTERIOR
 
 EPISODES, GATE, CONTEXT, PROVENANCE, REPORT, PICTURES = (
     "episodes.parquet",
@@ -76,23 +77,27 @@ def publish(
     episodes: what to keep and slice: all that was played, or of the finalists alone. about: {checkpoint: what it says of
     itself}. context: of report.write_report; its pictures are kept as files, so that the page can be written again.
 
+    What an earlier ranking left there goes, the posterior of real trials too; the trials stay, for next-real and ingest-real.
+
     Raises:
-        RankingError: a rule about something that was not measured.
+        RankingError: a rule about something that was not measured; the ranking and its episodes are kept even so.
     """
     out = Path(out)
-    judged = headline_episodes(ranking, episodes)
-    gate = judge(rules, ranking, judged, baseline, ranking.settings["seed"]) if rules else None
     ranking.write(out)
-    if episodes is not None:
+    for old in (*(out / name for name in (GATE, PROVENANCE, POSTERIOR, REPORT)), *out.glob("card_*.md")):
+        old.unlink(missing_ok=True)
+    if episodes is None:
+        (out / EPISODES).unlink(missing_ok=True)
+    else:
         atomic_write(out / EPISODES, partial(pq.write_table, episodes))
-    for name, content in ((GATE, gate), (PROVENANCE, provenance)):
-        (out / name).unlink(missing_ok=True)
-        if content is not None:
-            write_json(out / name, content)
     context = dict(context or {})
     write_json(out / CONTEXT, {**context, "galleries": _keep_pictures(out / PICTURES, context.get("galleries", ()))})
-    for old in out.glob("card_*.md"):
-        old.unlink()
+    if provenance is not None:
+        write_json(out / PROVENANCE, provenance)
+    judged = headline_episodes(ranking, episodes)
+    gate = judge(rules, ranking, judged, baseline, ranking.settings["seed"]) if rules else None
+    if gate is not None:
+        write_json(out / GATE, gate)
     for line in ranking.checkpoints[:NUM_CARDS]:
         own = None if judged is None else judged.filter(pc.equal(judged["checkpoint"], line.checkpoint))
         text = model_card(
@@ -123,7 +128,7 @@ def render(out: str | Path) -> Path:
     ]
     context["gate"] = read_json(out / GATE)
     context["provenance"] = read_json(out / PROVENANCE)
-    context["real"] = read_json(out / "posterior.json")
+    context["real"] = read_json(out / POSTERIOR)
     if episodes is not None and episodes.num_rows:
         context["worlds"] = drawn_parameters(episodes)
         judged = headline_episodes(ranking, episodes)

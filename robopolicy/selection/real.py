@@ -35,7 +35,11 @@ class Known:
 
 
 def known_scores(out: Path, table: str | Path | None) -> Known:
-    """The scores of a score table, or of the ranking in `out`; scores that some policies lack are left out."""
+    """The scores of a score table, or of the ranking in `out`; scores that some policies lack are left out.
+
+    Raises:
+        RankingError: no ranking or table, policies of several domains, or simulated values that are no success rates.
+    """
     if table:
         given = check_scores(read_table(table))
         columns = {name: -v if name == "ood" else v for name, v in given.scores.items()}
@@ -52,11 +56,18 @@ def known_scores(out: Path, table: str | Path | None) -> Known:
         raise RankingError("the table has policies of several domains: give the rows of one")
     usable = [name for name, values in columns.items() if name == "sim" or (np.isfinite(values).all() and np.ptp(values) > 0)]
     usable.sort(key=lambda name: name != "sim")
+    rates = columns["sim"]
+    if not ((rates >= 0) & (rates <= 1)).all():
+        worst = int(np.argmax(np.abs(rates - 0.5)))
+        raise RankingError(
+            f"sim of {policies[worst]!r} is {rates[worst]:g}, and real trials are compared with it as a success rate: give a "
+            "table (scores=) with sim as a fraction in [0, 1]; a return can be a further column"
+        )
     return Known(policies, np.stack([columns[name] for name in usable], axis=1), tuple(usable))
 
 
-def add_trials(out: Path, log: str | Path, policies: Sequence[str] | None = None) -> tuple[int, int]:
-    """Add the trials of a CSV (policy, success[, trial]) to those in `out`: (added, there already).
+def add_trials(out: Path, log: str | Path, policies: Sequence[str]) -> tuple[int, int]:
+    """Add the trials of a CSV (policy, success[, trial]) of these policies to those in `out`: (added, there already).
 
     A trial is known by its policy and its `trial` (an id or time), or, where that is empty or missing, by its place among the
     policy's lines of this file: a log without ids is the whole log so far, and what is beyond the known lines is added.
@@ -78,8 +89,8 @@ def add_trials(out: Path, log: str | Path, policies: Sequence[str] | None = None
     seen: dict[str, int] = {}
     fresh: dict[tuple[str, str], float] = {}
     for row, (name, value) in enumerate(zip(names, values, strict=True)):
-        if policies is not None and name not in policies:
-            raise RankingError(f"{log}, line {row + 2}: no policy {name!r} in the ranking; {did_you_mean(str(name), policies)}")
+        if name not in policies:
+            raise RankingError(f"{log}, line {row + 2}: no score of a policy {name!r}; {did_you_mean(str(name), policies)}")
         if value is None or not 0 <= value <= 1:
             raise RankingError(f"{log}, line {row + 2}: success={value}: give 0 or 1, or progress in between")
         seen[name] = seen.get(name, 0) + 1
@@ -131,11 +142,10 @@ def advise(known: Known, outcomes: Mapping[str, Sequence[float]], **options: Any
     """The posterior and what to do, as plain data; policies by expected real value, best first.
 
     "interval": of the observed mean by betting, valid whenever one looks. "comparison": the first two by an e-test over their
-    first, second, ... trials, or why not.
+    first, second, ... trials, or why not. "notes": whose trials were left out, because they have no score.
     """
-    for name in outcomes:
-        if name not in known.policies:
-            raise RankingError(f"there are real trials of {name!r}, which has no score; {did_you_mean(name, known.policies)}")
+    others = sorted(set(outcomes) - set(known.policies))
+    outcomes = {name: values for name, values in outcomes.items() if name in known.policies}
     posterior = fit_cokriging(known.policies, known.scores, outcomes)
     advice = next_real(posterior, **options)
     order = np.argsort(-posterior.mean, kind="stable")
@@ -161,6 +171,7 @@ def advise(known: Known, outcomes: Mapping[str, Sequence[float]], **options: Any
         "reason": advice.reason,
         "scores": list(known.names),
         "policies": lines,
+        "notes": [f"the trials of {name!r} are left out: it has no score" for name in others],
         "comparison": _first_two([line["policy"] for line in lines[:2]], outcomes),
         "sentence": f"{done} If one stopped now: {advice.recommended}, with an expected loss of "
         f"{100 * advice.expected_regret:.1f} points against the best. Real trials and {', '.join(known.names)} joined by "
@@ -191,4 +202,4 @@ def lines(found: Mapping[str, Any], most: int = 8) -> list[str]:
             f"{line['prob_best']:>9.2f}"
         )
     more = len(found["policies"]) - most
-    return text + ([f"  and {more} more"] if more > 0 else [])
+    return [*text, *([f"  and {more} more"] if more > 0 else []), *(f"Note: {note}" for note in found["notes"])]

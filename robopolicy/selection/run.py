@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from robopolicy import checkpoint, pipeline
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.ranking.detectors import Detection
-from robopolicy.ranking.episode_table import is_episode_table, load_episodes, no_episodes, rows_of
+from robopolicy.ranking.episode_table import check_episodes, is_episode_table, load_episodes, no_episodes, open_parquet, rows_of
 from robopolicy.ranking.fresh import split_names, with_fresh
-from robopolicy.ranking.gate import read_rules
+from robopolicy.ranking.gate import Rule, check_rules, read_rules
 from robopolicy.ranking.looks import histogram
-from robopolicy.ranking.rank import COMBINED, detect_pool, rank, rank_scores
+from robopolicy.ranking.rank import COMBINED, check_settings, check_terms, detect_pool, rank, rank_scores
 from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
@@ -63,7 +62,7 @@ def rank_verb(settings: Mapping[str, Any]) -> Finished:
     Spending.of(settings)
     _check_layer(settings)
     scores = settings["scores"] or _old_style(settings["pool"])
-    found = _of_table(Path(scores), settings) if scores else _of_pool(settings)
+    found = _of_table(Path(scores), settings) if scores else _of_pool(settings, rules)
     if isinstance(found, Finished):
         return found
     ranking, episodes, context, about = found
@@ -90,9 +89,15 @@ def _old_style(pool: Any) -> str | None:
 
 
 def _rank_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("combiner", "seed", "num_bootstrap", "k")
+    keys = ("detector", "combiner", "seed", "num_bootstrap", "k")
     weights = _weights(Path(settings["weights"])) if settings["weights"] else None
     return {**{key: settings[key] for key in keys}, "combined": settings["combine"], "weights": weights}
+
+
+def _detected(
+    settings: Mapping[str, Any], features: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]
+) -> dict[str, Detection]:
+    return detect_pool(features, names, **{key: settings[key] for key in ("detector", "seed", "num_bootstrap")})
 
 
 def _early(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,9 +160,16 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     if large and not path.is_file():
         raise no_episodes(path)
     given = None if large else read_table(path)
-    if not is_episode_table(pq.read_schema(path).names if given is None else given.column_names):
+    options = _rank_settings(settings)
+    if not is_episode_table(open_parquet(path).schema_arrow.names if given is None else given.column_names):
+        for key, remedy in (("outcomes", "a column real"), ("baseline", "episodes (parquet)")):
+            if settings[key]:
+                raise RankingError(f"{key}= is for checkpoints or episodes; beside a score table give {remedy} instead")
         table = check_scores(read_table(path) if given is None else given, path.name)
-        ranking = rank_scores(table, **_rank_settings(settings))
+        features = _given_features(settings, table.policies)
+        detected = _detected(settings, features, table.policies)
+        ranking = rank_scores(table, features, detected=detected, **options)
+        context["histograms"] = _histograms(ranking, detected)
         context["not_computed"] |= {
             "Slices, failures, training curves": "the scores come without episodes",
             "Finalists on fresh conditions": "the scores come without checkpoints; a selection flatters its own winner",
@@ -168,14 +180,13 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     if not large:
         raise RankingError(f"{path}: give episodes as parquet; a CSV holds scores, one row a policy")
     ranked, fresh = split_names(path)
-    features = _given_features(settings, path) if settings["features"] else {}
+    features = _given_features(settings, _checkpoints_in(path) if settings["features"] else ())
     outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
-    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"]}
-    detected = detect_pool(features, list(features), **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
+    detected = _detected(settings, features, list(features))
     ranking = rank(path, features, target_outcomes=outcomes, splits=ranked, detected=detected, **options)
     ranking = with_fresh(ranking, path, fresh, num_finalists=settings["finalists"], baseline=settings["baseline"])
     names = [line.checkpoint for line in ranking.checkpoints]
-    many = pq.ParquetFile(path).metadata.num_rows > NUM_OPEN
+    many = open_parquet(path).metadata.num_rows > NUM_OPEN
     if many:
         kept = names[: settings["finalists"]] + [settings["baseline"]] * bool(settings["baseline"])
         context["not_computed"]["Parameters that make worlds hard, over the pool"] = (
@@ -189,10 +200,16 @@ def _of_table(path: Path, settings: Mapping[str, Any]) -> _Result:
     return with_identity(ranking, None, inputs), episodes, context, {}
 
 
-def _given_features(settings: Mapping[str, Any], path: Path) -> dict[str, Mapping[str, np.ndarray]]:
+def _checkpoints_in(path: Path) -> list[str]:
     names: dict[str, None] = {}
-    for batch in pq.ParquetFile(path).iter_batches(columns=["checkpoint"], use_threads=False):
-        names |= dict.fromkeys(pc.unique(batch.column(0).cast(pa.string())).to_pylist())
+    for batch in open_parquet(path).iter_batches(columns=["checkpoint"], use_threads=False):
+        names |= dict.fromkeys(pc.unique(batch.column(0).cast(pa.string()).drop_null()).to_pylist())
+    return list(names)
+
+
+def _given_features(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, np.ndarray]]:
+    if not settings["features"]:
+        return {}
     return {name: load_features(features_file(settings["features"], name)) for name in names}
 
 
@@ -216,18 +233,42 @@ def suite_of(settings: Mapping[str, Any]) -> FrozenSuite:
     return FrozenSuite.draw(env_id, env_id, env_kwargs, horizon, sizes, settings["seed"])
 
 
-def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
+def _outcomes(settings: Mapping[str, Any], names: Sequence[str]) -> pa.Table | None:
+    """What the checkpoints of these names really obtained, if that was given."""
+    if not settings["outcomes"]:
+        return None
+    table = load_episodes(settings["outcomes"])
+    for name in check_episodes(table, "outcomes").checkpoints:
+        if name not in names:
+            raise RankingError(f"outcomes has {name!r}, which is not in the pool; {did_you_mean(name, names)}")
+    return table
+
+
+def _check(settings: Mapping[str, Any], options: Mapping[str, Any], rules: Sequence[Rule], names: Sequence[str]) -> None:
+    """Refuse what cannot work before anything is played. names: of the pool."""
+    check_settings(*(settings[key] for key in ("detector", "combiner", "num_bootstrap", "k")))
+    observed = ["ood"] * bool(settings["target"] or settings["features"])
+    check_terms(settings["combiner"], options["combined"], options["weights"], ["sim", *observed, *settings["also"]])
+    if settings["baseline"] and settings["baseline"] not in names:
+        raise RankingError(f"baseline={settings['baseline']!r} is not in the pool; {did_you_mean(settings['baseline'], names)}")
+    check_rules(rules, names, settings["baseline"])
+
+
+def _of_pool(settings: Mapping[str, Any], rules: Sequence[Rule]) -> _Result | Finished:
     """Roll a pool out and rank it."""
     out = Path(settings["out"])
     spending = Spending.of(settings)
     further.check(settings)
+    options = _rank_settings(settings)
     pool = find_pool(settings["pool"])
+    names = [arm.name for arm in pool.arms]
+    _check(settings, options, rules, names)
+    outcomes = _outcomes(settings, names)
     suite = suite_of(settings)
+    if spending.open_sealed and not suite.size(SEALED):
+        raise RankingError("open_sealed=true and the suite has no split 'sealed': draw one with sealed=100, say")
     if spending.seconds is None:
         expected(len(pool), suite, spending)  # a budget that cannot work is refused before anything is written
-    names = [arm.name for arm in pool.arms]
-    if settings["baseline"] and settings["baseline"] not in names:
-        raise RankingError(f"baseline={settings['baseline']!r} is not in the pool; {did_you_mean(settings['baseline'], names)}")
     executor = pipeline.make_executor(settings["executor"])
     work = Work((out / UNITS).absolute(), settings["num_workers"], executor)
     path = target = None
@@ -242,19 +283,15 @@ def _of_pool(settings: Mapping[str, Any]) -> _Result | Finished:
     if settings["dry_run"]:
         return Finished([cost])
     suite.write(out / SUITE)
-    features: dict[str, Mapping[str, np.ndarray]] = {}
-    if settings["features"]:
-        features = {name: load_features(features_file(settings["features"], name)) for name in names}
-    elif path is not None:
+    features = _given_features(settings, names)
+    if path is not None and not features:
         keys = {key: settings[key] for key in ("num_frames", "seed", "num_workers", "layer")}
         features = pool_features(
             pool.arms, path, folder=out / FEATURES, executor=executor, shas=pool.shas, reference=reference, **keys
         )
-    options: dict[str, Any] = {**_rank_settings(settings), "detector": settings["detector"]}
-    detected = detect_pool(features, names, **{key: options[key] for key in ("detector", "seed", "num_bootstrap")})
+    detected = _detected(settings, features, names)
     options["detected"] = detected
     played = play_pool(pool, suite, spending, work, features, _early(options))
-    outcomes = load_episodes(settings["outcomes"]) if settings["outcomes"] else None
     more = further.further_scores(settings, pool, suite, played, target, path, reference, work)
     for name in settings["combine"] or ():
         if name in more.missing and name not in more.scores:

@@ -49,7 +49,9 @@ class Spending:
             raise RankingError(f"look_every={look_every!r}: give conditions between looks, e.g. 10, or 0 for none")
         if look_every and alloc != "halving":
             raise RankingError(f"look_every={look_every} drops checkpoints early: it needs alloc=halving")
-        if look_every and (settings["target"] or settings["features"]) and list(settings["combine"] or ()) != ["sim"]:
+        observed = settings["target"] or settings["features"]
+        combined = settings["weights"] or settings["combine"] or (["sim", "ood"] if observed else ["sim"])
+        if look_every and list(combined) != ["sim"]:
             raise RankingError(
                 f"look_every={look_every} drops checkpoints by success alone, and the order is by more: give combine=[sim] or "
                 "leave look_every out"

@@ -54,19 +54,23 @@ def _identity(arm: Arm, sha: str) -> list[Any]:
     return [sha, *steering, arm.instruction, *([dict(arm.noise)] if arm.noise else [])]
 
 
+def played_by() -> list[str]:
+    """The versions of what plays episodes and runs checkpoints."""
+    return [version(name) for name in PLAYED_BY]
+
+
 def plan(
     arms: Sequence[Arm], shas: Mapping[str, str], suite: FrozenSuite, split: str, start: int, stop: int, folder: Path
 ) -> list[Unit]:
     """The units of conditions start..stop; blocks lie at multiples of BLOCK, whatever was played before. shas: see hashes."""
-    played_by = [version(name) for name in PLAYED_BY]
-    units = []
+    units, versions = [], played_by()
     edges = [start, *range((start // BLOCK + 1) * BLOCK, stop, BLOCK), stop]
     for arm in arms:
         identity = _identity(arm, shas[arm.checkpoint])
         for first, last in pairwise(edges):
             seeds = suite.splits[split][first:last]
             if seeds:
-                key = json.dumps([identity, suite.worlds, list(seeds), played_by], sort_keys=True)
+                key = json.dumps([identity, suite.worlds, list(seeds), versions], sort_keys=True)
                 name = hashlib.sha256(key.encode()).hexdigest()
                 units.append(Unit(arm, suite, split, first, last, folder / name[:2] / f"{name}.json"))
     return units

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from robopolicy.files import atomic_write
+from robopolicy.files import atomic_write, file_stem
 from robopolicy.ranking import backtest as judge
 from robopolicy.ranking.diff import difference
 from robopolicy.ranking.result import Ranking
@@ -101,9 +101,9 @@ def _grid(columns: list[str], rows: Mapping[str, Mapping[str, float]]) -> list[s
 def next_real(settings: Mapping[str, Any]) -> Finished:
     """Which policy to try on the robot next."""
     out = Path(settings["out"])
-    if settings["log"]:
-        real.add_trials(out, settings["log"])
     known = real.known_scores(out, settings["scores"])
+    if settings["log"]:
+        real.add_trials(out, settings["log"], known.policies)
     options = {"cost": real.costs(settings["cost"], known.policies), "tolerance": settings["delta"], "seed": settings["seed"]}
     found = real.advise(known, real.trials(out), **options)
     write_json(out / real.POSTERIOR, found)
@@ -152,7 +152,7 @@ def replay(settings: Mapping[str, Any]) -> Finished:
     seed = int(settings["condition"])
     if not any(seed in seeds for seeds in frozen.splits.values()):
         raise RankingError(f"condition={seed} is none of the suite {frozen.name}: take one from the report or episodes.parquet")
-    video = Path(settings["video"] or out / "replays" / f"{name.replace('/', '_')}_{seed}.mp4")
+    video = Path(settings["video"] or out / "replays" / f"{file_stem(name)}_{seed}.mp4")
     path, row = gallery.replay(arms[name], frozen, seed, video)
     ended = "success" if row["success"] else "failure"
     return Finished(
