@@ -21,7 +21,7 @@ from deploy_bench.toy import Toward
 
 @pytest.mark.parametrize(
     "fault",
-    ["camera_stops", "frames_out_of_order", "nan_joints", "clock_jumps_back", "stamps_go_wrong", "emergency_stop"],
+    ["camera_stops", "frames_out_of_order", "nan_joints", "clock_jumps_back", "stamps_go_wrong", "late_camera", "emergency_stop"],
 )
 def test_a_robot_with_a_fault_is_told_what_it_must_be(fault):
     found, must = drill.DRILLS[fault](True, 0)

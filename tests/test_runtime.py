@@ -106,7 +106,7 @@ def test_out_of_order_not_finite_and_unstamped_messages_are_refused():
     assert sync.feed("state", 1.1, number(np.nan)) == "not_finite"
     assert sync.feed("state", float("nan"), number(2)) == "bad_stamp"
     sync.feed("camera", 1.0, number(1))
-    assert sync.observe(1.05)[0].newest("state") == 1
+    assert sync.observe(1.05)[0].history("state")[-1] == 1
 
 
 def test_history_does_not_reach_over_a_gap_and_begins_with_the_first_frame():
@@ -487,6 +487,23 @@ def test_the_loop_is_closed_and_reaches_the_goal(mode, control_hz):
     assert np.abs(position - controller.policy.goal).max() < 1e-3
     assert {command.state for command in commands[2:]} == {RUN}
     assert commands[-1].stamp > 101.9
+    controller.close()
+
+
+@pytest.mark.parametrize("ee_delay", [0.001, 0.06])
+def test_the_box_holds_where_pictures_and_poses_are_late(ee_delay):
+    """What the robot was told since it was measured counts, whatever moment the observation is of."""
+    controller = make_controller(ProportionalPolicy(goal=(0.4, 0.1, -5.0)), lead_steps=1, tolerance_s=0.06)
+    places = [np.array([0.4, 0.1, 0.3])]
+    for n in range(100):
+        now = 100 + n / 50
+        if n % 5 == 0:
+            controller.receive("camera", now - 0.1, picture)
+        before = places[max(0, len(places) - 1 - int(ee_delay * 50))]
+        controller.receive("ee", now - ee_delay, before.astype(np.float32))
+        command = controller.step(now)
+        places.append(places[-1] + (command.action[:3] if command.publish else 0))
+    assert min(place[2] for place in places) == pytest.approx(0.0, abs=1e-6)  # at the wall, and not through it
     controller.close()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TASK = "task"  # robopolicy.spec.TASK
+_SENT = 1000  # published translations that are remembered
 
 
 def find_entries(spec: Any, names: tuple[str, ...]) -> tuple[str, list[int]]:
@@ -131,6 +133,7 @@ class Controller:
         self._inference = Inference(policy, threaded=threaded)
         self._lock = threading.Lock()
         self._last_s = -np.inf
+        self._sent: deque[tuple[float, np.ndarray]] = deque(maxlen=_SENT)  # time and translation of published commands
         self._rng: np.random.Generator | None = None
         self._ages: dict[str, float] = {}
 
@@ -162,19 +165,23 @@ class Controller:
             self._take_answers(now)
             if now < self._last_s:
                 self._synchronizer.forget()
+                self._sent.clear()
             self._last_s = now
             self._ages = self._synchronizer.watchdog.ages(now)
             snapshot, blocked = self._synchronizer.observe(now)
             ee_position = joints = None
             if snapshot is not None:
                 try:
-                    ee_position, joints = (self._entries(snapshot, *wanted) for wanted in (self._ee, self._joints))
+                    joints, ee_position = self._measured(*self._joints)[0], self._ee_position()
                     self._ask(now, snapshot)
                 except BadMessage as error:
                     log.error("%s", error)
                     self._synchronizer.drop(error.stream)
                     blocked = (f"bad:{error.stream}",)
-            return self.runtime.tick(now, ee_position, blocked, joints)
+            command = self.runtime.tick(now, ee_position, blocked, joints)
+            if command.publish and command.action is not None:
+                self._sent.append((now, command.action[list(self.runtime.limits.translation)]))
+            return command
 
     def stop(self, reason: str) -> None:
         """Stop, latched."""
@@ -248,9 +255,22 @@ class Controller:
         self._inference.submit(request, observation, self.settings.num_candidates, seed)
         self._take_answers(now)
 
-    def _entries(self, snapshot: Snapshot, key: str, index: list[int]) -> np.ndarray | None:
-        """Entries `index` of the newest frame of observation `key`; None without a key."""
-        return self._joined(key, [snapshot.newest(name) for name in self._names[key]], ())[index] if key else None
+    def _measured(self, key: str, index: list[int]) -> tuple[np.ndarray | None, float]:
+        """Entries `index` of the newest messages of observation `key`, and since when (s) the robot may have moved; None
+        without a key.
+        """
+        if not key:
+            return None, -np.inf
+        frames = [self._synchronizer.newest(name) for name in self._names[key]]
+        return self._joined(key, [frame.array() for frame in frames], ())[index], min(frame.stamp for frame in frames)
+
+    def _ee_position(self) -> np.ndarray | None:
+        """Where the end effector is once what it was told has happened [3]: as measured last, and moved since."""
+        position, stamp = self._measured(*self._ee)
+        if position is None or len(self.runtime.limits.translation) != len(position):
+            return position
+        since = stamp - self.settings.response_s
+        return position.astype(np.float64) + sum(motion for sent, motion in self._sent if sent >= since)
 
     def _history(self, snapshot: Snapshot, key: str) -> np.ndarray:
         """Observation `key` [To, ...]."""

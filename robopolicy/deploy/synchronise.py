@@ -82,10 +82,6 @@ class Snapshot:
     def __init__(self, stamp: float, frames: Mapping[str, list[Frame]]) -> None:
         self.stamp, self.frames = stamp, frames
 
-    def newest(self, stream: str) -> np.ndarray:
-        """The array at `stamp`. Raises BadMessage."""
-        return self.frames[stream][-1].array()
-
     def history(self, stream: str) -> np.ndarray:
         """[To, ...]. Raises BadMessage."""
         arrays = [frame.array() for frame in self.frames[stream]]
@@ -143,6 +139,10 @@ class Synchronizer:
             frames.popleft()
         self.watchdog.feed(stream, stamp)
         return ""
+
+    def newest(self, stream: str) -> Frame:
+        """The newest message of `stream`, whatever the others say. Raises IndexError before the first."""
+        return self._frames[stream][-1]
 
     def drop(self, stream: str) -> None:
         """Forget all messages of one stream: it is stale until its next one."""
