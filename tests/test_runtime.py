@@ -357,6 +357,74 @@ def test_a_dry_run_makes_commands_and_publishes_none():
     assert (x_of(command), command.state, command.publish) == (1, RUN, False)
 
 
+SMOOTH = SafetyLimits(max_acceleration=1.0)
+
+
+def moving_runtime(**settings):
+    """At full speed after 12 steps."""
+    run = Runtime(limits=SMOOTH, execute_horizon=8, policy_hz=HZ, settings=RuntimeSettings(lead_steps=8, **settings))
+    for n in range(12):
+        give(run, 200, n * STEP)
+        last = run.tick(n * STEP)
+    return run, last
+
+
+@pytest.mark.parametrize("how", ["reset", "resume"])
+def test_a_robot_that_moves_is_braked_before_anything_begins_anew(how):
+    run, last = moving_runtime()
+    if how == "resume":
+        run.stop("ood", abrupt=False)
+        assert not run.resume()
+    else:
+        run.reset()
+    moved = [last]
+    for n in range(12, 30):
+        command = run.tick(n * STEP)
+        if command.publish:
+            moved.append(command)
+        assert command.state != RUN
+    if how == "resume":
+        assert run.resume()
+    speeds = np.array([command.action[:3] for command in moved]) * HZ
+    assert np.linalg.norm(np.diff(speeds, axis=0), axis=1).max() * HZ <= 1.0
+    assert not speeds[-1].any()
+    give(run, 200, 30 * STEP)
+    first = run.tick(30 * STEP)
+    assert first.state == RUN
+    assert 0 < np.linalg.norm(first.action[:3]) * HZ * HZ <= 1.0  # from a standstill
+
+
+def test_observations_from_before_a_new_beginning_are_not_acted_on():
+    for begin in (Runtime.reset, Runtime.resume):
+        run = make_runtime()
+        begin(run)
+        assert run.ask(1.0, stamp=0.9) is None
+        assert run.ask(1.05, stamp=0.95) is None
+        assert run.ask(1.1, stamp=1.0) is not None
+    run = make_runtime()
+    begin(run)
+    run.tick(1.0), run.ask(1.0, stamp=0.9)
+    run.tick(0.2)  # the clock jumped back
+    assert run.ask(0.25, stamp=0.24) is not None
+
+
+def test_enabling_after_a_dry_run_begins_where_the_robot_is():
+    """Nobody did what the dry run came to: neither its speed nor its targets."""
+    limits = SafetyLimits(max_acceleration=1.0, max_absolute_speed=(0.5,))
+    settings = RuntimeSettings(lead_steps=8)
+    run = Runtime(limits=limits, execute_horizon=8, policy_hz=HZ, settings=settings, enabled=False)
+    for n in range(40):
+        give(run, 200, n * STEP)
+        run.tick(n * STEP, joints=np.array([0.0]))
+    run.enable(True)
+    assert not run.tick(40 * STEP, joints=np.array([0.0])).publish  # the plan of the dry run is gone
+    give(run, 200, 41 * STEP)
+    first = run.tick(41 * STEP, joints=np.array([0.0]))
+    assert first.publish
+    assert np.linalg.norm(first.action[:3]) * HZ * HZ <= 1.0
+    assert first.action[6] <= 0.5 / HZ
+
+
 # -- the monitor
 
 

@@ -194,18 +194,18 @@ class Controller:
             self.runtime.estop(active)
 
     def resume(self) -> bool:
-        """Leave STOPPED. False while the emergency stop is active."""
+        """Leave STOPPED. False while the emergency stop is active, and until step() has told the robot to stand."""
         with self._lock:
             return self.runtime.resume()
 
     def enable(self, enabled: bool) -> None:
-        """Whether commands are to be sent; False = a dry run."""
+        """Whether commands are to be sent; False = a dry run. Enabled after one, it begins anew: from a standstill."""
         with self._lock:
-            self.runtime.enabled = enabled
+            self.runtime.enable(enabled)
 
     def reset(self, seed: int | None = None) -> None:
-        """A new episode: old frames, plans and scores are dropped. `seed` makes the policy's samples repeatable, with the
-        seeds that policies.wrappers.ChunkExecutor draws. The policy's own reset() is called too.
+        """A new episode: old frames, plans and scores are dropped, and a robot that moves brakes first. The policy's own
+        reset() is called too. `seed` makes its samples repeatable, with the seeds that policies.wrappers.ChunkExecutor draws.
         """
         self.policy.reset()
         with self._lock:

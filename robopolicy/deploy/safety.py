@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-6  # relative; what is commanded stays below its limit after rounding too
 _SHARES = np.array([1.0, 0.9, 0.75, 0.5, 0.25, 0.1])  # of the wanted command against the brake's
 _EASED = {"translation": "acceleration", "rotation": "rotation_acceleration"}
+_STILL = 1e-9  # per s; below it is rounding
 HUGE = 1e9  # nothing is wanted beyond it
 _SLACK = 1 + 1e-9
 _ROWS = 20_000  # motions braked at once
@@ -246,8 +247,13 @@ class SafetyFilter:
         self._velocity[:], self._acceleration[:] = 0.0, 0.0
         return self.brake()
 
+    @property
+    def moving(self) -> bool:
+        """Whether the last command was a motion, or an absolute entry on its way with a speed limit."""
+        return bool((np.abs(self._velocity) > _STILL).any())
+
     def forget(self) -> None:
-        """Standstill, nothing commanded yet."""
+        """The robot stands, and nothing was commanded yet: only for when that is so, or brake() would end in a jump."""
         self._velocity[:], self._acceleration[:], self.target = 0.0, 0.0, None
 
     def _command(self, wanted: np.ndarray, ee_position: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
