@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from serving import EE_NAMES, IMAGE, ProportionalPolicy
 from robopolicy import spec
 from robopolicy.deploy import monitor, scheduling
 from robopolicy.deploy.controller import Controller
+from robopolicy.deploy.inference import Inference
 from robopolicy.deploy.interpolation import Interpolator
 from robopolicy.deploy.limits import SafetyLimits
 from robopolicy.deploy.runtime import HOLD, RUN, STOPPED, Runtime, RuntimeSettings
@@ -639,6 +641,83 @@ def test_a_message_that_cannot_be_converted_or_does_not_fit_holds():
         assert states[-1].state == HOLD
         assert np.abs(states[-1].action[:3]).max() == 0
     controller.close()
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), IndexError(0), type("CvError", (Exception,), {})("assertion failed")])
+def test_whatever_a_decoder_raises_holds_and_is_logged_once(error, caplog):
+    controller = make_controller()
+
+    def broken():
+        raise error
+
+    for n in range(30):
+        controller.receive("camera", 100 + n / 50, broken)
+        controller.receive("ee", 100 + n / 50, np.array([0.4, 0.1, 0.1], np.float32))
+        assert "bad:camera" in controller.step(100 + n / 50).reasons
+    assert [type(error).__name__ in record.getMessage() for record in caplog.records] == [True]
+    controller.close()
+
+
+def test_streams_that_cannot_be_joined_hold():
+    controller = make_controller(streams={"camera": IMAGE, "x": spec.STATE, "y": spec.STATE})
+    for name, value in (("camera", picture()), ("x", np.array(0.0)), ("y", np.array(1.0))):
+        controller.receive(name, 100.0, value)
+    assert controller.step(100.0).reasons == ("bad:x",)
+    controller.close()
+
+
+def test_one_stamp_from_the_future_does_not_silence_a_stream():
+    controller = make_controller(lead_steps=1)
+    _, position = drive(controller, 0.2, np.array([0.4, 0.1, 0.1]))
+    controller.receive("camera", 1e6, picture)
+    commands, _ = drive(controller, 0.4, position, start=100.2)
+    assert {command.state for command in commands[3:]} == {RUN}
+    assert controller.counters["from_the_future:camera"] == 1
+    controller.close()
+
+
+def test_a_policy_that_raises_anything_is_asked_again():
+    class Moody(ProportionalPolicy):
+        def sample(self, observation, num_samples=1, seed=None):
+            if self.resets < 3:
+                self.resets += 1
+                raise KeyError("x")
+            return super().sample(observation, num_samples, seed)
+
+    controller, deadline = make_controller(Moody(), threaded=True), time.monotonic() + 10
+    while controller.counters.get("chunks", 0) == 0 and time.monotonic() < deadline:
+        now = time.monotonic()
+        controller.receive("camera", now, picture)
+        controller.receive("ee", now, np.array([0.4, 0.1, 0.1], np.float32))
+        controller.step(now)
+        time.sleep(0.005)
+    assert controller.counters["policy_failed"] == 3
+    assert controller.counters["chunks"] == 1
+    controller.close()
+
+
+def test_calls_that_wait_for_a_busy_policy_are_replaced():
+    begun, go, seen = threading.Event(), threading.Event(), []
+
+    class Busy:
+        def sample(self, observation, num_samples, seed):
+            seen.append(observation)
+            begun.set()
+            go.wait(5)
+            return np.zeros((1, 1, 4, 7))
+
+    inference = Inference(Busy())
+    inference.submit(0, 0, 1, None)
+    assert begun.wait(5)
+    for n in range(1, 50):
+        inference.submit(n, n, 1, None)
+    assert inference._calls.qsize() == 1  # pictures do not pile up
+    go.set()
+    deadline = time.monotonic() + 5
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    inference.close()
+    assert seen == [0, 49]
 
 
 def test_nothing_a_random_policy_says_leaves_the_limits():

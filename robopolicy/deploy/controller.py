@@ -11,8 +11,9 @@ Part of the robot-side island: numpy, msgpack and pyzmq only.
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,6 +135,7 @@ class Controller:
         self._lock = threading.Lock()
         self._last_s = -np.inf
         self._sent: deque[tuple[float, np.ndarray]] = deque(maxlen=_SENT)  # time and translation of published commands
+        self._complaints: Counter[tuple[str, str]] = Counter()  # by stream and reason
         self._rng: np.random.Generator | None = None
         self._ages: dict[str, float] = {}
 
@@ -166,6 +168,8 @@ class Controller:
             if now < self._last_s:
                 self._synchronizer.forget()
                 self._sent.clear()
+            for stream in self._synchronizer.forget_future(now):
+                self.runtime.counters[f"from_the_future:{stream}"] += 1
             self._last_s = now
             self._ages = self._synchronizer.watchdog.ages(now)
             snapshot, blocked = self._synchronizer.observe(now)
@@ -175,7 +179,7 @@ class Controller:
                     joints, ee_position = self._measured(*self._joints)[0], self._ee_position()
                     self._ask(now, snapshot)
                 except BadMessage as error:
-                    log.error("%s", error)
+                    self._log(error)
                     self._synchronizer.drop(error.stream)
                     blocked = (f"bad:{error.stream}",)
             command = self.runtime.tick(now, ee_position, blocked, joints)
@@ -255,6 +259,13 @@ class Controller:
         self._inference.submit(request, observation, self.settings.num_candidates, seed)
         self._take_answers(now)
 
+    def _log(self, error: BadMessage) -> None:
+        """Say each reason once, then every thousandth time: a stream may be bad at every step."""
+        kind = error.stream, re.sub(r"[0-9.]+", "", error.why)  # without times and counts
+        self._complaints[kind] += 1
+        if self._complaints[kind] % 1000 == 1:
+            log.error("%s (%d so far)", error, self._complaints[kind])
+
     def _measured(self, key: str, index: list[int]) -> tuple[np.ndarray | None, float]:
         """Entries `index` of the newest messages of observation `key`, and since when (s) the robot may have moved; None
         without a key.
@@ -279,7 +290,8 @@ class Controller:
     def _joined(self, key: str, parts: list[np.ndarray], leading: tuple[int, ...]) -> np.ndarray:
         feature = self.policy.spec.observation[key]
         ends = {part.shape[:-1] for part in parts}
-        value = parts[0] if len(parts) == 1 or len(ends) > 1 else np.concatenate(parts, axis=-1)
+        joinable = len(ends) == 1 and all(part.ndim for part in parts)
+        value = np.concatenate(parts, axis=-1) if joinable else parts[0]
         if value.shape != (*leading, *feature.shape):
             shapes = ", ".join(str(list(part.shape)) for part in parts)
             raise BadMessage(self._names[key][0], f"{key} is {shapes}, the policy needs {[*leading, *feature.shape]}")

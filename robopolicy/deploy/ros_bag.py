@@ -24,7 +24,7 @@ from robopolicy.deploy.ros_commands import ARRAY, POSE, TRAJECTORY, TWIST
 from robopolicy.deploy.ros_config import NodeConfig, Source, load_config
 from robopolicy.deploy.ros_messages import CONVERTERS
 from robopolicy.deploy.ros_output import ABOUT, ACTION, EPISODE, recorded
-from robopolicy.deploy.ros_streams import CONVERSION_ERRORS, Converter, Sample, Stream
+from robopolicy.deploy.ros_streams import Converter, Sample, Stream
 from robopolicy.deploy.ros_transforms import header_seconds
 from robopolicy.deploy.ros_transport import plain_type
 from robopolicy.spec import ACTION as ACTION_KEY
@@ -264,7 +264,7 @@ class _Reader:
                 sample.stamp = header_seconds(sample.message) or sample.stamp
             try:
                 parts.append(sample.value())
-            except CONVERSION_ERRORS as error:
+            except ValueError as error:
                 raise DatasetError(f"{stream.source.topic}: {error}") from error
         value = np.concatenate(parts, axis=-1)
         spec = self.meaning.spec

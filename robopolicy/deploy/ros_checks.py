@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or __package__:
     from .controller import find_entries
     from .ros_commands import POSE, refusal
-    from .ros_streams import CONVERSION_ERRORS, joined
+    from .ros_streams import joined
     from .ros_transport import message_class
 else:  # this folder itself is on the path
     from controller import find_entries
     from ros_commands import POSE, refusal
-    from ros_streams import CONVERSION_ERRORS, joined
+    from ros_streams import joined
     from ros_transport import message_class
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def stream_problems(
             else:
                 try:
                     stream.latest.value()
-                except CONVERSION_ERRORS as error:
+                except ValueError as error:
                     problems.append(f"{topic} (for {key}): {error}")
         if not problems:
             try:
