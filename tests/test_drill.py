@@ -18,7 +18,6 @@ from deploy_bench.robot import LIMITS, beyond_limits
 from deploy_bench.sensor_faults import sensor_robot
 from deploy_bench.toy import Toward
 
-
 IN_ITS_OWN_TIME = ["camera_stops", "frames_out_of_order", "nan_joints", "clock_jumps_back", "stamps_go_wrong", "late_camera"]
 
 

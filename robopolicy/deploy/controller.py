@@ -187,10 +187,10 @@ class Controller:
                 self._sent.append((now, command.action[list(self.runtime.limits.translation)]))
             return command
 
-    def stop(self, reason: str) -> None:
-        """Stop, latched."""
+    def stop(self, reason: str, *, abrupt: bool = True) -> None:
+        """Stop, latched: at a standstill with the next command, or braking within the limits."""
         with self._lock:
-            self.runtime.stop(reason)
+            self.runtime.stop(reason, abrupt=abrupt)
 
     def estop(self, active: bool) -> None:
         """The emergency stop's state; active stops, latched."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .ros_streams import Stream
 
 TASK = "task"  # robopolicy.spec.TASK
+STOP_TYPE = "std_msgs/Bool"
 
 
 class NotReadyError(ValueError):
@@ -108,6 +109,7 @@ def stream_problems(
                 joined(key, [stream.latest for stream in group if stream.latest is not None], features[key])
             except ValueError as error:
                 problems.append(str(error))
-    if stop_topic and stop_topic not in published:
-        problems.append(f"{stop_topic} (stop_topic, std_msgs/Bool) is published by nobody: the robot could not be stopped")
+    if stop_topic and published.get(stop_topic) != STOP_TYPE:
+        found = f"is published as {published[stop_topic]}" if stop_topic in published else "is published by nobody"
+        problems.append(f"{stop_topic} (stop_topic, {STOP_TYPE}) {found}: the robot could not be stopped")
     return problems

@@ -76,6 +76,13 @@ def rotation_vector_matrix(vector: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K
 
 
+def matrix_rotation_vector(R: np.ndarray) -> np.ndarray:
+    """The rotation vector [3] (rad, at most pi long) of R [3, 3]."""
+    q = matrix_quaternion(R)
+    sine = float(np.linalg.norm(q[:3]))
+    return q[:3] * (2 * np.arctan2(sine, q[3]) / sine if sine > 1e-12 else 2.0)
+
+
 def pose_matrix(position: Any, orientation: Any) -> np.ndarray:
     """T [4, 4] of messages with x, y, z and x, y, z, w."""
     T = np.eye(4)
