@@ -88,6 +88,9 @@ def test_a_moving_frame_is_taken_from_the_nearest_time_and_never_extrapolated():
         tree.lookup("base", "hand", 11.0)
     with pytest.raises(ros_transforms.TransformError, match="frames on /tf: base, hand"):
         tree.lookup("base", "wrist", 10.0)
+    tree.add([transform("base", "camera", pose([0, 0, 1], [0, 0, 0]))], static=True)
+    tree.add([transform("odom", "base", np.eye(4), stamp=10.0)], static=False)
+    assert tree.lookup("base", "camera", 99.0)[2, 3] == 1  # what is above both is not asked
     tree.add([transform("base", "broken", np.eye(4))], static=True)
     tree.add([SimpleNamespace(**vars(transform("x", "y", np.eye(4))) | {"transform": bad_transform()})], static=True)
     with pytest.raises(ros_transforms.TransformError):
@@ -176,6 +179,7 @@ def test_joint_targets_become_a_trajectory_point_a_step_ahead():
         (ros_commands.TWIST, SafetyLimits(translation=(), rotation=(), absolute=(0,)), {}, "3 translation"),
         (ros_commands.POSE, SafetyLimits(), {}, "ee_rotation"),
         (ros_commands.TRAJECTORY, SafetyLimits(), {"joints": ("a", "b")}, "1 to 1 `joints`"),
+        (ros_commands.TRAJECTORY, SafetyLimits(), {"joints": ("a",)}, "max_absolute_speed"),
     ],
 )
 def test_commands_that_an_action_cannot_give_are_refused(kind, limits, options, words):
@@ -310,6 +314,21 @@ def test_all_that_a_mapping_lacks_is_said_at_once():
     said = "\n".join(ros_checks.mapping_problems(config, policy_spec()))
     for words in ("observation.images.wrist", "'left'", "7 action entries, the policy has 8", "tool_z"):
         assert words in said
+
+
+def test_limits_that_nothing_measured_can_keep_are_refused_before_anything_moves():
+    limits = {"joint_low": [-1.0] * 3, "joint_high": [1.0] * 3, "max_absolute_speed": [1.0]}
+    config = ros_config.NodeConfig.from_dict({**MAPPING, "limits": limits, "joints": ["a", "b"]})
+    said = "\n".join(ros_checks.mapping_problems(config, policy_spec()))
+    for words in ("joint_low and joint_high are of 3 joints", "the first of the 1 absolute entries"):
+        assert words in said
+    command = {"topic": "/cmd", "type": ros_commands.TRAJECTORY, "joints": ["a", "b"]}
+    limits = {"translation": [], "rotation": [], "absolute": list(range(8)), "low": None, "high": None}
+    limits["max_absolute_speed"] = [1.0] * 8
+    for joints, count in ((["a"], 1), (["a", "b"], 0)):
+        mapping = {**MAPPING, "command": command, "limits": limits, "joints": joints, "task": "lift"}
+        said = ros_checks.mapping_problems(ros_config.NodeConfig.from_dict(mapping), policy_spec())
+        assert sum("in that order" in words for words in said) == count
 
 
 def test_all_that_topics_lack_is_said_at_once():

@@ -605,6 +605,19 @@ def test_everything_that_is_missing_is_listed_at_once():
         assert word in text
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"joint_low": (-1.0,) * 7, "joint_high": (1.0,) * 7},
+        {"max_absolute_speed": (1.0,)},
+        {"workspace_low": (0, 0, 0), "workspace_high": (1, 1, 1)},
+    ],
+)
+def test_limits_with_which_nothing_would_ever_move_are_refused(limits):
+    with pytest.raises(ValueError, match=next(iter(limits)).split("_low")[0]):
+        Controller(ProportionalPolicy(), LAYOUT, limits=SafetyLimits(**limits), ee_position=EE_NAMES[:2])
+
+
 def test_the_same_seed_gives_the_decisions_of_the_chunk_executor():
     seeds = []
 

@@ -56,7 +56,32 @@ def find_entries(spec: Any, names: tuple[str, ...]) -> tuple[str, list[int]]:
     raise ValueError(f"no observation has the entries {list(names)}; named entries: {known}")
 
 
-def missing_for(spec: Any, keys: Any, limits: SafetyLimits, task: str, ee_position: tuple[str, ...]) -> list[str]:
+def limit_problems(spec: Any, limits: SafetyLimits, ee_position: tuple[str, ...], joints: tuple[str, ...]) -> list[str]:
+    """Limits that do not fit the policy's actions, or what is measured, a sentence each: nothing would ever move."""
+    problems = []
+    if limits.action_dim != spec.action_dim:
+        problems.append(f"the limits describe {limits.action_dim} action entries, the policy has {spec.action_dim}")
+    if limits.workspace_low is not None and len(ee_position) != 3:
+        problems.append(
+            "a workspace needs ee_position, the names of the three observation entries with the end effector's position; given "
+            f"{list(ee_position)}"
+        )
+    if limits.joint_low is not None and len(limits.joint_low) != len(joints):
+        problems.append(
+            f"joint_low and joint_high are of {len(limits.joint_low)} joints: `joints` must name as many measured ones; given "
+            f"{list(joints)}"
+        )
+    if limits.max_absolute_speed is not None and not 0 < len(joints) <= len(limits.absolute):
+        problems.append(
+            f"max_absolute_speed needs `joints`, the names of the measured values at which the first of the "
+            f"{len(limits.absolute)} absolute entries start; given {list(joints)}"
+        )
+    return problems
+
+
+def missing_for(
+    spec: Any, keys: Any, limits: SafetyLimits, task: str, ee_position: tuple[str, ...], joints: tuple[str, ...]
+) -> list[str]:
     """Everything that a robot with the observation `keys` lacks to run a policy of `spec`, a sentence each."""
     problems = []
     for key, feature in spec.observation.items():
@@ -68,13 +93,7 @@ def missing_for(spec: Any, keys: Any, limits: SafetyLimits, task: str, ee_positi
     unknown = sorted(set(keys) - set(spec.observation))
     if unknown and problems:
         problems.append(f"the policy does not know {', '.join(unknown)}")
-    if limits.action_dim != spec.action_dim:
-        problems.append(f"limits describe {limits.action_dim} action entries, the policy has {spec.action_dim}")
-    if limits.workspace_low is not None and not ee_position:
-        problems.append(
-            "a workspace needs ee_position, the names of the observation's entries with the end effector's position"
-        )
-    return problems
+    return problems + limit_problems(spec, limits, ee_position, joints)
 
 
 class Controller:
@@ -109,7 +128,7 @@ class Controller:
         threaded: bool = True,
     ) -> None:
         spec = policy.spec
-        problems = missing_for(spec, set(streams.values()), limits, task, ee_position)
+        problems = missing_for(spec, set(streams.values()), limits, task, ee_position, joints)
         if problems:
             raise ValueError("this robot cannot run this policy:" + "".join(f"\n  {problem}" for problem in problems))
         self.policy, self.task, self.settings = policy, task, settings or RuntimeSettings()

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
-    from .controller import find_entries
-    from .ros_commands import POSE, refusal
+    from .controller import find_entries, limit_problems
+    from .ros_commands import POSE, TRAJECTORY, refusal
     from .ros_streams import joined
     from .ros_transport import message_class
 else:  # this folder itself is on the path
-    from controller import find_entries
-    from ros_commands import POSE, refusal
+    from controller import find_entries, limit_problems
+    from ros_commands import POSE, TRAJECTORY, refusal
     from ros_streams import joined
     from ros_transport import message_class
 
@@ -47,12 +47,16 @@ def mapping_problems(config: NodeConfig, spec: RemoteSpec) -> list[str]:
     known = list(spec.observation[TASK].values) if TASK in spec.observation else []
     if TASK in spec.observation and config.task not in known:
         problems.append(f"the mapping's task is {config.task!r}; the policy knows {known}")
-    if config.limits.action_dim != spec.action_dim:
-        problems.append(f"the limits describe {config.limits.action_dim} action entries, the policy has {spec.action_dim}")
+    problems += limit_problems(spec, config.limits, config.ee_position, config.joints)
     has_pose = len(config.ee_position) == 3 and len(config.ee_rotation) == 6
     why = refusal(config.command.type, config.limits, config.command.joints, has_pose=has_pose)
     problems += [why] if why else []
-    for names in (config.ee_position, config.ee_rotation if config.command.type == POSE else ()):
+    if config.command.type == TRAJECTORY and len(config.joints) < len(config.command.joints):
+        problems.append(
+            f"a {TRAJECTORY} of {list(config.command.joints)} starts where these joints are: `joints` must name the "
+            f"observation's entries with their positions, in that order; given {list(config.joints)}"
+        )
+    for names in (config.ee_position, config.ee_rotation if config.command.type == POSE else (), config.joints):
         try:
             find_entries(spec, names)
         except ValueError as error:

@@ -33,6 +33,8 @@ def refusal(kind: str, limits: SafetyLimits, joints: Sequence[str], *, has_pose:
         return f"a {POSE} needs ee_position and ee_rotation, from which the pose goes on"
     if kind == TRAJECTORY and not 0 < len(joints) <= len(limits.absolute):
         return f"a {TRAJECTORY} needs 1 to {len(limits.absolute)} `joints`, for absolute entries; given {list(joints)}"
+    if kind == TRAJECTORY and limits.max_absolute_speed is None:
+        return f"a {TRAJECTORY} needs limits.max_absolute_speed: without it a joint may be told to be anywhere in one step"
     return ""
 
 

@@ -198,7 +198,8 @@ class SafetyFilter:
 
     def refuses(self, action: np.ndarray, joints: np.ndarray | None = None) -> str:
         """Why nothing of `action` [A] may be commanded, "" if something may: "shape", "not_finite", "joint_limits" (the
-        measured joints are outside, or unknown), "no_joints" (absolute entries of limited speed start where they are measured).
+        measured joints are outside, or unknown), "no_joints" (absolute entries of limited speed start where they are measured,
+        the first of them at least).
         """
         limits = self.limits
         if np.shape(action) != (limits.action_dim,):
@@ -211,7 +212,7 @@ class SafetyFilter:
             if not np.all((joints >= np.asarray(limits.joint_low)) & (joints <= np.asarray(limits.joint_high))):
                 return "joint_limits"
         if self.target is None and limits.max_absolute_speed is not None:
-            measured = joints is not None and np.shape(joints) == (len(limits.absolute),) and np.isfinite(joints).all()
+            measured = joints is not None and 0 < np.size(joints) <= len(limits.absolute) and np.isfinite(joints).all()
             return "" if measured else "no_joints"
         return ""
 
@@ -223,7 +224,8 @@ class SafetyFilter:
         "absolute_speed". Never raises and never returns what is not finite.
 
         ee_position: [3] (m, base frame) now, None where unknown: with a workspace nothing is translated then.
-        joints: measured joints, None where unknown.
+        joints: measured joints, None where unknown. With a speed limit the first absolute entries start at them; those of which
+            there is no measurement, say a gripper, where they are first told to be.
         """
         refused = self.refuses(action, joints)
         if refused:
@@ -231,8 +233,10 @@ class SafetyFilter:
         wanted = np.clip(np.asarray(action, np.float64), -HUGE, HUGE)
         if self.target is None:
             bounds = self._absolute
-            start = wanted[list(self.limits.absolute)] if self.limits.max_absolute_speed is None else joints
-            self.target = np.clip(np.asarray(start, np.float64), bounds.low[:, 0], bounds.high[:, 0])
+            start = wanted[list(self.limits.absolute)]
+            if self.limits.max_absolute_speed is not None and joints is not None:
+                start[: len(joints)] = joints
+            self.target = np.clip(start, bounds.low[:, 0], bounds.high[:, 0])
         return self._command(wanted, ee_position)
 
     def brake(self, ee_position: np.ndarray | None = None) -> np.ndarray:
