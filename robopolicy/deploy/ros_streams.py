@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .ros_config import Source
 
 
+WITH_JOINTS = ("sensor_msgs/JointState", "trajectory_msgs/JointTrajectory")
+
+
 class Converter:
     """Turns messages of sources into arrays, with what /tf and camera infos have told so far.
 
@@ -51,7 +54,7 @@ class Converter:
             T_frame_ee = pose_matrix(message.pose.position, message.pose.orientation)
             T_base_frame = self._T_base_frame(source, message, stamp)
             return pose_vector(T_frame_ee if T_base_frame is None else T_base_frame @ T_frame_ee)
-        if source.type == "sensor_msgs/JointState":
+        if source.type in WITH_JOINTS:
             return CONVERTERS[source.type](message, source.joints) * np.float32(source.scale)
         value: np.ndarray = CONVERTERS[source.type](message)
         if value.ndim == 1:
