@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ pytest.importorskip("rosbags.highlevel", reason="rosbags is not installed: pip i
 from bag_messages import STORES, Messages
 from rosbags.highlevel import AnyReader
 
+from robopolicy.deploy import ros_bag
+from robopolicy.deploy.ros_config import NodeConfig
 from robopolicy.deploy.ros_recorder import Recorder
 from robopolicy.deploy.ros_replay import replay
 
@@ -161,6 +164,30 @@ def test_what_a_bag_cannot_give_is_said(tmp_path):
     with pytest.raises(DatasetError, match="cannot be read as a bag"):
         import_run(bag, tmp_path / "out", fps=HZ)
     assert not (tmp_path / "out").exists()
+
+
+def test_joint_commands_are_taken_by_name_and_others_are_refused():
+    joints = ["a", "b"]
+    mapping = {
+        "observation": {spec.STATE: {"topic": "/joints", "type": "sensor_msgs/JointState", "joints": joints}},
+        "command": {"topic": "/goal", "type": "trajectory_msgs/JointTrajectory", "joints": joints},
+        "limits": {"translation": [], "rotation": [], "absolute": [0, 1], "low": None, "high": None},
+    }
+
+    def commanded(names, positions, **changes):
+        config = NodeConfig.from_dict({**mapping, "command": {**mapping["command"], **changes}})
+        reader = ros_bag._Reader(ros_bag.Meaning(dict(config.observation), config), [spec.STATE, spec.ACTION])
+        message = SimpleNamespace(joint_names=names, points=[SimpleNamespace(positions=positions)])
+        reader.take("/goal", 1.0, lambda: message)
+        return reader.commanded(HZ)[spec.ACTION].tolist()
+
+    assert commanded(["b", "a"], [20.0, 10.0]) == [10.0, 20.0]
+    assert commanded(["b", "a"], [20.0, 10.0], joints=[]) == [20.0, 10.0]  # the mapping says no order
+    for wrong in ((["a"], [1.0]), (["a", "b", "c"], [1.0, 2.0, 3.0]), (["a", "b"], [1.0])):
+        with pytest.raises(DatasetError, match=r"/goal: (the )?JointTrajectory"):
+            commanded(*wrong)
+    with pytest.raises(DatasetError, match="of 3 joints, the limits of 2"):
+        commanded(["a", "b", "c"], [1.0, 2.0, 3.0], joints=[])
 
 
 def test_a_bag_of_our_recorder_is_a_target_at_the_moments_of_decision(tmp_path):

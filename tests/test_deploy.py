@@ -89,6 +89,8 @@ def test_a_bad_observation_is_refused_by_name_and_the_server_lives_on(change, wo
         for count in (0, 10**9):
             with pytest.raises(client.RemoteError, match="num_samples"):
                 remote.sample(observation(), count)
+        with pytest.raises(client.RemoteError, match=r"1\.\.512 for 2"):
+            remote.sample(observation(), 513)  # of each of two observations
         assert remote.sample(observation()).shape == (2, 1, 4, 7)
 
 

@@ -6,6 +6,8 @@ The node itself runs on real ROS 1 and ROS 2: tests/ros/closed_loop.py, `make te
 from __future__ import annotations
 
 import ast
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,6 +88,9 @@ def test_a_moving_frame_is_taken_from_the_nearest_time_and_never_extrapolated():
         tree.lookup("base", "hand", 11.0)
     with pytest.raises(ros_transforms.TransformError, match="frames on /tf: base, hand"):
         tree.lookup("base", "wrist", 10.0)
+    tree.add([transform("base", "camera", pose([0, 0, 1], [0, 0, 0]))], static=True)
+    tree.add([transform("odom", "base", np.eye(4), stamp=10.0)], static=False)
+    assert tree.lookup("base", "camera", 99.0)[2, 3] == 1  # what is above both is not asked
     tree.add([transform("base", "broken", np.eye(4))], static=True)
     tree.add([SimpleNamespace(**vars(transform("x", "y", np.eye(4))) | {"transform": bad_transform()})], static=True)
     with pytest.raises(ros_transforms.TransformError):
@@ -122,13 +127,40 @@ def test_a_twist_is_the_motion_of_a_step_times_the_rate_and_reads_back():
 @given(turn=turns, place=points)
 @settings(max_examples=40, deadline=None)
 def test_a_pose_is_where_the_motion_leads_from_where_the_arm_is(turn, place):
-    T = pose(place, turn)
-    options = {"make": lambda: blank("pose.position", "pose.orientation"), "T_base_ee": T}
+    T, target = pose(place, turn), ros_commands.PoseTarget(LIMITS, policy_hz=20.0, reach_s=0.25)
+    options = {"make": lambda: blank("pose.position", "pose.orientation"), "T_base_ee": T, "target": target}
     message, opening = ros_commands.command(ros_commands.POSE, ACTION, LIMITS, 20.0, **options)
     got = ros_transforms.pose_matrix(message.pose.position, message.pose.orientation)
     np.testing.assert_allclose(got[:3, 3], place + ACTION[:3], atol=1e-9)
     np.testing.assert_allclose(got[:3, :3], Rotation.from_rotvec(ACTION[3:6]).as_matrix() @ T[:3, :3], atol=1e-9)
     assert opening == 0.75
+
+
+def test_a_commanded_pose_goes_the_whole_way_where_poses_come_seldom_and_then_stays():
+    target, robot = ros_commands.PoseTarget(SafetyLimits(), policy_hz=20.0, reach_s=0.25), pose([0.4, 0, 0.2], [3, 0, 0])
+    motion, turn, none = np.array([0.002, 0, 0]), np.array([0.002, 0, 0]), np.zeros(3)
+    measured, quaternions = robot, []
+    for n in range(200):  # 100 Hz, poses at 20 Hz, a robot that is at once where it is told to be
+        measured = robot if n % 5 == 0 else measured
+        position, quaternion = target.move(motion, turn, measured)
+        quaternions.append(quaternion)
+        robot = pose(position, Rotation.from_quat(quaternion).as_rotvec())
+    np.testing.assert_allclose(robot, pose([0.8, 0, 0.2], [3.4, 0, 0]), atol=1e-9)
+    assert (np.sum(np.diff(quaternions, axis=0) ** 2, axis=1) < 1e-5).all()  # through half a turn without a change of sign
+    for sag in np.linspace(0, 0.03, 50):  # it gives way under its weight, and is told the same all the time
+        position, _ = target.move(none, none, pose(robot[:3, 3] - [0, 0, sag], [3.4, 0, 0]))
+    np.testing.assert_allclose(position, [0.8, 0, 0.2], atol=1e-9)
+    np.testing.assert_allclose(target.move(none, none, None)[0], [0.8, 0, 0.2], atol=1e-9)
+
+
+def test_a_commanded_pose_stays_near_a_blocked_arm_and_within_the_workspace():
+    limits = SafetyLimits(workspace_low=(0.3, -0.4, 0.0), workspace_high=(0.7, 0.4, 0.5))
+    target, still = ros_commands.PoseTarget(limits, policy_hz=20.0, reach_s=0.25), pose([0.4, 0, 0.05], [0, 0, 0])
+    for _ in range(100):
+        position, quaternion = target.move(np.array([0.02, 0, -0.02]), np.array([0, 0.1, 0]), still)
+    assert np.linalg.norm(position - still[:3, 3]) <= 0.1 + 1e-9
+    assert position[2] == 0
+    assert Rotation.from_quat(quaternion).magnitude() == pytest.approx(0.5)
 
 
 def test_joint_targets_become_a_trajectory_point_a_step_ahead():
@@ -147,6 +179,7 @@ def test_joint_targets_become_a_trajectory_point_a_step_ahead():
         (ros_commands.TWIST, SafetyLimits(translation=(), rotation=(), absolute=(0,)), {}, "3 translation"),
         (ros_commands.POSE, SafetyLimits(), {}, "ee_rotation"),
         (ros_commands.TRAJECTORY, SafetyLimits(), {"joints": ("a", "b")}, "1 to 1 `joints`"),
+        (ros_commands.TRAJECTORY, SafetyLimits(), {"joints": ("a",)}, "max_absolute_speed"),
     ],
 )
 def test_commands_that_an_action_cannot_give_are_refused(kind, limits, options, words):
@@ -283,6 +316,21 @@ def test_all_that_a_mapping_lacks_is_said_at_once():
         assert words in said
 
 
+def test_limits_that_nothing_measured_can_keep_are_refused_before_anything_moves():
+    limits = {"joint_low": [-1.0] * 3, "joint_high": [1.0] * 3, "max_absolute_speed": [1.0]}
+    config = ros_config.NodeConfig.from_dict({**MAPPING, "limits": limits, "joints": ["a", "b"]})
+    said = "\n".join(ros_checks.mapping_problems(config, policy_spec()))
+    for words in ("joint_low and joint_high are of 3 joints", "the first of the 1 absolute entries"):
+        assert words in said
+    command = {"topic": "/cmd", "type": ros_commands.TRAJECTORY, "joints": ["a", "b"]}
+    limits = {"translation": [], "rotation": [], "absolute": list(range(8)), "low": None, "high": None}
+    limits["max_absolute_speed"] = [1.0] * 8
+    for joints, count in ((["a"], 1), (["a", "b"], 0)):
+        mapping = {**MAPPING, "command": command, "limits": limits, "joints": joints, "task": "lift"}
+        said = ros_checks.mapping_problems(ros_config.NodeConfig.from_dict(mapping), policy_spec())
+        assert sum("in that order" in words for words in said) == count
+
+
 def test_all_that_topics_lack_is_said_at_once():
     spec_ = policy_spec()
     features = {key: feature for key, feature in spec_.observation.items() if key in MAPPING["observation"]}
@@ -299,6 +347,224 @@ def test_all_that_topics_lack_is_said_at_once():
         "the robot could not be stopped",
     ):
         assert words in said
+
+
+def test_a_stop_topic_that_cannot_stop_is_refused():
+    said = ros_checks.stream_problems({}, {}, {"/stop": "std_msgs/String"}, "/stop")
+    assert "std_msgs/String" in said[0]
+    assert ros_checks.stream_problems({}, {}, {"/stop": "std_msgs/Bool"}, "/stop") == []
+    assert ros_checks.stream_problems({}, {}, {}, "") == []
+
+
+# -- the node, on topics that are lists
+
+
+class Topics:
+    """A Transport without ROS: `publish` what came, look at what was `sent`."""
+
+    version = "1"
+
+    def __init__(self):
+        self.seconds, self.sent, self.callbacks = 100.0, [], {}
+        self.published = {"/ee": "geometry_msgs/PoseStamped", "/stop": "std_msgs/Bool"}
+
+    def now(self):
+        return self.seconds
+
+    def stamp(self, message):
+        return ros_transforms.header_seconds(message)
+
+    def topics(self):
+        return self.published
+
+    def num_publishers(self, topic):
+        return int(topic in self.published)
+
+    def subscribe(self, topic, type_name, callback, **options):
+        self.callbacks[topic] = callback
+
+    def subscribe_latched(self, topic, type_name, callback):
+        self.callbacks[topic] = callback
+
+    def advertise(self, topic, type_name, **options):
+        parts = ("twist.linear", "twist.angular", "pose.position", "pose.orientation", "header")
+        make = lambda **fields: SimpleNamespace(**vars(blank(*parts)), **fields)  # noqa: E731
+        return make, lambda message: self.sent.append((topic, message))
+
+    def service(self, name, callback):
+        pass
+
+    def manage(self, node):
+        self.node = node
+
+    def transition(self, name):
+        getattr(self.node, name)()
+
+    def duration(self, seconds):
+        return seconds
+
+    def set_header(self, message, frame_id):
+        pass
+
+    def speeds(self):
+        """Of the twists that were sent."""
+        return [message.twist.linear.x for topic, message in self.sent if topic == "/cmd"]
+
+
+class Onward:
+    """A policy that always goes on in x."""
+
+    name = "onward"
+
+    def __init__(self):
+        names = ("x", "y", "z", *(f"r{i}" for i in range(6)))
+        self.spec = PolicySpec(
+            observation={spec.STATE: FeatureSpec((9,), "float32", "m", "base", names)},
+            action=FeatureSpec((7,)),
+            obs_horizon=1,
+            action_horizon=16,
+            execute_horizon=8,
+            control_hz=20.0,
+        )
+
+    def reset(self):
+        pass
+
+    def sample(self, observation, num_samples=1, seed=None):
+        chunks = np.zeros((1, num_samples, 16, 7), np.float32)
+        chunks[..., 0] = 0.01
+        return chunks
+
+
+def make_node(monkeypatch, **changes):
+    """(node, its topics), configured."""
+    from robopolicy.deploy import ros_node
+
+    monkeypatch.setattr(ros_node, "type_problems", lambda config: [])
+    mapping = {
+        "observation": {spec.STATE: {"topic": "/ee", "type": "geometry_msgs/PoseStamped"}},
+        "command": {"topic": "/cmd"},
+        "limits": {},
+        "runtime": {"lead_steps": 1},
+        "stop_topic": "/stop",
+        "diagnostics_hz": 0,
+        **changes,
+    }
+    topics = Topics()
+    node = ros_node.InferenceNode(topics, Onward(), ros_config.NodeConfig.from_dict(mapping), enabled=True)
+    node._subscribe()
+    show(topics)
+    node.configure()
+    return node, topics
+
+
+def show(topics):
+    topics.seconds += 0.05
+    whole = SimpleNamespace(position=xyz([0.4, 0, 0.2]), orientation=xyz([0, 0, 0, 1]))
+    topics.callbacks["/ee"](SimpleNamespace(header=header("base", topics.seconds), pose=whole))
+
+
+def go(node, topics, seconds=1.0):
+    """Control steps of a robot whose policy answers in time."""
+    for _ in range(round(seconds * 20)):
+        show(topics)
+        node._step(topics.seconds)
+        time.sleep(0.005)  # its thread
+    return node
+
+
+def test_after_a_stop_no_motion_is_sent_whatever_the_threads_do(monkeypatch):
+    """~/stop comes while another thread has decided a step and not published it."""
+    node, topics = make_node(monkeypatch)
+    node.activate()
+    go(node, topics)
+    assert topics.speeds()[-1] > 0
+    decided, send = threading.Event(), node._send
+
+    def slowly(*args):
+        if threading.current_thread().name == "step":
+            decided.set()
+            time.sleep(0.2)
+        send(*args)
+
+    node._send = slowly
+    show(topics)
+    step = threading.Thread(target=node._step, args=(topics.seconds,), name="step")
+    step.start()
+    assert decided.wait(5)
+    node.deactivate()
+    step.join()
+    assert topics.speeds()[-1] == 0
+    assert topics.sent[-1][1].data == "stop"
+    node.controller.close()
+
+
+def test_an_emergency_stop_that_is_pressed_and_released_during_a_start_counts(monkeypatch):
+    node, topics = make_node(monkeypatch)
+    press = lambda: [topics.callbacks["/stop"](SimpleNamespace(data=data)) for data in (True, False)]  # noqa: E731
+    node.controller.policy.reset = press
+    with pytest.raises(ValueError, match="~/reset"):
+        node.activate()
+    assert go(node, topics).state != "active"
+    assert topics.speeds() == []
+    node.controller.policy.reset = lambda: None
+    node.reset()
+    node.activate()
+    assert go(node, topics).last.state == "run"
+    node.controller.close()
+
+
+def test_a_robot_whose_stop_topic_is_gone_stops_and_one_without_such_a_topic_goes_on(monkeypatch):
+    node, topics = make_node(monkeypatch)
+    node.activate()
+    assert go(node, topics).last.state == "run"
+    del topics.published["/stop"]
+    assert go(node, topics).last.reasons == ("stop_topic_lost",)
+    assert topics.speeds()[-1] == 0
+    node.deactivate()
+    with pytest.raises(ValueError, match="/stop is published by nobody"):
+        node.activate()
+    node.controller.close()
+    node, topics = make_node(monkeypatch, stop_topic="")
+    node.activate()
+    assert go(node, topics).last.state == "run"
+    node.controller.close()
+
+
+def test_what_ends_the_loop_of_a_simulator_ends_the_node_with_a_halt(monkeypatch):
+    node, topics = make_node(monkeypatch, step_on="observation")
+    node.controller.receive = lambda *_: {}["boom"]
+    stop = threading.Event()
+
+    def spin(hz, callback, stop):
+        callback()
+        node.activate()
+        show(topics)
+        deadline = time.monotonic() + 10
+        while not stop.is_set() and time.monotonic() < deadline:
+            callback()
+            time.sleep(0.005)
+
+    topics.spin = spin
+    with pytest.raises(KeyError, match="boom"):
+        node.run(stop)
+    assert node.state == "inactive"
+    assert "failed" in node.controller.diagnostics()["stopped"]
+
+
+def test_commanded_poses_begin_at_the_measured_one_in_each_episode(monkeypatch):
+    entries = ["x", "y", "z", *(f"r{i}" for i in range(6))]
+    command = {"topic": "/cmd", "type": ros_commands.POSE}
+    node, topics = make_node(monkeypatch, command=command, ee_position=entries[:3], ee_rotation=entries[3:])
+    for _ in range(2):
+        topics.sent.clear()
+        node.activate()
+        go(node, topics)
+        node.deactivate()
+        places = [message.pose.position.x for topic, message in topics.sent if topic == "/cmd"]
+        assert places[0] == pytest.approx(0.41)
+        assert places[-1] == pytest.approx(0.5)  # the leash of a robot that does not move at all
+    node.controller.close()
 
 
 def test_arguments_of_ros_are_not_the_tools():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ from serving import EE_NAMES, IMAGE, ProportionalPolicy
 from robopolicy import spec
 from robopolicy.deploy import monitor, scheduling
 from robopolicy.deploy.controller import Controller
+from robopolicy.deploy.inference import Inference
 from robopolicy.deploy.interpolation import Interpolator
 from robopolicy.deploy.limits import SafetyLimits
 from robopolicy.deploy.runtime import HOLD, RUN, STOPPED, Runtime, RuntimeSettings
@@ -106,7 +108,7 @@ def test_out_of_order_not_finite_and_unstamped_messages_are_refused():
     assert sync.feed("state", 1.1, number(np.nan)) == "not_finite"
     assert sync.feed("state", float("nan"), number(2)) == "bad_stamp"
     sync.feed("camera", 1.0, number(1))
-    assert sync.observe(1.05)[0].newest("state") == 1
+    assert sync.observe(1.05)[0].history("state")[-1] == 1
 
 
 def test_history_does_not_reach_over_a_gap_and_begins_with_the_first_frame():
@@ -357,6 +359,74 @@ def test_a_dry_run_makes_commands_and_publishes_none():
     assert (x_of(command), command.state, command.publish) == (1, RUN, False)
 
 
+SMOOTH = SafetyLimits(max_acceleration=1.0)
+
+
+def moving_runtime(**settings):
+    """At full speed after 12 steps."""
+    run = Runtime(limits=SMOOTH, execute_horizon=8, policy_hz=HZ, settings=RuntimeSettings(lead_steps=8, **settings))
+    for n in range(12):
+        give(run, 200, n * STEP)
+        last = run.tick(n * STEP)
+    return run, last
+
+
+@pytest.mark.parametrize("how", ["reset", "resume"])
+def test_a_robot_that_moves_is_braked_before_anything_begins_anew(how):
+    run, last = moving_runtime()
+    if how == "resume":
+        run.stop("ood", abrupt=False)
+        assert not run.resume()
+    else:
+        run.reset()
+    moved = [last]
+    for n in range(12, 30):
+        command = run.tick(n * STEP)
+        if command.publish:
+            moved.append(command)
+        assert command.state != RUN
+    if how == "resume":
+        assert run.resume()
+    speeds = np.array([command.action[:3] for command in moved]) * HZ
+    assert np.linalg.norm(np.diff(speeds, axis=0), axis=1).max() * HZ <= 1.0
+    assert not speeds[-1].any()
+    give(run, 200, 30 * STEP)
+    first = run.tick(30 * STEP)
+    assert first.state == RUN
+    assert 0 < np.linalg.norm(first.action[:3]) * HZ * HZ <= 1.0  # from a standstill
+
+
+def test_observations_from_before_a_new_beginning_are_not_acted_on():
+    for begin in (Runtime.reset, Runtime.resume):
+        run = make_runtime()
+        begin(run)
+        assert run.ask(1.0, stamp=0.9) is None
+        assert run.ask(1.05, stamp=0.95) is None
+        assert run.ask(1.1, stamp=1.0) is not None
+    run = make_runtime()
+    begin(run)
+    run.tick(1.0), run.ask(1.0, stamp=0.9)
+    run.tick(0.2)  # the clock jumped back
+    assert run.ask(0.25, stamp=0.24) is not None
+
+
+def test_enabling_after_a_dry_run_begins_where_the_robot_is():
+    """Nobody did what the dry run came to: neither its speed nor its targets."""
+    limits = SafetyLimits(max_acceleration=1.0, max_absolute_speed=(0.5,))
+    settings = RuntimeSettings(lead_steps=8)
+    run = Runtime(limits=limits, execute_horizon=8, policy_hz=HZ, settings=settings, enabled=False)
+    for n in range(40):
+        give(run, 200, n * STEP)
+        run.tick(n * STEP, joints=np.array([0.0]))
+    run.enable(True)
+    assert not run.tick(40 * STEP, joints=np.array([0.0])).publish  # the plan of the dry run is gone
+    give(run, 200, 41 * STEP)
+    first = run.tick(41 * STEP, joints=np.array([0.0]))
+    assert first.publish
+    assert np.linalg.norm(first.action[:3]) * HZ * HZ <= 1.0
+    assert first.action[6] <= 0.5 / HZ
+
+
 # -- the monitor
 
 
@@ -490,6 +560,23 @@ def test_the_loop_is_closed_and_reaches_the_goal(mode, control_hz):
     controller.close()
 
 
+@pytest.mark.parametrize("ee_delay", [0.001, 0.06])
+def test_the_box_holds_where_pictures_and_poses_are_late(ee_delay):
+    """What the robot was told since it was measured counts, whatever moment the observation is of."""
+    controller = make_controller(ProportionalPolicy(goal=(0.4, 0.1, -5.0)), lead_steps=1, tolerance_s=0.06)
+    places = [np.array([0.4, 0.1, 0.3])]
+    for n in range(100):
+        now = 100 + n / 50
+        if n % 5 == 0:
+            controller.receive("camera", now - 0.1, picture)
+        before = places[max(0, len(places) - 1 - int(ee_delay * 50))]
+        controller.receive("ee", now - ee_delay, before.astype(np.float32))
+        command = controller.step(now)
+        places.append(places[-1] + (command.action[:3] if command.publish else 0))
+    assert min(place[2] for place in places) == pytest.approx(0.0, abs=1e-6)  # at the wall, and not through it
+    controller.close()
+
+
 def test_a_slow_policy_beside_the_loop_does_not_hold_it_up():
     controller = make_controller(ProportionalPolicy(delay_s=0.05), threaded=True, mode="real_time", lead_steps=None)
     durations, start = [], time.monotonic()
@@ -516,6 +603,19 @@ def test_everything_that_is_missing_is_listed_at_once():
     text = str(caught.value)
     for word in (spec.STATE, IMAGE, "lift", "observation.images.wrist", "8 action entries"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"joint_low": (-1.0,) * 7, "joint_high": (1.0,) * 7},
+        {"max_absolute_speed": (1.0,)},
+        {"workspace_low": (0, 0, 0), "workspace_high": (1, 1, 1)},
+    ],
+)
+def test_limits_with_which_nothing_would_ever_move_are_refused(limits):
+    with pytest.raises(ValueError, match=next(iter(limits)).split("_low")[0]):
+        Controller(ProportionalPolicy(), LAYOUT, limits=SafetyLimits(**limits), ee_position=EE_NAMES[:2])
 
 
 def test_the_same_seed_gives_the_decisions_of_the_chunk_executor():
@@ -554,6 +654,83 @@ def test_a_message_that_cannot_be_converted_or_does_not_fit_holds():
         assert states[-1].state == HOLD
         assert np.abs(states[-1].action[:3]).max() == 0
     controller.close()
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), IndexError(0), type("CvError", (Exception,), {})("assertion failed")])
+def test_whatever_a_decoder_raises_holds_and_is_logged_once(error, caplog):
+    controller = make_controller()
+
+    def broken():
+        raise error
+
+    for n in range(30):
+        controller.receive("camera", 100 + n / 50, broken)
+        controller.receive("ee", 100 + n / 50, np.array([0.4, 0.1, 0.1], np.float32))
+        assert "bad:camera" in controller.step(100 + n / 50).reasons
+    assert [type(error).__name__ in record.getMessage() for record in caplog.records] == [True]
+    controller.close()
+
+
+def test_streams_that_cannot_be_joined_hold():
+    controller = make_controller(streams={"camera": IMAGE, "x": spec.STATE, "y": spec.STATE})
+    for name, value in (("camera", picture()), ("x", np.array(0.0)), ("y", np.array(1.0))):
+        controller.receive(name, 100.0, value)
+    assert controller.step(100.0).reasons == ("bad:x",)
+    controller.close()
+
+
+def test_one_stamp_from_the_future_does_not_silence_a_stream():
+    controller = make_controller(lead_steps=1)
+    _, position = drive(controller, 0.2, np.array([0.4, 0.1, 0.1]))
+    controller.receive("camera", 1e6, picture)
+    commands, _ = drive(controller, 0.4, position, start=100.2)
+    assert {command.state for command in commands[3:]} == {RUN}
+    assert controller.counters["from_the_future:camera"] == 1
+    controller.close()
+
+
+def test_a_policy_that_raises_anything_is_asked_again():
+    class Moody(ProportionalPolicy):
+        def sample(self, observation, num_samples=1, seed=None):
+            if self.resets < 3:
+                self.resets += 1
+                raise KeyError("x")
+            return super().sample(observation, num_samples, seed)
+
+    controller, deadline = make_controller(Moody(), threaded=True), time.monotonic() + 10
+    while controller.counters.get("chunks", 0) == 0 and time.monotonic() < deadline:
+        now = time.monotonic()
+        controller.receive("camera", now, picture)
+        controller.receive("ee", now, np.array([0.4, 0.1, 0.1], np.float32))
+        controller.step(now)
+        time.sleep(0.005)
+    assert controller.counters["policy_failed"] == 3
+    assert controller.counters["chunks"] == 1
+    controller.close()
+
+
+def test_calls_that_wait_for_a_busy_policy_are_replaced():
+    begun, go, seen = threading.Event(), threading.Event(), []
+
+    class Busy:
+        def sample(self, observation, num_samples, seed):
+            seen.append(observation)
+            begun.set()
+            go.wait(5)
+            return np.zeros((1, 1, 4, 7))
+
+    inference = Inference(Busy())
+    inference.submit(0, 0, 1, None)
+    assert begun.wait(5)
+    for n in range(1, 50):
+        inference.submit(n, n, 1, None)
+    assert inference._calls.qsize() == 1  # pictures do not pile up
+    go.set()
+    deadline = time.monotonic() + 5
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    inference.close()
+    assert seen == [0, 49]
 
 
 def test_nothing_a_random_policy_says_leaves_the_limits():

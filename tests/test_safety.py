@@ -194,6 +194,8 @@ def test_joint_targets_start_where_the_joints_are_and_respect_their_limits():
         SafetyLimits(translation=(), rotation=(), absolute=(0, 1), low=None, high=None, max_absolute_speed=(1, 1))
     )
     assert fresh(np.zeros(2))[1] == ("no_joints",)
+    first, _ = fresh(np.array([2.0, 0.7]), None, np.array([0.5]))  # the second, a gripper say, is not measured
+    assert first == pytest.approx([0.5 + 1 / HZ, 0.7])
 
 
 def test_an_action_of_the_wrong_shape_brakes():

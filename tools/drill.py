@@ -29,6 +29,7 @@ DRILLS: dict[str, Callable[[bool, int], Outcome]] = {
         sensor_faults.nan_joints,
         sensor_faults.clock_jumps_back,
         sensor_faults.stamps_go_wrong,
+        sensor_faults.late_camera,
         process_faults.slow_inference,
         process_faults.server_restarts,
         process_faults.server_replaced,

@@ -5,7 +5,7 @@
     python tools/ros_infer.py --dry-run                                     # is it there, how fast, what would it do?
     python tools/ros_infer.py --config assets/ros/lift.yaml                 # waits for ~/start, then runs but moves nothing
     python tools/ros_infer.py --config assets/ros/lift.yaml --enable        # moves the robot after ~/start
-    python tools/ros_infer.py --config robot.yaml --record bag --ros-args -p max_age_s:=0.5
+    python tools/ros_infer.py --config robot.yaml --record bag --ros-args -p runtime.max_age_s:=0.5
 
 Entries of the mapping file are parameters of the node (docs/ros.md). Needs numpy, msgpack, pyzmq and robopolicy/deploy, not
 the rest of the package, so ROS's own python can run it.

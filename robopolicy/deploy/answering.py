@@ -64,7 +64,7 @@ class Answerer:
     Args:
         policy: what to serve.
         name: how it is called in replies.
-        max_samples: most candidates that a call may ask for.
+        max_samples: most candidates that a call may ask for, over all of its observations.
         max_batch: most observations of several calls in one pass; 1 = never together.
         monitor: scores the features of each observation; None = no scores.
         features: observation -> [B, D], what the monitor was fitted on; None = the policy's own.
@@ -143,9 +143,10 @@ class Answerer:
         if message.kind != protocol.SAMPLE:
             raise ProtocolError(f"a client does not send {message.kind!r}; known calls: hello, sample, reset")
         num_samples, seed = message["num_samples"], message["seed"]
-        if not 1 <= num_samples <= self.max_samples:
-            raise SpecError(f"num_samples={num_samples} must be in 1..{self.max_samples}")
         size = check_observation(message["observation"], self.policy.spec)
+        if num_samples < 1 or size * num_samples > self.max_samples:
+            most = self.max_samples // max(size, 1)
+            raise SpecError(f"num_samples={num_samples} must be in 1..{most} for {size} observations in a call")
         observation = {key: np.asarray(message["observation"][key]) for key in self.policy.spec.observation}
         return _Call(place, message.request, observation, num_samples, seed, size)
 

@@ -11,7 +11,9 @@ Part of the robot-side island: numpy, msgpack and pyzmq only.
 from __future__ import annotations
 
 import logging
+import re
 import threading
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TASK = "task"  # robopolicy.spec.TASK
+_SENT = 1000  # published translations that are remembered
 
 
 def find_entries(spec: Any, names: tuple[str, ...]) -> tuple[str, list[int]]:
@@ -53,7 +56,32 @@ def find_entries(spec: Any, names: tuple[str, ...]) -> tuple[str, list[int]]:
     raise ValueError(f"no observation has the entries {list(names)}; named entries: {known}")
 
 
-def missing_for(spec: Any, keys: Any, limits: SafetyLimits, task: str, ee_position: tuple[str, ...]) -> list[str]:
+def limit_problems(spec: Any, limits: SafetyLimits, ee_position: tuple[str, ...], joints: tuple[str, ...]) -> list[str]:
+    """Limits that do not fit the policy's actions, or what is measured, a sentence each: nothing would ever move."""
+    problems = []
+    if limits.action_dim != spec.action_dim:
+        problems.append(f"the limits describe {limits.action_dim} action entries, the policy has {spec.action_dim}")
+    if limits.workspace_low is not None and len(ee_position) != 3:
+        problems.append(
+            "a workspace needs ee_position, the names of the three observation entries with the end effector's position; given "
+            f"{list(ee_position)}"
+        )
+    if limits.joint_low is not None and len(limits.joint_low) != len(joints):
+        problems.append(
+            f"joint_low and joint_high are of {len(limits.joint_low)} joints: `joints` must name as many measured ones; given "
+            f"{list(joints)}"
+        )
+    if limits.max_absolute_speed is not None and not 0 < len(joints) <= len(limits.absolute):
+        problems.append(
+            f"max_absolute_speed needs `joints`, the names of the measured values at which the first of the "
+            f"{len(limits.absolute)} absolute entries start; given {list(joints)}"
+        )
+    return problems
+
+
+def missing_for(
+    spec: Any, keys: Any, limits: SafetyLimits, task: str, ee_position: tuple[str, ...], joints: tuple[str, ...]
+) -> list[str]:
     """Everything that a robot with the observation `keys` lacks to run a policy of `spec`, a sentence each."""
     problems = []
     for key, feature in spec.observation.items():
@@ -65,13 +93,7 @@ def missing_for(spec: Any, keys: Any, limits: SafetyLimits, task: str, ee_positi
     unknown = sorted(set(keys) - set(spec.observation))
     if unknown and problems:
         problems.append(f"the policy does not know {', '.join(unknown)}")
-    if limits.action_dim != spec.action_dim:
-        problems.append(f"limits describe {limits.action_dim} action entries, the policy has {spec.action_dim}")
-    if limits.workspace_low is not None and not ee_position:
-        problems.append(
-            "a workspace needs ee_position, the names of the observation's entries with the end effector's position"
-        )
-    return problems
+    return problems + limit_problems(spec, limits, ee_position, joints)
 
 
 class Controller:
@@ -106,7 +128,7 @@ class Controller:
         threaded: bool = True,
     ) -> None:
         spec = policy.spec
-        problems = missing_for(spec, set(streams.values()), limits, task, ee_position)
+        problems = missing_for(spec, set(streams.values()), limits, task, ee_position, joints)
         if problems:
             raise ValueError("this robot cannot run this policy:" + "".join(f"\n  {problem}" for problem in problems))
         self.policy, self.task, self.settings = policy, task, settings or RuntimeSettings()
@@ -131,6 +153,8 @@ class Controller:
         self._inference = Inference(policy, threaded=threaded)
         self._lock = threading.Lock()
         self._last_s = -np.inf
+        self._sent: deque[tuple[float, np.ndarray]] = deque(maxlen=_SENT)  # time and translation of published commands
+        self._complaints: Counter[tuple[str, str]] = Counter()  # by stream and reason
         self._rng: np.random.Generator | None = None
         self._ages: dict[str, float] = {}
 
@@ -162,24 +186,30 @@ class Controller:
             self._take_answers(now)
             if now < self._last_s:
                 self._synchronizer.forget()
+                self._sent.clear()
+            for stream in self._synchronizer.forget_future(now):
+                self.runtime.counters[f"from_the_future:{stream}"] += 1
             self._last_s = now
             self._ages = self._synchronizer.watchdog.ages(now)
             snapshot, blocked = self._synchronizer.observe(now)
             ee_position = joints = None
             if snapshot is not None:
                 try:
-                    ee_position, joints = (self._entries(snapshot, *wanted) for wanted in (self._ee, self._joints))
+                    joints, ee_position = self._measured(*self._joints)[0], self._ee_position()
                     self._ask(now, snapshot)
                 except BadMessage as error:
-                    log.error("%s", error)
+                    self._log(error)
                     self._synchronizer.drop(error.stream)
                     blocked = (f"bad:{error.stream}",)
-            return self.runtime.tick(now, ee_position, blocked, joints)
+            command = self.runtime.tick(now, ee_position, blocked, joints)
+            if command.publish and command.action is not None:
+                self._sent.append((now, command.action[list(self.runtime.limits.translation)]))
+            return command
 
-    def stop(self, reason: str) -> None:
-        """Stop, latched."""
+    def stop(self, reason: str, *, abrupt: bool = True) -> None:
+        """Stop, latched: at a standstill with the next command, or braking within the limits."""
         with self._lock:
-            self.runtime.stop(reason)
+            self.runtime.stop(reason, abrupt=abrupt)
 
     def estop(self, active: bool) -> None:
         """The emergency stop's state; active stops, latched."""
@@ -187,18 +217,18 @@ class Controller:
             self.runtime.estop(active)
 
     def resume(self) -> bool:
-        """Leave STOPPED. False while the emergency stop is active."""
+        """Leave STOPPED. False while the emergency stop is active, and until step() has told the robot to stand."""
         with self._lock:
             return self.runtime.resume()
 
     def enable(self, enabled: bool) -> None:
-        """Whether commands are to be sent; False = a dry run."""
+        """Whether commands are to be sent; False = a dry run. Enabled after one, it begins anew: from a standstill."""
         with self._lock:
-            self.runtime.enabled = enabled
+            self.runtime.enable(enabled)
 
     def reset(self, seed: int | None = None) -> None:
-        """A new episode: old frames, plans and scores are dropped. `seed` makes the policy's samples repeatable, with the
-        seeds that policies.wrappers.ChunkExecutor draws. The policy's own reset() is called too.
+        """A new episode: old frames, plans and scores are dropped, and a robot that moves brakes first. The policy's own
+        reset() is called too. `seed` makes its samples repeatable, with the seeds that policies.wrappers.ChunkExecutor draws.
         """
         self.policy.reset()
         with self._lock:
@@ -248,9 +278,29 @@ class Controller:
         self._inference.submit(request, observation, self.settings.num_candidates, seed)
         self._take_answers(now)
 
-    def _entries(self, snapshot: Snapshot, key: str, index: list[int]) -> np.ndarray | None:
-        """Entries `index` of the newest frame of observation `key`; None without a key."""
-        return self._joined(key, [snapshot.newest(name) for name in self._names[key]], ())[index] if key else None
+    def _log(self, error: BadMessage) -> None:
+        """Say each reason once, then every thousandth time: a stream may be bad at every step."""
+        kind = error.stream, re.sub(r"[0-9.]+", "", error.why)  # without times and counts
+        self._complaints[kind] += 1
+        if self._complaints[kind] % 1000 == 1:
+            log.error("%s (%d so far)", error, self._complaints[kind])
+
+    def _measured(self, key: str, index: list[int]) -> tuple[np.ndarray | None, float]:
+        """Entries `index` of the newest messages of observation `key`, and since when (s) the robot may have moved; None
+        without a key.
+        """
+        if not key:
+            return None, -np.inf
+        frames = [self._synchronizer.newest(name) for name in self._names[key]]
+        return self._joined(key, [frame.array() for frame in frames], ())[index], min(frame.stamp for frame in frames)
+
+    def _ee_position(self) -> np.ndarray | None:
+        """Where the end effector is once what it was told has happened [3]: as measured last, and moved since."""
+        position, stamp = self._measured(*self._ee)
+        if position is None or len(self.runtime.limits.translation) != len(position):
+            return position
+        since = stamp - self.settings.response_s
+        return position.astype(np.float64) + sum(motion for sent, motion in self._sent if sent >= since)
 
     def _history(self, snapshot: Snapshot, key: str) -> np.ndarray:
         """Observation `key` [To, ...]."""
@@ -259,7 +309,8 @@ class Controller:
     def _joined(self, key: str, parts: list[np.ndarray], leading: tuple[int, ...]) -> np.ndarray:
         feature = self.policy.spec.observation[key]
         ends = {part.shape[:-1] for part in parts}
-        value = parts[0] if len(parts) == 1 or len(ends) > 1 else np.concatenate(parts, axis=-1)
+        joinable = len(ends) == 1 and all(part.ndim for part in parts)
+        value = np.concatenate(parts, axis=-1) if joinable else parts[0]
         if value.shape != (*leading, *feature.shape):
             shapes = ", ".join(str(list(part.shape)) for part in parts)
             raise BadMessage(self._names[key][0], f"{key} is {shapes}, the policy needs {[*leading, *feature.shape]}")

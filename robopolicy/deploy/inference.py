@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
-    from .client import PolicyTimeout, RemoteError
+    from .client import RemoteError
+    from .synchronise import reason
 else:  # this folder itself is on the path
-    from client import PolicyTimeout, RemoteError
+    from client import RemoteError
+    from synchronise import reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +55,7 @@ class Inference:
         self._policy = policy
         self._calls: queue.Queue[_Call | None] = queue.Queue()
         self._answers: queue.Queue[Answer] = queue.Queue()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True) if threaded else None
         if self._thread is not None:
             self._thread.start()
@@ -63,30 +66,22 @@ class Inference:
         if self._thread is None:
             self._answers.put(self._call(call))
         else:
+            _empty(self._calls)
             self._calls.put(call)
 
     def answers(self) -> list[Answer]:
         """What has come since the last call; never waits."""
-        found = []
-        while True:
-            try:
-                found.append(self._answers.get_nowait())
-            except queue.Empty:
-                return found
+        return _empty(self._answers)
 
     def close(self) -> None:
         """End the thread, after the call that it is in."""
-        self._calls.put(None)
+        self._closed.set()
+        self._calls.put(None)  # for a thread that waits
         if self._thread is not None:
             self._thread.join(timeout=2.0)
 
     def _work(self) -> None:
-        while True:
-            call = self._calls.get()
-            while not self._calls.empty():
-                call = self._calls.get()  # the newest
-            if call is None:
-                return
+        while (call := self._calls.get()) is not None and not self._closed.is_set():
             self._answers.put(self._call(call))
 
     def _call(self, call: _Call) -> Answer:
@@ -97,9 +92,17 @@ class Inference:
                 score = None if reply.scores is None else float(reply.scores[0])
                 return Answer(call.request, reply.actions[0], score)
             return Answer(call.request, self._policy.sample(call.observation, call.num_samples, call.seed)[0])
-        except RemoteError as error:
-            log.error("%s", error)
-            return Answer(call.request, error=str(error), replaced=error.code == "replaced")
-        except (PolicyTimeout, ValueError, RuntimeError, OSError) as error:
-            log.error("%s", error)
-            return Answer(call.request, error=str(error))
+        except Exception as error:  # a policy may raise anything; the next call may still be answered
+            log.error("%s", reason(error))
+            replaced = isinstance(error, RemoteError) and error.code == "replaced"
+            return Answer(call.request, error=reason(error), replaced=replaced)
+
+
+def _empty(waiting: queue.Queue[Any]) -> list[Any]:
+    """All that is in a queue, taken out."""
+    found = []
+    while True:
+        try:
+            found.append(waiting.get_nowait())
+        except queue.Empty:
+            return found

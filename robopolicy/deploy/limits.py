@@ -34,7 +34,7 @@ class SafetyLimits:
     max_absolute_speed, max_absolute_acceleration, max_absolute_jerk: of each absolute entry, per s, s^2, s^3; None = unlimited.
     workspace_low, workspace_high: corners [3] (m, base frame) of the box that the end effector stays in; None = anywhere.
     low, high: bounds of the `absolute` entries, in their order (for joint targets the joint limits); None = unbounded.
-    joint_low, joint_high: bounds of the measured joints; outside them nothing moves. None = not looked at.
+    joint_low, joint_high: bounds of the measured joints, one for each; outside them nothing moves. None = not looked at.
     translation, rotation: indices of the entries that move the end effector; () for a policy that has none.
     absolute: indices of the entries that are a target rather than a motion (gripper, joints); holding repeats them.
     """

@@ -37,6 +37,7 @@ class Ros1:
         rospy.init_node(name, disable_signals=True)
         self._rospy = rospy
         self._managed: Managed | None = None
+        self._subscribers: dict[str, Any] = {}
 
     def now(self) -> float:
         """See Transport."""
@@ -49,6 +50,10 @@ class Ros1:
     def topics(self) -> dict[str, str]:
         """See Transport."""
         return dict(self._rospy.get_published_topics())
+
+    def num_publishers(self, topic: str) -> int:
+        """See Transport."""
+        return int(self._subscribers[topic].get_num_connections())
 
     def overrides(self) -> dict[str, Any]:
         """See Transport. The private parameters of the node; a dot of a name is a slash there."""
@@ -63,7 +68,7 @@ class Ros1:
     ) -> None:
         """See Transport."""
         options = {"queue_size": depth, "buff_size": 2**24, "tcp_nodelay": True}
-        self._rospy.Subscriber(_own(topic), message_class(type_name), callback, **options)
+        self._subscribers[topic] = self._rospy.Subscriber(_own(topic), message_class(type_name), callback, **options)
 
     def subscribe_latched(self, topic: str, type_name: str, callback: Callable[[Any], None]) -> None:
         """See Transport."""

@@ -50,6 +50,10 @@ class Ros2:
         }
         return {topic: plain_type(found[0].topic_type) for topic, found in publishers.items() if found}
 
+    def num_publishers(self, topic: str) -> int:
+        """See Transport."""
+        return int(self._node.count_publishers(topic))
+
     def overrides(self) -> dict[str, Any]:
         """See Transport."""
         ours = self._node.get_parameters_by_prefix("")
@@ -76,9 +80,12 @@ class Ros2:
         self._node.create_subscription(message_class(type_name), topic, callback, profile)
 
     def subscribe_latched(self, topic: str, type_name: str, callback: Callable[[Any], None]) -> None:
-        """See Transport. Twice: a subscription that asks for kept messages does not match a publisher that keeps none."""
-        for durability in (self._qos.DurabilityPolicy.VOLATILE, self._qos.DurabilityPolicy.TRANSIENT_LOCAL):
-            profile = self._qos.QoSProfile(depth=100, reliability=self._reliability("reliable"), durability=durability)
+        """See Transport. A subscription that asks for kept messages, or for reliability, does not match a publisher without:
+        there is one for each kind of publisher.
+        """
+        kept, now = self._qos.DurabilityPolicy.TRANSIENT_LOCAL, self._qos.DurabilityPolicy.VOLATILE
+        for reliability, durability in (("reliable", kept), ("reliable", now), ("best_effort", now)):
+            profile = self._qos.QoSProfile(depth=100, reliability=self._reliability(reliability), durability=durability)
             self._node.create_subscription(message_class(type_name), topic, callback, profile)
 
     def advertise(

@@ -21,10 +21,10 @@ from robopolicy.data.importers.run import find_bags
 from robopolicy.data.importers.source import Episode, Layout, needs
 from robopolicy.deploy.client import RemoteSpec
 from robopolicy.deploy.ros_commands import ARRAY, POSE, TRAJECTORY, TWIST
-from robopolicy.deploy.ros_config import NodeConfig, Source, load_config
-from robopolicy.deploy.ros_messages import CONVERTERS
+from robopolicy.deploy.ros_config import CommandTopic, NodeConfig, Source, load_config
+from robopolicy.deploy.ros_messages import CONVERTERS, first_point
 from robopolicy.deploy.ros_output import ABOUT, ACTION, EPISODE, recorded
-from robopolicy.deploy.ros_streams import CONVERSION_ERRORS, Converter, Sample, Stream
+from robopolicy.deploy.ros_streams import Converter, Sample, Stream
 from robopolicy.deploy.ros_transforms import header_seconds
 from robopolicy.deploy.ros_transport import plain_type
 from robopolicy.spec import ACTION as ACTION_KEY
@@ -264,7 +264,7 @@ class _Reader:
                 sample.stamp = header_seconds(sample.message) or sample.stamp
             try:
                 parts.append(sample.value())
-            except CONVERSION_ERRORS as error:
+            except ValueError as error:
                 raise DatasetError(f"{stream.source.topic}: {error}") from error
         value = np.concatenate(parts, axis=-1)
         spec = self.meaning.spec
@@ -276,7 +276,11 @@ class _Reader:
         if config is None or not self.commands <= self.others.keys() or not self.commands:
             return {}
         command, limits = config.command, config.limits
-        value = CONVERTERS[command.type](self.others[command.topic])
+        message = self.others[command.topic]
+        try:
+            value = _targets(message, command) if command.type == TRAJECTORY else CONVERTERS[command.type](message)
+        except ValueError as error:
+            raise DatasetError(f"{command.topic}: {error}") from error
         if command.type == ARRAY:
             return {ACTION_KEY: value}
         action = np.zeros(limits.action_dim, np.float32)
@@ -284,11 +288,21 @@ class _Reader:
         if command.type == TWIST:
             action[list(limits.translation)], action[list(limits.rotation)] = value[:3] / hz, value[3:] / hz
         elif command.type == TRAJECTORY:
+            if len(value) > len(opening):
+                raise DatasetError(f"{command.topic} is of {len(value)} joints, the limits of {len(opening)} absolute entries")
             action[opening[: len(value)]] = value
             opening = opening[len(value) :]
         if command.gripper_topic and opening:
             action[opening[0]] = self.others[command.gripper_topic].data
         return {ACTION_KEY: action}
+
+
+def _targets(message: Any, command: CommandTopic) -> Array:
+    """The joint targets of a JointTrajectory, in the mapping's order. Raises ValueError where it is of other joints."""
+    others = sorted(set(message.joint_names) - set(command.joints))
+    if command.joints and others:
+        raise ValueError(f"the JointTrajectory commands {others} too, the mapping's command has {list(command.joints)}")
+    return first_point(message, command.joints)
 
 
 def _episodes(bag: Path, meaning: Meaning, names: list[str], fps: float | None) -> Iterator[list[dict[str, Array]]]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
-    from .controller import find_entries
-    from .ros_commands import POSE, refusal
-    from .ros_streams import CONVERSION_ERRORS, joined
+    from .controller import find_entries, limit_problems
+    from .ros_commands import POSE, TRAJECTORY, refusal
+    from .ros_streams import joined
     from .ros_transport import message_class
 else:  # this folder itself is on the path
-    from controller import find_entries
-    from ros_commands import POSE, refusal
-    from ros_streams import CONVERSION_ERRORS, joined
+    from controller import find_entries, limit_problems
+    from ros_commands import POSE, TRAJECTORY, refusal
+    from ros_streams import joined
     from ros_transport import message_class
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .ros_streams import Stream
 
 TASK = "task"  # robopolicy.spec.TASK
+STOP_TYPE = "std_msgs/Bool"
 
 
 class NotReadyError(ValueError):
@@ -46,12 +47,16 @@ def mapping_problems(config: NodeConfig, spec: RemoteSpec) -> list[str]:
     known = list(spec.observation[TASK].values) if TASK in spec.observation else []
     if TASK in spec.observation and config.task not in known:
         problems.append(f"the mapping's task is {config.task!r}; the policy knows {known}")
-    if config.limits.action_dim != spec.action_dim:
-        problems.append(f"the limits describe {config.limits.action_dim} action entries, the policy has {spec.action_dim}")
+    problems += limit_problems(spec, config.limits, config.ee_position, config.joints)
     has_pose = len(config.ee_position) == 3 and len(config.ee_rotation) == 6
     why = refusal(config.command.type, config.limits, config.command.joints, has_pose=has_pose)
     problems += [why] if why else []
-    for names in (config.ee_position, config.ee_rotation if config.command.type == POSE else ()):
+    if config.command.type == TRAJECTORY and len(config.joints) < len(config.command.joints):
+        problems.append(
+            f"a {TRAJECTORY} of {list(config.command.joints)} starts where these joints are: `joints` must name the "
+            f"observation's entries with their positions, in that order; given {list(config.joints)}"
+        )
+    for names in (config.ee_position, config.ee_rotation if config.command.type == POSE else (), config.joints):
         try:
             find_entries(spec, names)
         except ValueError as error:
@@ -101,13 +106,14 @@ def stream_problems(
             else:
                 try:
                     stream.latest.value()
-                except CONVERSION_ERRORS as error:
+                except ValueError as error:
                     problems.append(f"{topic} (for {key}): {error}")
         if not problems:
             try:
                 joined(key, [stream.latest for stream in group if stream.latest is not None], features[key])
             except ValueError as error:
                 problems.append(str(error))
-    if stop_topic and stop_topic not in published:
-        problems.append(f"{stop_topic} (stop_topic, std_msgs/Bool) is published by nobody: the robot could not be stopped")
+    if stop_topic and published.get(stop_topic) != STOP_TYPE:
+        found = f"is published as {published[stop_topic]}" if stop_topic in published else "is published by nobody"
+        problems.append(f"{stop_topic} (stop_topic, {STOP_TYPE}) {found}: the robot could not be stopped")
     return problems

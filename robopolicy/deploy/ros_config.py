@@ -46,12 +46,12 @@ def _make(cls: Any, data: Any, where: str) -> Any:
 class Source:
     """One topic that an observation key is made of.
 
-    joints: of a JointState, in the order of training. fields: of a PointCloud2. scale: multiplies the value, e.g. 2 for the
-    opening of a gripper that reports one finger. camera_info: topic of a depth image's CameraInfo; the image then becomes
-    points. T_base_sensor: pose [4][4] of the sensor's frame in the base frame, for clouds, depth and poses; where it is not
-    given and the mapping has a base_frame, /tf is asked. crop_low, crop_high: corners [3] (m, base frame) of the box whose
-    points are kept. size: [H, W] of an image or [P] of a cloud, needed only where no policy says it (`data import`).
-    reliability: "best_effort" or "reliable", for ROS 2.
+    joints: of a JointState or a JointTrajectory, in the order of training. fields: of a PointCloud2. scale: multiplies the
+    value, e.g. 2 for the opening of a gripper that reports one finger. camera_info: topic of a depth image's CameraInfo; the
+    image then becomes points. T_base_sensor: pose [4][4] of the sensor's frame in the base frame, for clouds, depth and poses;
+    where it is not given and the mapping has a base_frame, /tf is asked. crop_low, crop_high: corners [3] (m, base frame) of
+    the box whose points are kept. size: [H, W] of an image or [P] of a cloud, needed only where no policy says it (`data
+    import`). reliability: "best_effort" or "reliable", for ROS 2.
     """
 
     topic: str

@@ -71,11 +71,15 @@ def joint_state(message: Any, joints: Sequence[str] = ()) -> np.ndarray:
     Raises:
         ValueError: a joint is not in the message; the message names those that are.
     """
-    positions = dict(zip(message.name, message.position))  # noqa: B905  (no strict= on the Python of ROS 1)
-    missing = [name for name in joints if name not in positions]
+    return _by_name("JointState", message.name, message.position, joints)
+
+
+def _by_name(kind: str, names: Sequence[str], values: Sequence[float], joints: Sequence[str]) -> np.ndarray:
+    positions = dict(zip(names, values))  # noqa: B905  (no strict= on the Python of ROS 1)
+    missing = [name for name in joints or names if name not in positions]
     if missing:
-        raise ValueError(f"JointState has no {missing}; it has {list(message.name)}")
-    return np.array([positions[name] for name in joints or message.name], np.float32)
+        raise ValueError(f"{kind} has no {missing}; it has {list(positions)}")
+    return np.array([positions[name] for name in joints or names], np.float32)
 
 
 def pose(message: Any) -> np.ndarray:
@@ -114,15 +118,15 @@ def wrench(message: Any) -> np.ndarray:
     return np.array([force.x, force.y, force.z, torque.x, torque.y, torque.z], np.float32)
 
 
-def first_point(message: Any) -> np.ndarray:
-    """Positions float32 [J] of the first point of a trajectory_msgs/JointTrajectory, in the message's order.
+def first_point(message: Any, joints: Sequence[str] = ()) -> np.ndarray:
+    """Positions float32 [J] of the first point of a trajectory_msgs/JointTrajectory; `joints` as in joint_state().
 
     Raises:
-        ValueError: it has no point.
+        ValueError: it has no point, or a joint is not in the message; the message names those that are.
     """
     if not len(message.points):
         raise ValueError("the JointTrajectory has no point")
-    return np.asarray(message.points[0].positions, np.float32)
+    return _by_name("JointTrajectory", message.joint_names, message.points[0].positions, joints)
 
 
 def camera_matrix(message: Any) -> np.ndarray:

@@ -18,23 +18,23 @@ import numpy as np
 if TYPE_CHECKING or __package__:
     from .client import PolicyTimeout, RemotePolicy
     from .controller import Controller, find_entries
-    from .ros_checks import TASK, NotReadyError, mapping_problems, needs_tf, stream_problems, type_problems
+    from .ros_checks import STOP_TYPE, TASK, NotReadyError, mapping_problems, needs_tf, stream_problems, type_problems
     from .ros_config import OBSERVATION, TIMER, NodeConfig
     from .ros_diagnostics import Diagnostics
     from .ros_output import CommandPublisher
     from .ros_streams import Converter, Sample, joined, make_streams
     from .ros_transport import ACTIVATE, ACTIVE, CONFIGURE, DEACTIVATE, INACTIVE, UNCONFIGURED
-    from .runtime import Command
+    from .runtime import ESTOP, Command
 else:  # this folder itself is on the path
     from client import PolicyTimeout, RemotePolicy
     from controller import Controller, find_entries
-    from ros_checks import TASK, NotReadyError, mapping_problems, needs_tf, stream_problems, type_problems
+    from ros_checks import STOP_TYPE, TASK, NotReadyError, mapping_problems, needs_tf, stream_problems, type_problems
     from ros_config import OBSERVATION, TIMER, NodeConfig
     from ros_diagnostics import Diagnostics
     from ros_output import CommandPublisher
     from ros_streams import Converter, Sample, joined, make_streams
     from ros_transport import ACTIVATE, ACTIVE, CONFIGURE, DEACTIVATE, INACTIVE, UNCONFIGURED
-    from runtime import Command
+    from runtime import ESTOP, Command
 
 if TYPE_CHECKING:
     from .ros_recorder import Recorder
@@ -92,7 +92,10 @@ class InferenceNode:
         self.last: Command | None = None
         self._lock = threading.RLock()
         self._moments: queue.Queue[tuple[float, dict[str, Sample]] | None] = queue.Queue()
-        self._output = CommandPublisher(transport, config, self.controller.control_hz, self._record)
+        self._failure: Exception | None = None  # that ended _follow()
+        self._stop_heard = False  # somebody published the stop topic
+        rates = {"hz": self.controller.control_hz, "policy_hz": spec.control_hz}
+        self._output = CommandPublisher(transport, config, self._record, **rates)
         self._diagnostics = Diagnostics(transport, config.diagnostics_hz)
         transport.manage(self)
 
@@ -102,28 +105,30 @@ class InferenceNode:
         start: activate as soon as everything is there, instead of waiting for ~/start.
 
         Raises:
-            NotReadyError: after wait_s something is still missing.
+            NotReadyError: after wait_s something is still missing. Whatever else ended the node.
         """
         self._subscribe()
         services = {"start": ACTIVATE, "stop": DEACTIVATE}
         for name, transition in services.items():
             self._transport.service(f"~/{name}", partial(self._answer, partial(self._transport.transition, transition)))
         self._transport.service("~/reset", partial(self._answer, self.reset))
-        config, began, failure = self._config, self._transport.now(), None
+        config, began = self._config, self._transport.now()
 
         def tick() -> None:
-            nonlocal failure, began
+            nonlocal began
             now = self._transport.now()
             if began == 0.0 or now < began:  # a simulated clock that had not begun, or began anew
                 began = now
-            if self.state == UNCONFIGURED and failure is None:
+            if self._failure is not None:
+                stop.set()
+            elif self.state == UNCONFIGURED:
                 try:
                     self._transport.transition(CONFIGURE)
                     if start:
                         self._transport.transition(ACTIVATE)
                 except ValueError as error:
                     if now - began > config.wait_s:
-                        failure = error
+                        self._failure = error
                         stop.set()
             elif config.step_on == TIMER:
                 self._step(now)
@@ -138,8 +143,8 @@ class InferenceNode:
             self._moments.put(None)
             worker.join(timeout=2.0)
             self.controller.close()
-        if failure is not None:
-            raise failure
+        if self._failure is not None:
+            raise self._failure
 
     def _subscribe(self) -> None:
         config, transport = self._config, self._transport
@@ -154,7 +159,7 @@ class InferenceNode:
             transport.subscribe("/tf", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf"), depth=100)
             transport.subscribe_latched("/tf_static", "tf2_msgs/TFMessage", partial(self._receive_tf, "/tf_static"))
         if config.stop_topic:
-            transport.subscribe_latched(config.stop_topic, "std_msgs/Bool", self._receive_stop)
+            transport.subscribe_latched(config.stop_topic, STOP_TYPE, self._receive_stop)
 
     # -- the life of a node
 
@@ -174,12 +179,16 @@ class InferenceNode:
         with self._lock:
             if self.state != INACTIVE:
                 raise ValueError(f"cannot activate while {self.state}")
-            if self.emergency:
-                raise ValueError(f"stopped by {self._config.stop_topic}: release it, then call ~/reset")
+            if self._stop_lost():
+                raise ValueError(f"{self._config.stop_topic} is published by nobody: the robot could not be stopped")
+            self._refuse_emergency()
             self._begin_anew()
-            self.controller.resume()
+            resumed = self.controller.resume()
+            self._refuse_emergency()  # pressed meanwhile, and perhaps released
+            if not resumed:
+                raise ValueError("the robot was not told to stand yet: call ~/stop first")
             self.state = ACTIVE
-        self._output.event("start")
+            self._output.event("start")
         log.info("active, %s", "commanding the robot" if self.enabled else "commanding nothing (not enabled)")
 
     def deactivate(self) -> None:
@@ -187,10 +196,10 @@ class InferenceNode:
         with self._lock:
             was_active, self.state = self.state == ACTIVE, UNCONFIGURED if self.state == UNCONFIGURED else INACTIVE
             self.controller.stop(INACTIVE)
-        if was_active:
-            self._send(self.controller.step(self._now()), self._ee_pose())
-            self._output.event("stop")
-            log.info("inactive; %s", self.controller.counters)
+            if was_active:
+                self._send(self.controller.step(self._now()), self._ee_pose())
+                self._output.event("stop")
+                log.info("inactive; %s", self.controller.counters)
 
     def reset(self) -> None:
         """Forget the episode and a stop that is over; the node is inactive then.
@@ -198,17 +207,32 @@ class InferenceNode:
         Raises:
             ValueError: the stop topic still says stop, or the policy does not answer.
         """
+        self.emergency = False  # before the look at the topic: what is pressed from here on counts
         if self._stop_pressed:
+            self.emergency = True
             raise ValueError(f"{self._config.stop_topic} still says stop: release it first")
         if self.state == ACTIVE:
             self._transport.transition(DEACTIVATE)
         with self._lock:
-            self.emergency = False
             self._begin_anew()
-        self._output.event("reset")
+            self._output.event("reset")
+
+    def _refuse_emergency(self) -> None:
+        if self.emergency:
+            self.controller.stop(ESTOP)
+            raise ValueError(f"stopped by {self._config.stop_topic}: release it, then call ~/reset")
+
+    def _stop_lost(self) -> bool:
+        """Whether nobody publishes the stop topic any more."""
+        if not self._config.stop_topic:
+            return False
+        there = self._transport.num_publishers(self._config.stop_topic) > 0
+        self._stop_heard = self._stop_heard or there
+        return self._stop_heard and not there
 
     def _begin_anew(self) -> None:
         self._see()
+        self._output.forget()
         try:
             self.controller.reset()
         except PolicyTimeout as error:
@@ -249,7 +273,7 @@ class InferenceNode:
         self._record(topic, "tf2_msgs/TFMessage", message)
 
     def _receive_stop(self, message: Any) -> None:
-        self._record(self._config.stop_topic, "std_msgs/Bool", message)
+        self._record(self._config.stop_topic, STOP_TYPE, message)
         self._stop_pressed = bool(message.data)
         self.emergency = self.emergency or self._stop_pressed
         self.controller.estop(self._stop_pressed)
@@ -279,16 +303,24 @@ class InferenceNode:
         with self._lock:
             if self.state != ACTIVE:
                 return
-            command, T_base_ee = self.controller.step(now), self._ee_pose()
-        self._send(command, T_base_ee)
+            if self._stop_lost():
+                self.controller.stop("stop_topic_lost", abrupt=False)
+            self._send(self.controller.step(now), self._ee_pose())
 
     def _follow(self) -> None:
-        """step_on: observation. One control step for every moment that _gather() saw, however long the policy takes."""
-        while (moment := self._moments.get()) is not None:
-            now, samples = moment
-            for name, sample in samples.items():
-                self.controller.receive(name, now, sample.value)
-            self._step(now)
+        """step_on: observation. One control step for every moment that _gather() saw, however long the policy takes. What
+        ends it ends the node.
+        """
+        try:
+            while (moment := self._moments.get()) is not None:
+                now, samples = moment
+                for name, sample in samples.items():
+                    self.controller.receive(name, now, sample.value)
+                self._step(now)
+        except Exception as error:
+            log.exception("the control loop ended")
+            self.controller.stop("failed")
+            self._failure = error
 
     def _send(self, command: Command, T_base_ee: np.ndarray | None) -> None:
         self.last = command

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:
-    from .ros_commands import ARRAY, TRAJECTORY, command
+    from .ros_commands import ARRAY, POSE, TRAJECTORY, PoseTarget, command
     from .ros_transport import message_class
     from .runtime import STOPPED
 else:  # this folder itself is on the path
-    from ros_commands import ARRAY, TRAJECTORY, command
+    from ros_commands import ARRAY, POSE, TRAJECTORY, PoseTarget, command
     from ros_transport import message_class
     from runtime import STOPPED
 
@@ -38,11 +38,21 @@ def recorded(topic: str) -> str:
 class CommandPublisher:
     """Publishes on behalf of a node, and hands `record(topic, type, message)` everything that it publishes.
 
+    hz: rate of the commands. policy_hz: of the policy's steps, to which the limits refer.
+
     ~/action: Float64MultiArray, the action [A] of every control step after the guard, in the policy's units.
     ~/episode: String, "start", "stop", "reset". ~/about: String, JSON: the policy's name and spec, and the mapping.
     """
 
-    def __init__(self, transport: Transport, config: NodeConfig, hz: float, record: Callable[[str, str, Any], None]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        config: NodeConfig,
+        record: Callable[[str, str, Any], None],
+        *,
+        hz: float,
+        policy_hz: float,
+    ) -> None:
         self._transport, self._config, self._hz, self._record = transport, config, hz, record
         self._published: dict[str, tuple[str, Any, Callable[[Any], None]]] = {}
         text, out = "std_msgs/String", config.command
@@ -51,7 +61,8 @@ class CommandPublisher:
         for topic, kind in ((out.topic, out.type), (out.gripper_topic, "std_msgs/Float64")):
             if topic:
                 self._published[topic] = (kind, *transport.advertise(topic, kind, reliability=out.reliability))
-        self._options: dict[str, Any] = {"joints": out.joints, "make_duration": transport.duration}
+        self._target = PoseTarget(config.limits, policy_hz=policy_hz, reach_s=config.runtime.max_age_s)
+        self._options: dict[str, Any] = {"joints": out.joints, "make_duration": transport.duration, "target": self._target}
         if out.type == TRAJECTORY:
             self._options["make_point"] = message_class("trajectory_msgs/JointTrajectoryPoint")
 
@@ -63,6 +74,10 @@ class CommandPublisher:
         """Say what happens to the episode."""
         self._send_text(EPISODE, what)
 
+    def forget(self) -> None:
+        """A new episode: commanded poses go on from the measured one."""
+        self._target.forget()
+
     def command(self, decided: Command, T_base_ee: np.ndarray | None) -> None:
         """Publish a control step: its action, and, unless this is a dry run, the command to the robot."""
         if decided.action is None:
@@ -70,7 +85,10 @@ class CommandPublisher:
         out, limits = self._config.command, self._config.limits
         if decided.state != STOPPED:  # telling the robot to hold once more is no step of an episode
             self._send(ACTION, self._published[ACTION][1](data=[float(x) for x in decided.action]))
-        if not decided.publish or (T_base_ee is None and out.type == "geometry_msgs/PoseStamped"):
+        if not decided.publish:
+            self._target.forget()
+            return
+        if out.type == POSE and T_base_ee is None and not self._target.known:
             return
         make = self._published[out.topic][1]
         message, opening = command(out.type, decided.action, limits, self._hz, make=make, T_base_ee=T_base_ee, **self._options)

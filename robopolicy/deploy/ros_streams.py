@@ -13,16 +13,19 @@ import numpy as np
 if TYPE_CHECKING or __package__:
     from .ros_messages import CONVERTERS, camera_matrix, depth_points, image, pose_vector, resample_points, resize_image
     from .ros_transforms import TransformTree, header_seconds, pose_matrix
+    from .synchronise import reason
 else:  # this folder itself is on the path
     from ros_messages import CONVERTERS, camera_matrix, depth_points, image, pose_vector, resample_points, resize_image
     from ros_transforms import TransformTree, header_seconds, pose_matrix
+    from synchronise import reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .ros_config import Source
 
-CONVERSION_ERRORS = (ValueError, ImportError, OSError, AttributeError)  # of a message that is not what it should be
+
+WITH_JOINTS = ("sensor_msgs/JointState", "trajectory_msgs/JointTrajectory")
 
 
 class Converter:
@@ -51,7 +54,7 @@ class Converter:
             T_frame_ee = pose_matrix(message.pose.position, message.pose.orientation)
             T_base_frame = self._T_base_frame(source, message, stamp)
             return pose_vector(T_frame_ee if T_base_frame is None else T_base_frame @ T_frame_ee)
-        if source.type == "sensor_msgs/JointState":
+        if source.type in WITH_JOINTS:
             return CONVERTERS[source.type](message, source.joints) * np.float32(source.scale)
         value: np.ndarray = CONVERTERS[source.type](message)
         if value.ndim == 1:
@@ -107,11 +110,18 @@ class Sample:
         self._lock = threading.Lock()
 
     def value(self) -> np.ndarray:
-        """The array. Raises as Converter.convert."""
+        """The array.
+
+        Raises:
+            ValueError: the message is not what it should be; the text says why.
+        """
         with self._lock:
             if self._value is None:
                 stream = self._stream
-                self._value = stream.converter.convert(stream.source, self.message, self.stamp, stream.shape)
+                try:
+                    self._value = stream.converter.convert(stream.source, self.message, self.stamp, stream.shape)
+                except Exception as error:  # a message may be anything, and its decoder raise anything
+                    raise ValueError(reason(error)) from error
             return self._value
 
 
@@ -148,7 +158,7 @@ def joined(key: str, samples: Sequence[Sample], feature: Any) -> np.ndarray:
     for sample in samples:
         try:
             parts.append(sample.value())
-        except CONVERSION_ERRORS as error:
+        except ValueError as error:
             raise ValueError(f"{sample._stream.source.topic}: {error}") from error
     value = np.concatenate(parts, axis=-1).astype(feature.dtype, copy=False)
     if tuple(value.shape) != tuple(feature.shape):

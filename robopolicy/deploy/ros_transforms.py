@@ -76,6 +76,13 @@ def rotation_vector_matrix(vector: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K
 
 
+def matrix_rotation_vector(R: np.ndarray) -> np.ndarray:
+    """The rotation vector [3] (rad, at most pi long) of R [3, 3]."""
+    q = matrix_quaternion(R)
+    sine = float(np.linalg.norm(q[:3]))
+    return q[:3] * (2 * np.arctan2(sine, q[3]) / sine if sine > 1e-12 else 2.0)
+
+
 def pose_matrix(position: Any, orientation: Any) -> np.ndarray:
     """T [4, 4] of messages with x, y, z and x, y, z, w."""
     T = np.eye(4)
@@ -131,24 +138,31 @@ class TransformTree:
         if target == source:
             return np.eye(4)
         with self._lock:
-            up, down = self._to_root(source, stamp), self._to_root(target, stamp)
-            for frame, T_frame_source in up.items():
-                if frame in down:
-                    return inverse(down[frame]) @ T_frame_source
+            above_target = self._ancestors(target)
+            common = next((frame for frame in self._ancestors(source) if frame in above_target), None)
+            if common is not None:
+                return inverse(self._up(target, common, stamp)) @ self._up(source, common, stamp)
             known = sorted({*self._edges, *(parent for parent, _ in self._edges.values())})
         raise TransformError(f"no transform from {source!r} to {target!r}; frames on /tf: {', '.join(known) or 'none'}")
 
-    def _to_root(self, frame: str, stamp: float) -> dict[str, np.ndarray]:
-        """{ancestor: T_ancestor_frame}, nearest first, the frame itself included."""
-        found, T = {frame: np.eye(4)}, np.eye(4)
-        while frame in self._edges:
-            parent, poses = self._edges[frame]
+    def _ancestors(self, frame: str) -> list[str]:
+        """The frame itself, its parent, and so on."""
+        found = [frame]
+        while found[-1] in self._edges:
+            parent, _ = self._edges[found[-1]]
             if parent in found:  # a loop
                 break
-            T = self._nearest(frame, poses, stamp) @ T
-            found[parent] = T
-            frame = parent
+            found.append(parent)
         return found
+
+    def _up(self, frame: str, ancestor: str, stamp: float) -> np.ndarray:
+        """T_ancestor_frame; what is known of the way, and of nothing above it, must be of that time."""
+        T = np.eye(4)
+        while frame != ancestor:
+            parent, poses = self._edges[frame]
+            T = self._nearest(frame, poses, stamp) @ T
+            frame = parent
+        return T
 
     def _nearest(self, frame: str, poses: deque[tuple[float, np.ndarray]], stamp: float) -> np.ndarray:
         if np.isnan(poses[-1][0]):

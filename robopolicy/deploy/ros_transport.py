@@ -51,6 +51,9 @@ class Transport(Protocol):
     def topics(self) -> dict[str, str]:
         """{topic: type} of what is published at present."""
 
+    def num_publishers(self, topic: str) -> int:
+        """How many publishers `topic` has, of which it was subscribed to; asks nobody, so it may be called at every step."""
+
     def overrides(self) -> dict[str, Any]:
         """{dotted name: value} of the parameters that were given to this node."""
 
@@ -63,7 +66,9 @@ class Transport(Protocol):
         """Call `callback` with messages of `topic`; beyond `depth`, older ones that were not taken in time are dropped."""
 
     def subscribe_latched(self, topic: str, type_name: str, callback: Callable[[Any], None]) -> None:
-        """As subscribe(), reliably, and with the last message from before this node was there, if its sender keeps it."""
+        """As subscribe(), and with the last message from before this node was there, if its sender keeps it; reliably, if
+        that is how it is sent. One message may come several times.
+        """
 
     def advertise(
         self, topic: str, type_name: str, *, reliability: str = "reliable", latched: bool = False

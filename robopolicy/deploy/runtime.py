@@ -89,7 +89,7 @@ class Runtime:
 
     Attributes:
         counters: control steps by state and by reason, and events.
-        enabled: False = a dry run, in which all is computed and nothing is to be sent.
+        enabled: False = a dry run, in which all is computed and nothing is to be sent; enable() changes it.
     """
 
     def __init__(
@@ -120,6 +120,8 @@ class Runtime:
         self._request = 0
         self._stopped, self._abrupt = "", False
         self._estop = False
+        self._ending = False  # reset() was called while it moved
+        self._since_s: float | None = -np.inf  # observations made before are of another time; None = before the next ask()
         self._last_s = -np.inf  # time of the last tick
         self._ran_s: float | None = None  # of the last RUN that no stop followed
 
@@ -151,24 +153,37 @@ class Runtime:
             self.stop(ESTOP)
 
     def resume(self) -> bool:
-        """Leave STOPPED; the next action comes from an observation made after this. False while the emergency stop is on."""
-        if self._estop:
+        """Leave STOPPED; the next action comes from an observation made after this. False while the emergency stop is on, and
+        until the robot was told to stand: call it again after the next tick() then.
+        """
+        if self._estop or self._filter.moving:
             return False
-        self._stopped, self._abrupt, self._ran_s = "", False, None
-        self.gate.clear()
-        self._filter.forget()
+        self._stopped, self._abrupt = "", False
+        self.reset()
         return True
 
     def reset(self) -> None:
-        """A new episode: no plan, no history of commands or scores."""
+        """A new episode: no plan, no history of commands or scores, no older observation. A robot that moves brakes first."""
         self._drop()
-        self._filter.forget()
         self.gate.clear()
-        self._ran_s = None
+        self._since_s, self._ending = None, True
+        self._end_episode()
+
+    def enable(self, enabled: bool) -> None:
+        """Whether commands are to be sent; False = a dry run. What a dry run came to nobody did: enabled, it begins anew."""
+        if enabled and not self.enabled:
+            self._drop()
+            self._filter.forget()
+            self._ran_s = None
+        self.enabled = enabled
 
     def ask(self, now: float, stamp: float | None = None) -> int | None:
         """The number of a request to make with the observation of `stamp` (s; None = now), None when none is due."""
-        if self._stopped:
+        if self._stopped or self._ending:
+            return None
+        if self._since_s is None:
+            self._since_s = now
+        if stamp is not None and stamp < self._since_s:
             return None
         if self._scheduler.waiting(now) > self.settings.timeout_s:
             self.counters["inference_timeout"] += 1
@@ -218,6 +233,7 @@ class Runtime:
         """
         command = self._decide(now, ee_position, blocked, joints)
         self._last_s = now
+        self._end_episode()
         self.counters.update((command.state, *command.reasons))
         return command
 
@@ -227,12 +243,13 @@ class Runtime:
         if now < self._last_s:  # what is planned and remembered belongs to another time
             self._drop()
             self._ran_s = None if self._ran_s is None else now
+            self._since_s = -np.inf
             blocked = (*blocked, "clock_jumped_back")
         if self._stopped:
             return self._standing(ee_position)
-        if blocked:
+        if blocked or self._ending:
             self._drop()
-            return self._hold(now, ee_position, blocked)
+            return self._hold(now, ee_position, blocked or ("reset",))
         wanted = self._interpolator.next(lambda: self._scheduler.next(now), self.gate.speed)
         if wanted is None:
             return self._hold(now, ee_position, ("no_chunk",))
@@ -262,6 +279,12 @@ class Runtime:
         started = self._ran_s is not None or state == STOPPED
         sent = action if known and started else None
         return Command(sent, state, reasons, self._scheduler.stamp, self.enabled and sent is not None)
+
+    def _end_episode(self) -> None:
+        """What reset() asked for, as soon as the robot stands."""
+        if self._ending and not self._filter.moving:
+            self._filter.forget()
+            self._ran_s, self._ending = None, False
 
     def _drop(self) -> None:
         self._scheduler.clear()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-6  # relative; what is commanded stays below its limit after rounding too
 _SHARES = np.array([1.0, 0.9, 0.75, 0.5, 0.25, 0.1])  # of the wanted command against the brake's
 _EASED = {"translation": "acceleration", "rotation": "rotation_acceleration"}
+_STILL = 1e-9  # per s; below it is rounding
 HUGE = 1e9  # nothing is wanted beyond it
 _SLACK = 1 + 1e-9
 _ROWS = 20_000  # motions braked at once
@@ -197,7 +198,8 @@ class SafetyFilter:
 
     def refuses(self, action: np.ndarray, joints: np.ndarray | None = None) -> str:
         """Why nothing of `action` [A] may be commanded, "" if something may: "shape", "not_finite", "joint_limits" (the
-        measured joints are outside, or unknown), "no_joints" (absolute entries of limited speed start where they are measured).
+        measured joints are outside, or unknown), "no_joints" (absolute entries of limited speed start where they are measured,
+        the first of them at least).
         """
         limits = self.limits
         if np.shape(action) != (limits.action_dim,):
@@ -210,7 +212,7 @@ class SafetyFilter:
             if not np.all((joints >= np.asarray(limits.joint_low)) & (joints <= np.asarray(limits.joint_high))):
                 return "joint_limits"
         if self.target is None and limits.max_absolute_speed is not None:
-            measured = joints is not None and np.shape(joints) == (len(limits.absolute),) and np.isfinite(joints).all()
+            measured = joints is not None and 0 < np.size(joints) <= len(limits.absolute) and np.isfinite(joints).all()
             return "" if measured else "no_joints"
         return ""
 
@@ -222,7 +224,8 @@ class SafetyFilter:
         "absolute_speed". Never raises and never returns what is not finite.
 
         ee_position: [3] (m, base frame) now, None where unknown: with a workspace nothing is translated then.
-        joints: measured joints, None where unknown.
+        joints: measured joints, None where unknown. With a speed limit the first absolute entries start at them; those of which
+            there is no measurement, say a gripper, where they are first told to be.
         """
         refused = self.refuses(action, joints)
         if refused:
@@ -230,8 +233,10 @@ class SafetyFilter:
         wanted = np.clip(np.asarray(action, np.float64), -HUGE, HUGE)
         if self.target is None:
             bounds = self._absolute
-            start = wanted[list(self.limits.absolute)] if self.limits.max_absolute_speed is None else joints
-            self.target = np.clip(np.asarray(start, np.float64), bounds.low[:, 0], bounds.high[:, 0])
+            start = wanted[list(self.limits.absolute)]
+            if self.limits.max_absolute_speed is not None and joints is not None:
+                start[: len(joints)] = joints
+            self.target = np.clip(start, bounds.low[:, 0], bounds.high[:, 0])
         return self._command(wanted, ee_position)
 
     def brake(self, ee_position: np.ndarray | None = None) -> np.ndarray:
@@ -246,8 +251,13 @@ class SafetyFilter:
         self._velocity[:], self._acceleration[:] = 0.0, 0.0
         return self.brake()
 
+    @property
+    def moving(self) -> bool:
+        """Whether the last command was a motion, or an absolute entry on its way with a speed limit."""
+        return bool((np.abs(self._velocity) > _STILL).any())
+
     def forget(self) -> None:
-        """Standstill, nothing commanded yet."""
+        """The robot stands, and nothing was commanded yet: only for when that is so, or brake() would end in a jump."""
         self._velocity[:], self._acceleration[:], self.target = 0.0, 0.0, None
 
     def _command(self, wanted: np.ndarray, ee_position: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:

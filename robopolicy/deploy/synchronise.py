@@ -24,6 +24,11 @@ class BadMessage(ValueError):  # noqa: N818
         self.stream, self.why = stream, why
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, for people: a ValueError is written for them, of another the type is said too."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
 class Frame:
     """A message of a stream: its stamp (s) and its array, or how to make it when somebody looks."""
 
@@ -35,9 +40,9 @@ class Frame:
         """The array, made once. Raises BadMessage where that fails or a number is not finite."""
         if callable(self._value):
             try:
-                self._value = self._value()
-            except (ValueError, ImportError, OSError, AttributeError) as error:
-                raise BadMessage(self.stream, str(error)) from error
+                self._value = np.asarray(self._value())
+            except Exception as error:  # a message may be anything, and its decoder raise anything
+                raise BadMessage(self.stream, reason(error)) from error
             self.check()
         return self._value
 
@@ -81,10 +86,6 @@ class Snapshot:
 
     def __init__(self, stamp: float, frames: Mapping[str, list[Frame]]) -> None:
         self.stamp, self.frames = stamp, frames
-
-    def newest(self, stream: str) -> np.ndarray:
-        """The array at `stamp`. Raises BadMessage."""
-        return self.frames[stream][-1].array()
 
     def history(self, stream: str) -> np.ndarray:
         """[To, ...]. Raises BadMessage."""
@@ -144,6 +145,10 @@ class Synchronizer:
         self.watchdog.feed(stream, stamp)
         return ""
 
+    def newest(self, stream: str) -> Frame:
+        """The newest message of `stream`, whatever the others say. Raises IndexError before the first."""
+        return self._frames[stream][-1]
+
     def drop(self, stream: str) -> None:
         """Forget all messages of one stream: it is stale until its next one."""
         self._frames[stream].clear()
@@ -153,6 +158,16 @@ class Synchronizer:
         """Forget all messages."""
         for stream in self._frames:
             self.drop(stream)
+
+    def forget_future(self, now: float) -> list[str]:
+        """Forget messages more than max_age_s ahead of `now`, after which no other would be in order; the stream of each."""
+        found = []
+        for stream, frames in self._frames.items():
+            while frames and frames[-1].stamp > now + self.watchdog.max_age_s[stream]:
+                frames.pop()
+                found.append(stream)
+                self.watchdog.feed(stream, frames[-1].stamp if frames else -np.inf)
+        return found
 
     def observe(self, now: float) -> tuple[Snapshot | None, tuple[str, ...]]:
         """(snapshot, ()) or (None, reasons): "stale:<stream>" (then its history is dropped) or "unsynced:<stream>"."""

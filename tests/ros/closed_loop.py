@@ -261,7 +261,7 @@ class Witness:
 
     spec = PolicySpec(
         observation={
-            STATE: FeatureSpec((3,), "float32", "rad"),
+            STATE: FeatureSpec((3,), "float32", "rad", names=("a", "b", "c")),
             spec.image_key("raw"): FeatureSpec((48, 64, 3), "uint8"),
             spec.image_key("compressed"): FeatureSpec((24, 32, 3), "uint8"),
             "observation.points": FeatureSpec((200, 3), "float32", "m", "base"),
@@ -302,7 +302,15 @@ def sensor_mapping(tf: bool) -> dict:
         },
         **({"base_frame": "base"} if tf else {}),
         "command": {"topic": "/joint_commands", "type": "trajectory_msgs/JointTrajectory", "joints": ["a", "b", "c"]},
-        "limits": {"translation": [], "rotation": [], "absolute": [0, 1, 2, 3], "low": [-20.0] * 4, "high": [20.0] * 4},
+        "joints": ["a", "b", "c"],
+        "limits": {
+            "translation": [],
+            "rotation": [],
+            "absolute": [0, 1, 2, 3],
+            "low": [-20.0] * 4,
+            "high": [20.0] * 4,
+            "max_absolute_speed": [200.0] * 4,
+        },
         "stop_topic": "/emergency_stop",
         "wait_s": 30.0,
     }

@@ -21,11 +21,12 @@ class Ros2Robot:
     def __init__(self) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
-        from rclpy.qos import DurabilityPolicy, QoSProfile
+        from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
         rclpy.init()
         self.node = rclpy.create_node("robot")
         self._latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._best_effort = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._publishers: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
@@ -38,10 +39,11 @@ class Ros2Robot:
         self._thread.join()
         self._rclpy.shutdown()
 
-    def publish(self, topic: str, kind: str, value: Any, latched: bool = False) -> None:
+    def publish(self, topic: str, kind: str, value: Any, latched: bool = False, best_effort: bool = False) -> None:
         """Publish a message; its class is that of `kind`."""
         if topic not in self._publishers:
-            self._publishers[topic] = self.node.create_publisher(message(kind), topic, self._latched if latched else 5)
+            profile = self._latched if latched else self._best_effort if best_effort else 5
+            self._publishers[topic] = self.node.create_publisher(message(kind), topic, profile)
         self._publishers[topic].publish(value)
 
     def subscribe(self, topic: str, kind: str, callback: Callable[[Any], None]) -> None:
@@ -87,8 +89,8 @@ class Ros1Robot:
         """See Ros2Robot."""
         self.rospy.signal_shutdown("done")
 
-    def publish(self, topic: str, kind: str, value: Any, latched: bool = False) -> None:
-        """See Ros2Robot."""
+    def publish(self, topic: str, kind: str, value: Any, latched: bool = False, best_effort: bool = False) -> None:
+        """See Ros2Robot. Connections are always reliable."""
         if topic not in self._publishers:
             options = {"queue_size": 5, "tcp_nodelay": True, "latch": latched}
             self._publishers[topic] = self.rospy.Publisher(topic, message(kind), **options)

@@ -58,8 +58,8 @@ class Sensors:
         ]
 
     def stop(self, pressed: bool) -> None:
-        """The emergency stop."""
-        self.ros.publish("/emergency_stop", "std_msgs/Bool", self.message("std_msgs/Bool")(data=pressed), latched=True)
+        """The emergency stop, of the kind of publisher that asks least of the middleware."""
+        self.ros.publish("/emergency_stop", "std_msgs/Bool", self.message("std_msgs/Bool")(data=pressed), best_effort=True)
 
     def _publish_tf(self) -> None:
         item = self.message("geometry_msgs/TransformStamped")()

@@ -121,6 +121,21 @@ def stamps_go_wrong(quick: bool, seed: int) -> Outcome:
     return held_then_stopped(sensor_robot().run(3.0, fault), 0.3)
 
 
+def late_camera(quick: bool, seed: int) -> Outcome:
+    """The camera gives 10 pictures a second, each 100 ms old, and the policy wants through the floor."""
+
+    def fault(elapsed: float, now: float, messages: Messages) -> tuple[float, Messages]:
+        shown = round(elapsed * 20) % 2 == 0
+        return now, [(s, t - 0.1 if s == "camera" else t, v) for s, t, v in messages if s != "camera" or shown]
+
+    robot = Robot(Toward(goal=(0.65, -0.35, -5.0)), lead_steps=1, max_age_s=AGE_S, stop_after_s=STOP_S).run(3.0, fault)
+    found = {**robot.summary(0.0), "lowest_m": min(float(place[2]) for place in robot.log.places)}
+    return found, {
+        "stopped by the floor": abs(found["lowest_m"]) < 1e-3,
+        "nothing beyond limits": found["beyond_limits"] == 0,
+    }
+
+
 def emergency_stop(quick: bool, seed: int) -> Outcome:
     """Pressed at full speed, released, resumed only when somebody says so."""
     robot = sensor_robot().run(0.5)
