@@ -185,7 +185,7 @@ def _of_episodes(
             return total / n, (float(low), float(high)), n
         return *_bootstrap(sums[None], counts, seed), n
     check_rules([rule], set(owner), baseline)
-    other = baseline if rule.vs == BASELINE else rule.vs
+    other = str(baseline if rule.vs == BASELINE else rule.vs)
     if other not in owner:
         raise RankingError(f"gate: no episodes of {other!r} among those of the headline; {did_you_mean(other, set(owner))}")
     their_sums, their_counts, their_names = _by_condition(values, conditions, rows & (owner == other), rule.metric)
