@@ -193,7 +193,11 @@ def test_compare_with_itself_is_zero_and_is_antisymmetric(inputs):
     same, there, back = (
         compare(episodes, *pair, num_bootstrap=200) for pair in [("a@1", "a@1"), ("a@1", "c@1"), ("c@1", "a@1")]
     )
-    assert (same.difference, same.difference_interval, same.p_value) == (0, (0, 0), 1)
+    low, high = same.difference_interval
+    assert (same.difference, same.p_value) == (0, 1)
+    assert -0.2 < low < 0 < high < 0.2, "few pairs without a difference do not show that there is none"
+    assert low == pytest.approx(-high)
+    assert there.difference_interval == pytest.approx([-end for end in reversed(back.difference_interval)])
     assert there.difference == pytest.approx(-back.difference)
     assert (there.only_base, there.p_value) == (back.only_other, back.p_value)
 
