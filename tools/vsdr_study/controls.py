@@ -9,7 +9,7 @@ import numpy as np
 
 from robopolicy.ranking.combine import combine
 from robopolicy.ranking.statistics import percentile_interval, stream
-from vsdr_study.report import DEVELOPMENT_TARGET, TARGETS, closeness, scores, spearman, spearmans, variants
+from vsdr_study.report import DEVELOPMENT_TARGET, TARGETS, closeness, spearman, spearmans, variants
 from vsdr_study.runs import COMMON, PLACEBO
 from vsdr_study.tables import Tables
 
@@ -30,19 +30,21 @@ def controls(
     constant_encoder_place: of a policy with the best simulated success whose encoder sees nothing.
     """
     real, sim = tables.outcomes(target).mean(1), tables.outcomes(COMMON).mean(1)
-    every, alone = scores(tables, target), spearman(tables.outcomes(target).mean(1), sim)
-    gain = spearman(real, every[chosen["vsdr"]]) - alone
+    _, layer, detector, rule = chosen["vsdr"].split(":")
+    alone, ood = spearman(real, sim), closeness(tables, target)[f"{layer}:{detector}"]
+
+    def gained(observed: str) -> float:
+        return spearman(real, combine([sim, closeness(tables, observed)[f"{layer}:{detector}"]], rule)) - alone
+
+    gain = gained(target)
     shuffled = _permuted(tables, target, stream(seed, "permuted", len(real)), permutations)
     found: dict[str, Any] = {"gain": gain, "permuted_mean": float(shuffled.mean())}
     found |= {"permuted_ci": list(percentile_interval(shuffled))}
     found["permuted_p"] = float((1 + (shuffled >= gain).sum()) / (1 + len(shuffled)))
     found["halves"] = _halves(tables, target, stream(seed, "halves", len(real)), halves)
-    others = {PLACEBO: PLACEBO, **{name: name for name in (DEVELOPMENT_TARGET, *TARGETS) if name != target}}
-    seen = {name: scores(tables, target, observed=of).get(chosen["vsdr"]) for name, of in others.items()}
-    gains = {name: spearman(real, values) - alone for name, values in seen.items() if values is not None}
-    found["placebo_gain"] = gains.pop(PLACEBO, None)
-    found["gain_with_observations_of"] = gains
-    rule, ood = chosen["vsdr"].split(":")[-1], every[chosen["ood"]]
+    found["placebo_gain"] = gained(PLACEBO)
+    others = (name for name in (DEVELOPMENT_TARGET, *TARGETS) if name != target)
+    found["gain_with_observations_of"] = {name: gained(name) for name in others}
     blind = combine([np.append(sim, sim.max()), np.append(ood, -np.inf)], rule)
     return {**found, "constant_encoder_place": int(1 + (blind[:-1] > blind[-1]).sum()), "of_policies": len(blind)}
 

@@ -65,7 +65,11 @@ def scores(tables: Tables, target: str, observed: str | None = None) -> dict[str
 def closeness(tables: Tables, observed: str) -> dict[str, Array]:
     """{layer:detector: minus the distance of the observations [C]}; -inf for an encoder in which it cannot be told."""
     each = {(layer, detector): tables.score(observed, detector, layer) for layer in LAYERS for detector in DETECTORS}
-    return {f"{layer}:{detector}": np.where(np.isnan(d), -np.inf, -d) for (layer, detector), d in each.items()}
+    return {f"{layer}:{detector}": _close(distance) for (layer, detector), distance in each.items()}
+
+
+def _close(distance: Array) -> Array:
+    return np.where(np.isnan(distance), -np.inf, -distance)
 
 
 def variants(sim: Array, distance: Mapping[str, Array]) -> dict[str, Array]:
@@ -245,7 +249,7 @@ def _by_size(tables: Tables, target: str, chosen: Mapping[str, str], real: Array
     found: dict[str, Any] = {"detector": SPARSE, "layer": layer}
     for size, draws in tables.smaller(target).items():
         distances = [tables.score(target, SPARSE, layer, size, draw) for draw in draws]
-        values = [spearman(real, combine([sim, np.where(np.isnan(d), -np.inf, -d)], rule)) for d in distances]
+        values = [spearman(real, combine([sim, _close(distance)], rule)) for distance in distances]
         found[str(size)] = {"mean": float(np.mean(values)), "least": float(np.min(values)), "most": float(np.max(values))}
     return found
 
