@@ -114,12 +114,13 @@ def test_collapsed_codes_and_coarse_reconstructions_are_told_with_what_helps(cap
 
 @pytest.mark.parametrize(("moving", "collapsed", "expected"), [([1], [0], 5.0), ([0, 1], [0], 1.0), ([], [0], None)])
 def test_the_usage_of_codes_is_that_of_the_worst_group_that_needs_some(moving, collapsed, expected):
-    """Groups of one entry each: whether it moves, and whether its codes are all alike; entry 2 is a gripper."""
+    """Groups of one entry each: whether it moves, and whether its codes are all alike; entry 2 is a gripper, which does."""
     policy = make(tokenizer=functools.partial(MultiScaleTokenizer, width=16, levels=(4, 4), group_size=1))
-    policy.tokenizer.is_switch[:] = torch.tensor([entry not in moving for entry in range(3)])
+    policy.tokenizer.is_switch[:] = torch.tensor([False, False, True])
     codes = torch.arange(5)[:, None, None].repeat(1, 1, 3)
     codes[..., collapsed] = 3
-    batch = torch.zeros((1, 6, 3))
+    scaled = torch.linspace(-1, 1, 6)[None, :, None] * torch.tensor([1.0 if e in [*moving, 2] else 0.01 for e in range(3)])
+    batch = policy.normalizer.denormalize(ACTION, scaled)
     metrics = policy._tokenizer_metrics(batch, batch[None], [codes])
     assert metrics.get("codes/1") == (None if expected is None else pytest.approx(expected))
 

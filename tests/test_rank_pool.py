@@ -487,6 +487,10 @@ def test_detectors_that_look_at_the_picture_alone_do_not_see_how_the_robot_moved
     pictures = open_target(tmp_path / "target").frames(policy.spec.observation, 1).batch(rows)[key]
     state = np.zeros((30, 1, *policy.spec.observation[STATE].shape), np.float32)
     assert np.allclose(layers["sensors"]["target"], policy.sensed({STATE: state, key: pictures}), atol=1e-5)
+    known, reference = (str(tmp_path / use) for use in ("target", "data"))
+    assert np.array_equal(layers["auto"]["target"], layers["sensors"]["target"])
+    of_all = policy_features(arm, known, 30, 0, reference)
+    assert np.array_equal(of_all["target"], layers["context"]["target"]), "with a reference all that it acts on is compared"
 
 
 @pytest.mark.parametrize(

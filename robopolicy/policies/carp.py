@@ -20,6 +20,7 @@ from robopolicy.policies.base import PolicyOptions, TrainablePolicy
 from robopolicy.spec import ACTION, ACTION_IS_PAD, Array, Features, FeatureSpec, Observation
 
 TOKENIZER, POLICY = "tokenizer", "policy"
+MOVES = 0.1  # standard deviation, of a range of 2, above which an action entry needs codes
 COLLAPSED = 2.0  # perplexity of a scale's codes below which they say next to nothing
 TOLERATED, TOLERATED_IF_REFINED = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
 
@@ -148,12 +149,14 @@ class CarpPolicy(TrainablePolicy):
     def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, codes: list[Tensor]) -> Metrics:
         """Mean absolute error per action entry in physical units, of each prefix relative to the first, and code usage.
 
-        The usage is that of the group with the least, among those that have an entry which is neither switch nor constant:
-        a command that is hardly ever given needs few codes.
+        The usage is that of the group with the least, among those that have an entry which is no switch and moves: a command
+        that is hardly ever given needs few codes.
         """
         errors = (self.normalizer.denormalize(ACTION, reconstructions) - actions_BHA).abs().mean((1, 2))  # [S, A]
         metrics: Metrics = {f"error/{name}": error for name, error in zip(self.action_names, errors[-1], strict=True)}
-        varied = [g for g, group in enumerate(self.tokenizer.groups) if not self.tokenizer.is_switch[group].all()]
+        spread = self.normalizer.normalize(ACTION, actions_BHA).std((0, 1), correction=0).cpu()
+        needed = (spread > MOVES) & ~self.tokenizer.is_switch.cpu()
+        varied = [g for g, group in enumerate(self.tokenizer.groups) if needed[group].any()]
         for k, part in enumerate(codes if varied else ()):
             metrics[f"codes/{k + 1}"] = usage(part[..., varied], self.tokenizer.vocabulary).min()
         for k in range(1, len(codes)):

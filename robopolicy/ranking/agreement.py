@@ -22,20 +22,21 @@ def _as_ranks(scores: Array) -> Array:
     return -ranks(scores)
 
 
-def split_half_reliability(outcomes: Outcomes, generator: np.random.Generator) -> float:
+def split_half_reliability(successes: Array, counts: Array, generator: np.random.Generator) -> float:
     """How well the outcomes rank the same checkpoints again: mean Spearman between random halves of the conditions.
 
     Stepped up to the full length after Spearman and Brown, 2r / (1 + r); no score can be expected to agree with the
-    outcomes better than they agree with themselves. NaN with fewer than 2 conditions or constant outcomes.
+    outcomes better than its root. NaN with fewer than 2 conditions or constant outcomes.
+
+    successes: per condition [C, K]. counts: episodes of each condition [K].
     """
-    num = len(outcomes.conditions)
+    num = len(counts)
     halves = np.zeros((NUM_HALVES, num), dtype=np.int32)
     for row in halves:
         row[generator.permutation(num)[: num // 2]] = 1
     if num < 2:
         return float("nan")
-    first = bootstrap_means(outcomes.successes, outcomes.counts, halves)
-    second = bootstrap_means(outcomes.successes, outcomes.counts, 1 - halves)
+    first, second = bootstrap_means(successes, counts, halves), bootstrap_means(successes, counts, 1 - halves)
     values = np.asarray([metrics.spearman(a, b) for a, b in zip(first, second, strict=True)])
     values = values[np.isfinite(values)]
     mean = float(values.mean()) if values.size else float("nan")
@@ -102,7 +103,7 @@ def agreement(
         "random": {"spearman": 0.0, "regret@1": float(truth.max() - truth.mean())},
         "convention": "SharpeRatio@k: population std, baseline = mean of the pool; regret@k: max - max among the k (DOPE, not "
         "rescaled); MMRV counts a tie in a score as a violation; ties in a score are broken against it",
-        "reliability": split_half_reliability(outcomes, stream(seed, "reliability", truth.size)),
+        "reliability": split_half_reliability(outcomes.successes, outcomes.counts, stream(seed, "reliability", truth.size)),
         "num_checkpoints": int(truth.size),
         "num_runs": num_runs,
         "num_conditions": len(outcomes.conditions),

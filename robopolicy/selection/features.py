@@ -25,11 +25,11 @@ from robopolicy.policies.load import load_policy
 from robopolicy.ranking.tables import IntegrityError, RankingError, load_features
 from robopolicy.selection.target import RecordedTarget, Target, frame_digests, open_target, store_pictures
 from robopolicy.selection.units import hashes, played_by
-from robopolicy.spec import Observation, SpecError
+from robopolicy.spec import DEPTH, IMAGES, Observation, SpecError
 
 FEATURE_SPLIT = 2  # of the episodes a policy was trained on, every second one calibrates the detectors that the others fit
 Arrays = Mapping[str, np.ndarray]
-CONTEXT, SENSORS = LAYERS = ("context", "sensors")  # of a policy's encoder, in which the detectors look
+AUTO, CONTEXT, SENSORS = LAYERS = ("auto", "context", "sensors")  # of a policy's encoder, in which the detectors look
 KEY = "key"  # in a file: hash of what its content depends on
 
 
@@ -67,11 +67,12 @@ def detection_frames(arm: Arm, policy: TrainablePolicy, target: str) -> dict[str
 
 
 def policy_features(
-    arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None, layer: str = CONTEXT
+    arm: Arm, target: str, num_frames: int, seed: int, reference: str | None = None, layer: str = AUTO
 ) -> dict[str, np.ndarray]:
     """A checkpoint's features [N, D] of what the detectors compare, and the episode of every row; see compared.
 
-    layer: CONTEXT, what its encoder makes of everything, or SENSORS, of pictures, depth and clouds alone.
+    layer: CONTEXT, what its encoder makes of everything, or SENSORS, of pictures, depth and clouds alone. AUTO: SENSORS where
+        it reads pictures and no reference shows how whoever recorded the target moves, which would be what the detectors see.
 
     Raises:
         ValueError: its policy offers no features. RankingError: it has no such layer. CheckpointError, SpecError: see
@@ -82,6 +83,9 @@ def policy_features(
         raise ValueError(
             f"{arm.checkpoint} offers no features: rank it by simulated success alone, or train a policy that has them"
         )
+    if layer == AUTO:
+        pictures = any(key.startswith((IMAGES, DEPTH)) for key in policy.spec.observation)
+        layer = SENSORS if pictures and reference is None else CONTEXT
     make = partial(_sensed, arm, policy) if layer == SENSORS else policy.features
     return compared(arm, policy, make, target, num_frames, seed, reference)
 
@@ -186,7 +190,7 @@ def pool_features(
     shas: Mapping[str, str] | None = None,
     make: Callable[..., Arrays] = policy_features,
     reference: str | Path | None = None,
-    layer: str = CONTEXT,
+    layer: str = AUTO,
 ) -> dict[str, Arrays]:
     """policy_features (or policy_outputs, which have no layers) of every arm by name; see kept_arrays."""
     path, identity = str(Path(target).absolute()), [open_target(target).hash, num_frames, seed]
@@ -194,7 +198,7 @@ def pool_features(
     if reference is not None:
         make_one = partial(make_one, reference=str(Path(reference).absolute()))
         identity.append(open_target(reference).hash)
-    if layer != CONTEXT:
+    if make is policy_features:
         make_one = partial(make_one, layer=layer)
         identity.append(layer)
     title = make.__name__.removeprefix("policy_")

@@ -25,7 +25,7 @@ from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
 from robopolicy.selection import further, gallery
-from robopolicy.selection.features import CONTEXT, LAYERS, features_file, pool_features, refuse_leaks, refuse_reference
+from robopolicy.selection.features import AUTO, LAYERS, features_file, pool_features, refuse_leaks, refuse_reference
 from robopolicy.selection.pool import Work, confirm, expected, find_pool, play_pool, say_cost, with_identity, within_time
 from robopolicy.selection.provenance import now, provenance
 from robopolicy.selection.publish import Finished, publish, read_json
@@ -111,7 +111,7 @@ def _early(options: Mapping[str, Any]) -> dict[str, Any]:
 def _check_layer(settings: Mapping[str, Any]) -> None:
     if settings["layer"] not in LAYERS:
         raise RankingError(f"layer={settings['layer']!r}; {did_you_mean(settings['layer'], LAYERS)}")
-    if settings["layer"] != CONTEXT and not settings["target"]:
+    if settings["layer"] != AUTO and not settings["target"]:
         raise RankingError(
             f"layer={settings['layer']} says where the detectors look in checkpoints: it needs pool= and target="
         )

@@ -97,16 +97,18 @@ def _scores(result: Mapping[str, Any]) -> Any:
 
 def _observations(result: Mapping[str, Any]) -> Any:
     figure, axis = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
+    detector = ""
     for number, (target, found) in enumerate(result["targets"].items()):
         sizes = {int(size): each for size, each in found["by_size"].items() if size.isdecimal()}
         if not sizes:
             continue
+        detector = f" by {found['by_size']['detector']}"
         mean = [each["mean"] for each in sizes.values()]
         spread = [[each["least"] for each in sizes.values()], [each["most"] for each in sizes.values()]]
         axis.plot(list(sizes), mean, marker="o", color=f"C{number}", label=TITLES[target])
         axis.fill_between(list(sizes), *spread, color=f"C{number}", alpha=0.2)
         axis.axhline(found["sim"]["spearman"], color=f"C{number}", ls=":", lw=1)
-    axis.set(xscale="log", xlabel="target observations", ylabel="Spearman of VSDR (dotted: simulation alone)")
+    axis.set(xscale="log", xlabel="target observations", ylabel=f"Spearman of VSDR{detector} (dotted: simulation alone)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return figure

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from robopolicy.ranking import metrics
+from robopolicy.ranking.agreement import split_half_reliability
 from robopolicy.ranking.backtest import measure
 from robopolicy.ranking.combine import COMBINERS, combine
 from robopolicy.ranking.detectors import DETECTORS
@@ -177,15 +178,10 @@ def _target(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, r
     return {**found, "ceiling": ceiling(success, seed), "by_size": _by_size(tables, target, chosen, real, every["sim"])}
 
 
-def ceiling(success: Array, seed: int, halves: int = 50) -> float:
+def ceiling(success: Array, seed: int) -> float:
     """Spearman with the measured success [C, K] that the true one can be expected to have."""
-    generator, found = stream(seed, "ceiling", len(success)), []
-    for _ in range(halves):
-        at = generator.permutation(success.shape[1])
-        half = success.shape[1] // 2
-        found.append(spearman(success[:, at[:half]].mean(1), success[:, at[half : 2 * half]].mean(1)))
-    r = max(float(np.nanmean(found)), 0.0)
-    return float(np.sqrt(2 * r / (1 + r)))
+    once = np.ones(success.shape[1])
+    return float(np.sqrt(max(split_half_reliability(success, once, stream(seed, "ceiling", len(success))), 0.0)))
 
 
 def _partial(real: Array, predicted: Array, sim: Array, configs: Sequence[str], seed: int, resamples: int) -> dict[str, Any]:
