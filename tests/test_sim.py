@@ -183,6 +183,21 @@ def test_late_commands_and_observations(env_id):
     assert half[0] > step or half[1] < moved
 
 
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize(("delay", "rate"), [(0.0, 1.0), (0.01, 1.0), (0.02, 1.0), (0.063, 1.0), (0.02, 0.97)])
+def test_what_is_seen_is_as_old_as_the_delay(env_id, delay, rate):
+    env = make(env_id, nominal={"sensor.delay": delay, "robot.rate": rate, "robot.rate_jitter": 0.0})
+    env.reset(seed=0)
+    step = env.engine.time_step
+    for _ in range(12):
+        env.advance([0, 0.04, 0, 0, 0, 0, 1])
+    ages = []
+    for _ in range(12):
+        env.advance([0, 0.04, 0, 0, 0, 0, 1])
+        ages.append(step * (env._clock - env.sensors.moment(env._clock).clock))
+    assert np.abs(np.array(ages) - delay).max() <= (0.51 + (rate != 1)) * step
+
+
 def test_the_real_control_rate_may_differ_and_jitter():
     def clocks(**nominal):
         env = make(nominal=nominal)
@@ -195,6 +210,9 @@ def test_the_real_control_rate_may_differ_and_jitter():
 
     assert set(clocks()) == {9}
     assert set(clocks(**{"robot.rate": 0.5})) == {18}
+    slow = clocks(**{"robot.rate": 0.97})
+    assert set(slow) == {9, 10}, "a period of 9.28 steps"
+    assert slow.sum() == round(31 * 9 / 0.97) - 9
     jittered = clocks(**{"robot.rate_jitter": 0.01})
     assert len(set(jittered)) > 2
     assert abs(jittered.mean() - 9) < 1

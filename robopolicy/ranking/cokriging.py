@@ -4,9 +4,10 @@
 
 S_i1: simulated value in the units of the real one (s its pool mean). z_il: further scores, standardised over the pool. d_ij:
 how differently two policies act, e.g. the rms distance of their actions on the same real observations. With c ~ N(0, .),
-rho_1 ~ N(1, 1), rho_l ~ N(0, .) this is one Gaussian prior of all R, which real outcomes condition exactly (Kennedy and
-O'Hagan 2000; for policies as in Active Offline Policy Selection, Konyushkova et al., NeurIPS 2021). v, l, w are fitted once
-three policies have been tried; without real outcomes the expected real value is the simulated one.
+rho_1 ~ N(1, 1), rho_l ~ N(u / (L - 1), u^2) this is one Gaussian prior of all R, which real outcomes condition exactly
+(Kennedy and O'Hagan 2000; for policies as in Active Offline Policy Selection, Konyushkova et al., NeurIPS 2021). u: how far real
+values may stray from simulated ones (_unit). v, l, w are fitted once three policies have been tried; without real outcomes the
+expected real value is the simulated one, moved by u for every standard deviation of the mean of the further scores.
 """
 
 from __future__ import annotations
@@ -211,7 +212,8 @@ def _prior(table: Array) -> tuple[Array, Array, float]:
     centred = table - table.mean(axis=0)
     others = centred[:, 1:] / np.maximum(centred[:, 1:].std(axis=0), 1e-12)
     basis = np.column_stack([np.full(len(table), SD_OFFSET * unit), SD_RHO * centred[:, 0], unit * others])
-    return table[:, 0].copy(), basis @ basis.T, unit
+    expected = table[:, 0] + (unit * others.mean(axis=1) if others.size else 0.0)
+    return expected, basis @ basis.T, unit
 
 
 def _medians(unit: float, gaps: Array | None) -> Kernel:

@@ -35,6 +35,7 @@ class _Token:
     engine: Any
     robot: Panda
     clock: int
+    due: float
     pending: tuple[tuple[int, Command], ...]
     disturbance: np.ndarray
     generators: tuple[Any, ...]
@@ -155,7 +156,7 @@ class RobotEnv(gymnasium.Env):
         self.scene = world.scene(self.world, self.task.bodies(self.world), self.episode_seed)
         self.engine.build(self.scene)
         self.robot.start(self.engine.joints()[0], self.world.scalar("robot.gain"), self.world.scalar("robot.gripper_speed"))
-        self._clock, self._pending, self._disturbance = 0, deque[tuple[int, Command]](), np.zeros(3)
+        self._clock, self._due, self._pending, self._disturbance = 0, 0.0, deque[tuple[int, Command]](), np.zeros(3)
         self._delay = round(self.world.scalar("robot.action_delay") / self.engine.time_step)
         self._disturbance_rng, self._rate_rng = (stream(self.episode_seed, name) for name in ("disturbance", "rate"))
         self.sensors.start(self.world, self.episode_seed, self.engine)
@@ -205,21 +206,22 @@ class RobotEnv(gymnasium.Env):
     def _simulate(self) -> None:
         """One control period; commands take effect when they are due."""
         end = self._clock + self._period_steps()
+        seen = self.sensors.seen(self._clock, end)
         while self._clock < end:
             while self._pending and self._pending[0][0] <= self._clock:
                 self.engine.command(*self._pending.popleft()[1])
-            until = min(end, self._pending[0][0]) if self._pending else end
+            until = min(end, seen if seen > self._clock else end, self._pending[0][0] if self._pending else end)
             self.engine.advance((until - self._clock) * self.engine.time_step)
             self._clock = until
-        self.sensors.record(self._clock)
+            if until == seen:
+                self.sensors.record(until)
 
     def _period_steps(self) -> int:
-        """Physics steps of the coming control period: the robot's clock is not the policy's."""
+        """Physics steps of the coming control period, whose end is rounded: the robot's clock is not the policy's."""
+        self._due += self.period / self.world.scalar("robot.rate")
         jitter = self.world.scalar("robot.rate_jitter")
-        seconds = self.period / self.world.scalar("robot.rate")
-        if jitter:
-            seconds += jitter * self._rate_rng.standard_normal()
-        return max(1, round(seconds / self.engine.time_step))
+        tick = self._due + (jitter * self._rate_rng.standard_normal() if jitter else 0.0)
+        return max(1, round(tick / self.engine.time_step) - self._clock)
 
     def _disturbed(self, action: np.ndarray) -> np.ndarray:
         std = self.world.scalar("robot.disturbance")
@@ -253,6 +255,7 @@ class RobotEnv(gymnasium.Env):
             self.engine.save_state(),
             self.robot.copy(),
             self._clock,
+            self._due,
             tuple(self._pending),
             self._disturbance.copy(),
             generators,
@@ -262,7 +265,8 @@ class RobotEnv(gymnasium.Env):
     def restore_state(self, token: _Token) -> None:
         """Return to a saved state: the same actions then give the same trajectory, bit for bit."""
         self.engine.restore_state(token.engine)
-        self.robot, self._clock, self._pending = token.robot.copy(), token.clock, deque(token.pending)
+        self.robot, self._pending = token.robot.copy(), deque(token.pending)
+        self._clock, self._due = token.clock, token.due
         self._disturbance = token.disturbance.copy()
         for generator, state in zip((self._disturbance_rng, self._rate_rng), token.generators, strict=True):
             generator.bit_generator.state = state

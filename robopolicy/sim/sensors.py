@@ -59,10 +59,16 @@ class Sensors:
         self._fixed = {name: world.camera(name, drawn, np.eye(4), self.image_size) for name in world.CAMERAS if name != "wrist"}
         self._history: deque[Moment] = deque()
 
+    def seen(self, start: int, end: int) -> int:
+        """The physics step in (start, end], a control period, that is recorded for late observations; 0 if they are prompt.
+
+        A delay is whole periods and a part of one: were periods all as long as this one, what is seen would be exactly as
+        old as the delay.
+        """
+        return end - self._delay % (end - start) if self._delay else 0
+
     def record(self, clock: int) -> None:
-        """Remember the present, if observations are late."""
-        if not self._delay:
-            return
+        """Remember the present, for observations that are late."""
         self._history.append(self._now(clock, self._engine.snapshot() if self._drawn else None))
         while len(self._history) > 1 and clock - self._history[1].clock >= self._delay:
             self._history.popleft()
