@@ -17,7 +17,7 @@ from robopolicy.spec import Array, Observation
 
 LANES = 10
 NUM_DEMONSTRATIONS = 200
-DISTURBANCE = 0.025  # m per step, pushes in the demonstrations: with the 0.008 of conf/collect.yaml all policies fail
+DISTURBANCE = 0.025  # m per step, pushes in the demonstrations: with the 0.008 of conf/collect.yaml few learn
 RANDOMIZATION = "narrow"
 IMAGE_SIZE, NUM_POINTS = 64, 64
 
