@@ -133,6 +133,20 @@ def test_vsdr_beats_simulation_alone_where_the_detectors_see_the_loss() -> None:
         assert line["vsdr"]["spearman"] < line["ceiling"] < 1
 
 
+def test_the_policies_of_a_training_seed_are_ranked_among_themselves() -> None:
+    tables = made(seeds=2)
+    choice = report.choose(tables, 0)
+    alone = report.report(tables, choice, 0, 50)["by_seed"]
+    assert list(alone) == ["0", "1"]
+    ours = tables.of_seed("1")
+    assert ours.policies == [policy for policy in tables.policies if policy.endswith("/1")]
+    line = alone["1"]["T3"]
+    assert line["num_policies"] == 20
+    real, every = ours.outcomes("T3").mean(1), report.scores(ours, "T3")
+    assert line["vsdr"] == report.spearman(real, every[choice["chosen"]["vsdr"]])
+    assert line["minus_sim_ci"][0] <= line["minus_sim"] <= line["minus_sim_ci"][1]
+
+
 def test_vsdr_gains_nothing_where_the_detectors_know_nothing() -> None:
     tables = made(knows=0.0)
     found = reported(tables)

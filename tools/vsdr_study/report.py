@@ -136,6 +136,7 @@ def report(tables: Tables, choice: Mapping[str, Any], seed: int, resamples: int 
     }
     for target in (DEVELOPMENT_TARGET, *TARGETS):
         result["targets"][target] = _target(tables, target, choice["chosen"], seed, resamples)
+    result["by_seed"] = {each: _alone(tables.of_seed(each), choice["chosen"], seed, resamples) for each in tables.seeds}
     result["commits"] = sorted(set(tables.facts["commit"].to_pylist()))
     result["facts"] = {name: float(np.median(tables.facts[name].to_numpy())) for name in ("train_s", "play_s", "score_s")}
     return result
@@ -149,6 +150,7 @@ CONVENTIONS = {
     "mmrv": "predicted ties of really different policies count",
     "n": "policies that have the score; sim_spearman beside it is simulation's on those",
     "random": "mean over random orders",
+    "by_seed": "the policies of one training seed, ranked among themselves",
 }
 
 
@@ -176,6 +178,28 @@ def _target(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, r
     facts = {"mean": real.mean(), "best": real.max(), "worst": real.min(), "episodes": success.shape[1]}
     found["success"] = {name: float(v) for name, v in facts.items()}
     return {**found, "ceiling": ceiling(success, seed), "by_size": _by_size(tables, target, chosen, real, every["sim"])}
+
+
+def _alone(tables: Tables, chosen: Mapping[str, str], seed: int, resamples: int) -> dict[str, Any]:
+    """{target: {"vsdr", "sim", "ood": Spearman, "minus_sim", "minus_ood": difference, intervals}} of one seed's policies.
+
+    A seed that came after the choice is a pool no policy of which took part in it.
+    """
+    found: dict[str, Any] = {}
+    for target in (DEVELOPMENT_TARGET, *TARGETS) if len(tables.policies) >= MIN_POLICIES else ():
+        real, every = tables.outcomes(target).mean(1), scores(tables, target)
+        shown = {name: every[chosen[name]] for name in ("vsdr", "sim", "ood") if chosen[name] in every}
+        if len(shown) < 3 or not all(np.isfinite(values).all() for values in shown.values()):
+            continue
+        draws = _resampled(real, list(shown.values()), tables.configs, seed, resamples)
+        line: dict[str, Any] = {"num_policies": len(real)}
+        for at, (name, values) in enumerate(shown.items()):
+            line |= {name: spearman(real, values), f"{name}_ci": list(percentile_interval(draws[:, at]))}
+            if at:
+                line[f"minus_{name}"] = line["vsdr"] - line[name]
+                line[f"minus_{name}_ci"] = list(percentile_interval(draws[:, 0] - draws[:, at]))
+        found[target] = line
+    return found
 
 
 def ceiling(success: Array, seed: int) -> float:
@@ -278,6 +302,8 @@ def as_text(result: Mapping[str, Any]) -> str:
         lines += [f"  {name}: {_text_control(value)}" for name, value in found.get("controls", {}).items()]
         near = result.get("trials", {}).get(target, {}).get("episodes_until_near", {})
         lines += [f"  episodes until near the best, {name}: {_until(each)}" for name, each in near.items()]
+    for each, alone in result["by_seed"].items():
+        lines += [f"seed {each} alone, {target}: {_text_control(line)}" for target, line in alone.items()]
     return "\n".join(lines)
 
 

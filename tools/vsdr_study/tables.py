@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vsdr_study.runs import write
@@ -59,6 +60,17 @@ class Tables:
         for row in self.episodes.select(["suite", "policy", "condition", "success", "progress"]).to_pylist():
             found.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["condition"]] = row
         return found
+
+    @cached_property
+    def seeds(self) -> list[str]:
+        """The training seeds."""
+        return sorted({policy.rpartition("/")[2] for policy in self.policies})
+
+    def of_seed(self, seed: str) -> Tables:
+        """The policies of one training seed alone."""
+        ours = pa.array([policy for policy in self.policies if policy.rpartition("/")[2] == seed])
+        kept = (table.filter(pc.is_in(table["policy"], ours)) for table in (self.episodes, self.scores, self.facts))
+        return Tables(*kept, self.outcome)
 
     def outcomes(self, suite: str) -> Array:
         """Outcomes in [0, 1], float64 [C, K], of every policy on the conditions of a suite, in one order for all."""
