@@ -269,15 +269,15 @@ def test_the_intervals_resample_whole_configurations() -> None:
 
 
 def test_episodes_on_the_target_are_spared_by_a_shortlist_that_knows() -> None:
-    first = {"VSDR, then halving": 0.0, "simulation, then halving": 0.0}
+    first = {"VSDR's first 8, halving": 0.0, "simulation's first 8, halving": 0.0}
     for seed in range(5):
         tables = made(num_configs=16, seed=seed)
         spent = trials.spend(tables, "T3", report.choose(tables, 0)["chosen"], repeats=2, num_trials=1, seed=0)
         for name in first:
             first[name] += spent["curves"][name][0]["regret"]
-        tested = spent["tested"]["VSDR, then the test"]
+        tested = spent["tested"]["VSDR's first 8, the test"]
         assert 0 < tested["episodes"] <= 2 * trials.PAIRS * (trials.SHORTLIST - 1)
-    assert first["VSDR, then halving"] < first["simulation, then halving"]
+    assert first["VSDR's first 8, halving"] < first["simulation's first 8, halving"]
     curve = spent["curves"]["halving over all"]
     assert curve[-1]["regret"] <= curve[0]["regret"]
     assert curve[-1]["episodes"] > 100 * curve[0]["episodes"]

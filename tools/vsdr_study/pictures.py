@@ -108,7 +108,7 @@ def _observations(result: Mapping[str, Any]) -> Any:
         axis.plot(list(sizes), mean, marker="o", color=f"C{number}", label=TITLES[target])
         axis.fill_between(list(sizes), *spread, color=f"C{number}", alpha=0.2)
         axis.axhline(found["sim"]["spearman"], color=f"C{number}", ls=":", lw=1)
-    axis.set(xscale="log", xlabel="target observations", ylabel=f"Spearman of VSDR{detector} (dotted: simulation alone)")
+    axis.set(xscale="log", xlabel="target observations", ylabel=f"Spearman of VSDR{detector}\n(dotted: simulation alone)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     return figure
