@@ -26,10 +26,17 @@ _METAWORLD = {
 }
 _DETOUR = {"development": ("detour-centre",), "held_out": ("detour-offset", "detour-twice")}
 _SIMULATED = {
-    "development": (SimulatedTask("pick-place-points", "robopolicy/PickPlace-v0", "points", ("state", "points")),),
-    "held_out": (
+    "development": (
+        SimulatedTask("pick-place-points", "robopolicy/PickPlace-v0", "points", ("state", "points")),
+        SimulatedTask("lift-images", "robopolicy/Lift-v0", "images", ("state", "images.front")),
+    ),
+    "seen": (
         SimulatedTask("lift-points", "robopolicy/Lift-v0", "points", ("state", "points")),
         SimulatedTask("push-images", "robopolicy/Push-v0", "images", ("state", "images.front")),
+    ),
+    "held_out": (
+        SimulatedTask("stack-points", "robopolicy/Stack-v0", "points", ("state", "points")),
+        SimulatedTask("drawer-images", "robopolicy/Drawer-v0", "images", ("state", "images.front")),
     ),
 }
 QUICK = {"development": ("coffee-pull-v3",), "seen": ("drawer-open-v3",), "held_out": ("faucet-close-v3",)}
