@@ -332,7 +332,9 @@ def test_posterior_is_exact_gaussian_conditioning():
     rate = {1: 3 / 5, 3: 2 / 3}
     noise = np.diag([rate[1] * (1 - rate[1]) / 3, rate[3] * (1 - rate[3])])
     gain = prior[:, [1, 3]] @ np.linalg.inv(prior[np.ix_([1, 3], [1, 3])] + noise)
-    np.testing.assert_allclose(found.mean, sim + gain @ (np.array([2 / 3, 1]) - sim[[1, 3]]))
+    expected = sim + unit * z  # the further score counts from the start
+    np.testing.assert_allclose(fit_cokriging("abcd", np.column_stack([sim, extra]), {}).mean, expected)
+    np.testing.assert_allclose(found.mean, expected + gain @ (np.array([2 / 3, 1]) - expected[[1, 3]]))
     np.testing.assert_allclose(found.covariance, prior - gain @ prior[[1, 3]], atol=1e-12)
 
 
