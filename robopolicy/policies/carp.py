@@ -20,7 +20,7 @@ from robopolicy.policies.base import PolicyOptions, TrainablePolicy
 from robopolicy.spec import ACTION, ACTION_IS_PAD, Array, Features, FeatureSpec, Observation
 
 TOKENIZER, POLICY = "tokenizer", "policy"
-MOVES = 0.1  # standard deviation, of a range of 2, above which an action entry needs codes
+NEEDS_CODES = 0.1  # normalised standard deviation above which an action entry does
 COLLAPSED = 2.0  # perplexity of a scale's codes below which they say next to nothing
 TOLERATED, TOLERATED_IF_REFINED = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
 
@@ -154,8 +154,8 @@ class CarpPolicy(TrainablePolicy):
         """
         errors = (self.normalizer.denormalize(ACTION, reconstructions) - actions_BHA).abs().mean((1, 2))  # [S, A]
         metrics: Metrics = {f"error/{name}": error for name, error in zip(self.action_names, errors[-1], strict=True)}
-        spread = self.normalizer.normalize(ACTION, actions_BHA).std((0, 1), correction=0).cpu()
-        needed = (spread > MOVES) & ~self.tokenizer.is_switch.cpu()
+        moving = actions_BHA.std((0, 1), correction=0) > NEEDS_CODES * self.normalizer.get_buffer("action_scale")
+        needed = (moving & ~self.tokenizer.is_switch).cpu()
         varied = [g for g, group in enumerate(self.tokenizer.groups) if needed[group].any()]
         for k, part in enumerate(codes if varied else ()):
             metrics[f"codes/{k + 1}"] = usage(part[..., varied], self.tokenizer.vocabulary).min()

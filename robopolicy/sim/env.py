@@ -210,7 +210,8 @@ class RobotEnv(gymnasium.Env):
         while self._clock < end:
             while self._pending and self._pending[0][0] <= self._clock:
                 self.engine.command(*self._pending.popleft()[1])
-            until = min(end, seen if seen > self._clock else end, self._pending[0][0] if self._pending else end)
+            stops = (end, seen, self._pending[0][0] if self._pending else end)
+            until = min(stop for stop in stops if stop > self._clock)
             self.engine.advance((until - self._clock) * self.engine.time_step)
             self._clock = until
             if until == seen:

@@ -63,14 +63,13 @@ class Tables:
 
     @cached_property
     def seeds(self) -> list[str]:
-        """The training seeds."""
+        """The training seeds: what a policy's name ends with."""
         return sorted({policy.rpartition("/")[2] for policy in self.policies})
 
     def of_seed(self, seed: str) -> Tables:
         """The policies of one training seed alone."""
-        ours = pa.array([policy for policy in self.policies if policy.rpartition("/")[2] == seed])
-        kept = (table.filter(pc.is_in(table["policy"], ours)) for table in (self.episodes, self.scores, self.facts))
-        return Tables(*kept, self.outcome)
+        tables = (self.episodes, self.scores, self.facts)
+        return Tables(*(table.filter(pc.ends_with(table["policy"], f"/{seed}")) for table in tables), self.outcome)
 
     def outcomes(self, suite: str) -> Array:
         """Outcomes in [0, 1], float64 [C, K], of every policy on the conditions of a suite, in one order for all."""

@@ -20,10 +20,8 @@ from vsdr_study.tables import Tables
 Array = np.ndarray
 NEAR = 0.02  # of the best success rate
 EACH = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # episodes a policy, of those that share all equally
-SHORTLIST, SHARE = (
-    8,
-    0.2,
-)  # policies, and the share of the pool that ordered T0 quickest (of 8, 12, 16, 20, 27, 40 and all of 81)
+SHORTLIST = 8
+SHARE = 0.2  # of the pool in a shortlist: what found T0's best soonest, of 8, 12, 16, 20, 27, 40 and all of 81
 REPEATS = 300  # of the ways that decide by counting alone, which are quick
 PAIRS, ALPHA = 50, 0.05  # of the anytime-valid test between the incumbent and a challenger: most of them, its level
 NEXT_REAL = {
@@ -44,8 +42,7 @@ def spend(
     """
     real, every = tables.outcomes(target).mean(1), scores(tables, target)
     sim, vsdr, distance = every["sim"], every[chosen["vsdr"]], -every[chosen["ood"]]
-    orders = {"simulation": sim, "VSDR": vsdr}
-    ordered = {name: np.argsort(-order, kind="stable") for name, order in orders.items()}
+    ordered = {name: np.argsort(-order, kind="stable") for name, order in (("simulation", sim), ("VSDR", vsdr))}
     sizes = sorted({SHORTLIST, max(round(SHARE * len(real)), 1)})
     found = {f"{name}'s first {n}, halving": _halved(real, best[:n], seed) for name, best in ordered.items() for n in sizes}
     every_policy, unrelated = np.arange(len(real)), np.zeros((len(real), len(real)))
@@ -59,10 +56,9 @@ def spend(
     for name, regrets in zip(NEXT_REAL, answers, strict=True):
         found[name] = [_row(t, regrets[:, t]) for t in range(num_trials + 1)]
     near = {name: {"episodes": _first(rows), "within": rows[-1]["episodes"]} for name, rows in found.items()}
-    tested = {
-        f"{name}'s first {SHORTLIST}, the test": _challenged(real, best[:SHORTLIST], seed) for name, best in ordered.items()
-    }
-    settings = {"near": NEAR, "repeats": repeats, "shortlist": SHORTLIST, "pairs": PAIRS, "alpha": ALPHA}
+    test = f"first {SHORTLIST}, the test"
+    tested = {f"{name}'s {test}": _challenged(real, best[:SHORTLIST], seed) for name, best in ordered.items()}
+    settings = {"near": NEAR, "repeats": repeats, "shortlist": SHORTLIST, "share": SHARE, "pairs": PAIRS, "alpha": ALPHA}
     return {"curves": found, "episodes_until_near": near, "tested": tested, **settings}
 
 
