@@ -119,6 +119,13 @@ def test_every_ablation_changes_one_training_of_carp():
     assert len({contender.train for contender in good}) == len(table) > 8
 
 
+def test_every_point_actor_of_the_table_is_a_training_of_its_own():
+    table = bench_cells.contenders(Path(bench_cells.__file__).with_name("point_actors.yaml"))
+    good, missing = jobs.available(table, bench_cells.Budget(), registry.tasks("seen")["lift-points"])
+    assert not missing
+    assert len({contender.train for contender in good}) == len(table) > 5
+
+
 def cell(policy, task, successes, kind="metaworld"):
     outcomes = [{"seed": i, "success": bool(s), "steps": 10, "jerk": 0.1, "facts": {}} for i, s in enumerate(successes)]
     cost = {"params": 5, "cpu_s": 1.0, "wall_s": 1.0}
