@@ -147,6 +147,36 @@ def test_the_policies_of_a_training_seed_are_ranked_among_themselves() -> None:
     assert line["minus_sim_ci"][0] <= line["minus_sim"] <= line["minus_sim_ci"][1]
 
 
+def early_of(tables: Tables, suites: tuple[str, ...] = SUITES) -> Tables:
+    """Early checkpoints of seed 0, which win half as often in some suites."""
+    ours = tables.of_seed("0")
+    renamed = [
+        pa.Table.from_pylist([{**r, "policy": f"{r['policy']}@9"} for r in t.to_pylist()]) for t in (ours.scores, ours.facts)
+    ]
+    rows = ours.episodes.to_pylist()
+    for row in rows:
+        halved = row["suite"] in suites and int(row["condition"]) % 2
+        row |= {"policy": f"{row['policy']}@9", "success": row["success"] and not halved}
+    return Tables(pa.Table.from_pylist(rows), *renamed)
+
+
+def test_early_checkpoints_are_a_pool_apart_and_the_better_one_of_a_training_is_found() -> None:
+    tables = made(seeds=2)
+    chosen = report.choose(tables, 0)["chosen"]
+    found = report.early_checkpoints(tables, early_of(tables), chosen, 0, 50)
+    assert found["num_policies"] == 20
+    assert found["alone"]["T1"]["num_policies"] == 20
+    assert found["with_last"]["T1"]["num_policies"] == 40
+    pairs = found["pairs"]["T1"]
+    assert (pairs["num_pairs"], pairs["early_better"], pairs["last"]["lost"]) == (20, 0.0, 0.0)
+    assert pairs["sim"]["lost"] == pytest.approx(0.0, abs=0.01)  # simulation sees it
+    early = early_of(tables, ("T1",))
+    unseen = report.early_checkpoints(tables, early, chosen, 0, 50)["pairs"]["T1"]
+    at_stake = tables.of_seed("0").outcomes("T1").mean() - early.outcomes("T1").mean()
+    for blind in ("sim", "ood"):  # half of what is at stake
+        assert unseen[blind]["lost"] == pytest.approx(at_stake / 2)
+
+
 def test_vsdr_gains_nothing_where_the_detectors_know_nothing() -> None:
     tables = made(knows=0.0)
     found = reported(tables)

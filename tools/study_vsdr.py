@@ -1,13 +1,14 @@
 """Does VSDR pick the right policy? Independently trained policies, ranked without the target, checked against it.
 
-    nice python tools/study_vsdr.py run [--seeds 3] [--workers 2] [--minutes M] [--folder runs/study_vsdr] [--tables FOLDER]
+    nice python tools/study_vsdr.py run [--seeds 3] [--step 1000] [--workers 2] [--minutes M] [--folder RUNS] [--tables FOLDER]
     python tools/study_vsdr.py choose [--tables FOLDER]        # on the development target T0 alone: once
     python tools/study_vsdr.py report [--tables FOLDER] [--out FILE.json] [--repeats 20]
 
 run: 27 randomisations of the training worlds (visual, dynamics, camera; each none, narrow or wide) x training seeds; every run
     has its own demonstrations and training, plays in its own worlds, in the widest ones and in four targets of the
     other simulator, and is shown a fixed set of observations of each target, which no policy of the pool made. Goes on where it
-    was stopped; finished runs are merged into the tables (docs/results/vsdr), which are all that the rest needs.
+    was stopped; finished runs are merged into the tables (docs/results/vsdr), which are all that the rest needs. With --step
+    checkpoints after so many training steps play, a second pool, whose tables lie in early/ beside the others.
 choose: fixes detector, layer and combiner on T0 and writes them down. report: T1, T2 and T3 with what was chosen; how well
     every score orders the policies, controls, and how many episodes on the target each way of spending them takes (--repeats 0
     leaves that out; the rest takes seconds).
@@ -40,6 +41,7 @@ from robopolicy.executor import map_units
 
 ROOT = Path(__file__).resolve().parents[1]
 DESIGN, CHOICE = "design.json", "choice.json"
+EARLY = "early"  # folder of a second pool: early checkpoints, reported apart
 
 
 def main() -> None:
@@ -59,6 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--seeds", type=int, default=3, help="training runs of every configuration")
+    parser.add_argument("--step", type=int, default=0, help="play checkpoints after so many steps, a pool apart; 0 = the last")
     parser.add_argument("--workers", type=int, default=2, help="processes, each with a run of its own")
     parser.add_argument("--minutes", type=float, help="begin no run after so long")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "study_vsdr")
@@ -77,6 +80,10 @@ def _arguments() -> argparse.Namespace:
     args.outcome = "progress" if args.quick else "success"
     args.sizes = QUICK if args.quick else Sizes()
     args.folder, args.tables = args.folder.absolute(), args.tables.absolute()
+    if args.step and (not 0 < args.step < args.sizes.steps or args.sizes.steps % args.step):
+        parser.error(f"--step {args.step}: give a divisor of the {args.sizes.steps} steps of a training, or 0 for the last")
+    args.pool = args.tables / EARLY if args.step else args.tables
+    args.folder = args.folder / EARLY if args.step else args.folder
     args.out = args.out or args.tables / "report.json"
     return args
 
@@ -88,14 +95,14 @@ def run(args: argparse.Namespace) -> None:
     if written.is_file() and json.loads(written.read_text())["hash"] != design["hash"]:
         raise report.StudyError(f"{written} is another design than that of this code: give other --tables, or that commit")
     write_json(written, design)
-    done = Tables.read(args.tables).policies if (args.tables / "facts.parquet").is_file() else set()
-    wanted = [Run(*each) for each in runs(1 if args.quick else args.seeds)]
+    done = Tables.read(args.pool).policies if (args.pool / "facts.parquet").is_file() else set()
+    wanted = [Run(*each, args.step) for each in runs(1 if args.quick else args.seeds)]
     wanted = [each for each in (wanted[: report.MIN_POLICIES] if args.quick else wanted) if each.name not in done]
     observed = observe_targets(args.folder, args.sizes)
     until = None if args.minutes is None else began + 60 * args.minutes
     work = partial(_unit, root=args.folder, sizes=args.sizes, observed=observed, until=until)
     finished = sum(map_units(work, wanted, args.workers, "runs"))
-    tables = gather(args.folder, args.tables)
+    tables = gather(args.folder, args.pool)
     minutes = (time.time() - began) / 60
     print(f"{finished} of {len(wanted)} runs finished in {minutes:.1f} min; {len(tables.policies)} in the tables")
 
@@ -132,6 +139,9 @@ def make_report(args: argparse.Namespace) -> None:
     result: dict[str, Any] = report.report(tables, chosen, args.seed, args.resamples)
     for target, found in result["targets"].items():
         found["controls"] = controls(tables, target, chosen["chosen"], args.seed, args.resamples // 3, args.resamples // 2)
+    if (args.tables / EARLY).is_dir():
+        early = Tables.read(args.tables / EARLY, args.outcome)
+        result["early"] = report.early_checkpoints(tables, early, chosen["chosen"], args.seed, args.resamples)
     if args.repeats:
         spent = (args.repeats, args.trials, args.seed, args.workers)
         result["trials"] = {t: trials.spend(tables, t, chosen["chosen"], *spent) for t in report.TARGETS}

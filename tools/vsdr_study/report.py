@@ -150,6 +150,7 @@ CONVENTIONS = {
     "mmrv": "predicted ties of really different policies count",
     "n": "policies that have the score; sim_spearman beside it is simulation's on those",
     "random": "mean over random orders",
+    "early": "a second pool, alone and with the last checkpoints of its trainings; lost: success, by the one of two taken",
     "by_seed": "the policies of one training seed, ranked among themselves",
 }
 
@@ -199,6 +200,35 @@ def _alone(tables: Tables, chosen: Mapping[str, str], seed: int, resamples: int)
                 line[f"minus_{name}"] = line["vsdr"] - line[name]
                 line[f"minus_{name}_ci"] = list(percentile_interval(draws[:, 0] - draws[:, at]))
         found[target] = line
+    return found
+
+
+def early_checkpoints(
+    tables: Tables, early: Tables, chosen: Mapping[str, str], seed: int, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """A second pool, of early checkpoints: alone, as one pool with the last checkpoints of their trainings, and in pairs."""
+    both = early.together(tables.only([policy.partition("@")[0] for policy in early.policies]))
+    found: dict[str, Any] = {"num_policies": len(early.policies), "alone": _alone(early, chosen, seed, resamples)}
+    found["with_last"] = _alone(both, chosen, seed, resamples)
+    found["pairs"] = {target: _pairs(both, target, chosen, seed, resamples) for target in (DEVELOPMENT_TARGET, *TARGETS)}
+    return found
+
+
+def _pairs(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, resamples: int) -> dict[str, Any]:
+    """Which of two checkpoints of a training to take, by every score and by taking the last: the success that is lost."""
+    at = {policy: place for place, policy in enumerate(tables.policies)}
+    pairs = np.array([(place, at[policy.partition("@")[0]]) for policy, place in at.items() if "@" in policy])
+    configs = [tables.configs[early] for early, _ in pairs]
+    every, real = scores(tables, target), tables.outcomes(target).mean(1)[pairs]
+    shown = {name: every[chosen[name]][pairs] for name in ("vsdr", "sim", "ood") if chosen[name] in every}
+    found: dict[str, Any] = {"num_pairs": len(pairs), "early_better": float((real[:, 0] > real[:, 1]).mean())}
+    for name, values in {**shown, "last": np.tile([0.0, 1.0], (len(pairs), 1))}.items():
+        taken = (values == values.max(1, keepdims=True)) / (values == values.max(1, keepdims=True)).sum(1, keepdims=True)
+        lost = real.max(1) - (real * taken).sum(1)
+        draws = cluster_bootstrap(
+            lambda rows, lost=lost: lost[rows].mean(), configs, stream(seed, "pairs", len(lost)), resamples
+        )
+        found[name] = {"lost": float(lost.mean()), "lost_ci": list(percentile_interval(draws))}
     return found
 
 
@@ -304,6 +334,8 @@ def as_text(result: Mapping[str, Any]) -> str:
         lines += [f"  episodes until near the best, {name}: {_until(each)}" for name, each in near.items()]
     for each, alone in result["by_seed"].items():
         lines += [f"seed {each} alone, {target}: {_text_control(line)}" for target, line in alone.items()]
+    for of in ("alone", "with_last", "pairs") if "early" in result else ():
+        lines += [f"early checkpoints, {of}, {target}: {_text_control(line)}" for target, line in result["early"][of].items()]
     return "\n".join(lines)
 
 

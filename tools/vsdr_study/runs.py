@@ -43,10 +43,16 @@ class Run:
 
     configuration: Configuration
     seed: int
+    step: int = 0  # of the checkpoint that plays; 0 = the last one
 
     @property
     def name(self) -> str:
-        """Such as "wide-none-narrow/0"."""
+        """Such as "wide-none-narrow/0", or "wide-none-narrow/0@1000" of an early checkpoint."""
+        return self.training + (f"@{self.step}" if self.step else "")
+
+    @property
+    def training(self) -> str:
+        """The name without the checkpoint: what demonstrations and further observations are drawn by."""
         return f"{self.configuration.name}/{self.seed}"
 
     def folder(self, root: Path) -> Path:
@@ -119,7 +125,7 @@ def write(file: Path, table: pa.Table) -> None:
 
 
 def _collect(path: Path, run: Run, sizes: Sizes, episodes: Mapping[str, int], use: str) -> Path:
-    seed = zlib.crc32(f"{run.name}/{use}".encode())
+    seed = zlib.crc32(f"{run.training}/{use}".encode())
     disturbance = DISTURBANCE if use == "train" else 0.0
     options: dict[str, Any] = {"num_workers": 0, "title": path.name, "disturbance": disturbance}
     pipeline.collect_run(path, node(sizes), run.configuration.randomization, episodes, seed, **options)
@@ -127,15 +133,16 @@ def _collect(path: Path, run: Run, sizes: Sizes, episodes: Mapping[str, int], us
 
 
 def _train(run: Run, root: Path, data: Path, sizes: Sizes) -> Arm:
-    """The last checkpoint of the run."""
+    """The checkpoint of the run that plays."""
     _collect(data, run, sizes, {"expert": sizes.demonstrations}, "train")
     given = ["policy=bc", "inputs=images", *(f"+inputs.encoder.images.{name}=0" for name in AUGMENTATION)]
     given += [f"data.path={data}", f"train.steps={sizes.steps}", f"train.batch_size={sizes.batch_size}"]
-    given += ["train.num_checkpoints=1", f"train.seed={run.seed}", "train.resume=true", "train.progress=false"]
-    given += ["train.num_threads=1"]
+    given += [f"train.num_checkpoints={sizes.steps // (run.step or sizes.steps)}", f"train.seed={run.seed}"]
+    given += ["train.resume=true", "train.progress=false", "train.num_threads=1"]
     settings = to_plain(compose("train", given))
     pipeline.train_run(settings, run.folder(root))
-    checkpoint = pipeline.find_checkpoints(run.folder(root))[-1]
+    checkpoints = {found.step: found for found in pipeline.find_checkpoints(run.folder(root))}
+    checkpoint = checkpoints[run.step or sizes.steps]
     return Arm(run.name, checkpoint.checkpoint, run.configuration.name, checkpoint.step)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,8 +69,17 @@ class Tables:
 
     def of_seed(self, seed: str) -> Tables:
         """The policies of one training seed alone."""
+        return self.only([policy for policy in self.policies if policy.endswith(f"/{seed}")])
+
+    def only(self, policies: Sequence[str]) -> Tables:
+        """Some policies alone."""
         tables = (self.episodes, self.scores, self.facts)
-        return Tables(*(table.filter(pc.ends_with(table["policy"], f"/{seed}")) for table in tables), self.outcome)
+        return Tables(*(table.filter(pc.is_in(table["policy"], pa.array(policies))) for table in tables), self.outcome)
+
+    def together(self, other: Tables) -> Tables:
+        """Both pools as one."""
+        pairs = [(getattr(self, kind), getattr(other, kind)) for kind in KINDS]
+        return Tables(*(pa.concat_tables(pair, promote_options="default") for pair in pairs), self.outcome)
 
     def outcomes(self, suite: str) -> Array:
         """Outcomes in [0, 1], float64 [C, K], of every policy on the conditions of a suite, in one order for all."""
