@@ -99,6 +99,15 @@ def test_overrides_of_a_task_are_part_of_its_cells_alone():
     assert horizons == {"detour": detour.DECISION, "metaworld": 8}
 
 
+def test_policies_that_see_images_are_trained_three_times_as_long():
+    contender, budget = bench_cells.contenders()["bc"], bench_cells.Budget(steps=20)
+    steps = {
+        task.name: bench_cells.settings(contender, budget, 0, task, Path("-"))["train"]["steps"]
+        for task in registry.chosen("development", ["simulated", "peg-insert-side-v3"])
+    }
+    assert steps == {"lift-images": 60, "pick-place-points": 20, "peg-insert-side-v3": 20}
+
+
 def test_policies_that_look_at_several_frames_are_refused():
     with pytest.raises(SpecError, match="obs_horizon=2"):
         played(Planned(obs_horizon=2), [0])

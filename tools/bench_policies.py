@@ -5,9 +5,9 @@
 
 Demonstrations: 50 episodes of Meta-World's own scripted expert a task, 200 of our simulator's experts, 200 of the detours.
 Every policy is trained by the product's own loop as `robopolicy train policy=NAME` would, with the same number of steps (a
-policy's tokenizer phase included), and sees one frame, which in Meta-World holds two. Episodes of evaluation are the same
-for all; their seeds are neither those of the demonstrations nor those of the other split. What is finished is kept in
---folder under a hash of all that determines it; the same command goes on where it was stopped.
+policy's tokenizer phase included; three times as many where it sees images), and sees one frame, which in Meta-World holds two.
+Episodes of evaluation are the same for all; their seeds are neither those of the demonstrations nor those of the other split.
+What is finished is kept in --folder under a hash of all that determines it; the same command goes on where it was stopped.
 
 --table tools/policy_bench/ablations.yaml --split development compares CARP with itself, a part of it changed at a time.
 
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="of the policies; tools/policy_bench/policies.yaml by default")
     parser.add_argument("--policies", help="names in the table, comma-separated; all by default")
     parser.add_argument("--tasks", help="names, or kinds: metaworld, simulated, detour; all of the split by default")
-    parser.add_argument("--steps", type=int, default=1500, help="of training, all phases together")
+    parser.add_argument("--steps", type=int, default=1500, help="of training, all phases together; from images three times")
     parser.add_argument("--episodes", type=int, default=200, help="of evaluation on each task")
     parser.add_argument("--seed", type=int, default=0, help="of the first training and of the policies' randomness")
     parser.add_argument("--seeds", type=int, default=1, help="number of training seeds")

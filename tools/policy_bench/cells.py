@@ -46,7 +46,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every policy is given. steps: of training, all phases. episodes: of evaluation."""
+    """What every policy is given. steps: of training, all phases, times what a task asks for. episodes: of evaluation."""
 
     steps: int = 1500
     batch_size: int = 64
@@ -66,7 +66,7 @@ def settings(contender: Contender, budget: Budget, seed: int, task: Task, data: 
     Raises:
         ConfigError: there is no such policy, or it lacks an argument.
     """
-    common = [f"train.steps={budget.steps}", f"train.batch_size={budget.batch_size}", f"train.seed={seed}"]
+    common = [f"train.steps={budget.steps * task.longer}", f"train.batch_size={budget.batch_size}", f"train.seed={seed}"]
     common += [*task.overrides, "train.num_checkpoints=1", "train.num_threads=1", "train.progress=false", f"data.path={data}"]
     config = to_plain(compose("train", [f"inputs={task.inputs}", *contender.train, *common, *budget.overrides]))
     config.pop("run_dir", None)

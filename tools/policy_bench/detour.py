@@ -154,6 +154,7 @@ class DetourTask:
     inputs: str = "auto"
     kind: str = "detour"
     overrides: tuple[str, ...] = (f"policy.action_horizon={DECISION}", f"policy.execute_horizon={DECISION}")
+    longer: int = 1
 
     @property
     def obstacles(self) -> tuple[Obstacle, ...]:

@@ -81,6 +81,7 @@ class MetaWorldTask:
     inputs: str = "auto"
     kind: str = "metaworld"
     overrides: tuple[str, ...] = ()
+    longer: int = 1
 
     def demonstrations(self, folder: Path) -> EpisodeStore:
         """50 successful episodes of the expert under noise; the dataset's `extra` counts the attempts."""

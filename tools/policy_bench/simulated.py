@@ -71,6 +71,11 @@ class SimulatedTask:
     kind: str = "simulated"
     overrides: tuple[str, ...] = ()
 
+    @property
+    def longer(self) -> int:
+        """See tasks.Task: an encoder of pictures has to be learned too."""
+        return 3 if self.inputs == "images" else 1
+
     def _kwargs(self) -> dict[str, Any]:
         sizes = {"image_size": IMAGE_SIZE, "num_points": NUM_POINTS}
         return {"randomization": RANDOMIZATION, "observation": list(self.observation), **sizes}

@@ -52,7 +52,7 @@ class Task(Protocol):
     """A task with demonstrations and environments in which episodes of policies run in lock step.
 
     kind: "metaworld", "simulated" or "detour". inputs: option of conf/inputs that its policies are given.
-    overrides: of conf/train.yaml, for all policies on this task.
+    overrides: of conf/train.yaml, for all policies on this task. longer: how many times as many training steps they get.
     """
 
     @property
@@ -63,6 +63,8 @@ class Task(Protocol):
     def inputs(self) -> str: ...  # noqa: D102
     @property
     def overrides(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def longer(self) -> int: ...  # noqa: D102
 
     def demonstrations(self, folder: Path) -> EpisodeStore:
         """The dataset of demonstrations, recorded below `folder` when it is not there."""
