@@ -149,6 +149,18 @@ def test_clouds_are_relative_to_the_gripper_whose_row_is_last():
         backbone("pointnet", 6, True)
 
 
+def test_noise_on_the_extras_touches_them_alone_and_in_training_only():
+    make = GripperCloud(OBSERVATION, extras=["opening"], extras_noise=0.2)
+    one = tensors(clouds(3))
+    clean, noisy = make(one), make(one, torch.Generator().manual_seed(0))
+    assert torch.equal(clean.points[:, :-1], noisy.points[:, :-1])
+    assert torch.equal(clean.points[:, -1, :-1], noisy.points[:, -1, :-1])
+    off = noisy.points[:, -1, -1] - clean.points[:, -1, -1]
+    assert 0 < off.abs().max() < 1
+    with pytest.raises(SpecError, match=r"extras_noise=-0\.1"):
+        GripperCloud(OBSERVATION, extras_noise=-0.1)
+
+
 @nets
 @pytest.mark.parametrize("dense", [True, False])
 def test_networks_look_at_sets_of_points_and_at_no_padding(net, dense):

@@ -21,7 +21,8 @@ class CloudEncoder(nn.Module):
         observation, obs_horizon, normalizer: see ObservationEncoder.
         dense: features at the gripper's row; False = one vector of the whole cloud ("direct vector").
         net: "balls" or "pointnet2". options: further arguments of it.
-        center, extras, unit, noise: see GripperCloud. action_dim: entries of an action that `net` attaches to every point.
+        center, extras, unit, noise, extras_noise: see GripperCloud.
+        action_dim: entries of an action that `net` attaches to every point.
     """
 
     def __init__(
@@ -37,11 +38,12 @@ class CloudEncoder(nn.Module):
         extras: Sequence[str] = (),
         unit: float = 0.2,
         noise: dict[str, Any] | None = None,
+        extras_noise: float = 0.0,
         action_dim: int = 0,
     ) -> None:
         super().__init__()
         self.keys, self.normalizer = tuple(observation), normalizer
-        self.cloud = GripperCloud(observation, center, extras, unit, noise)
+        self.cloud = GripperCloud(observation, center, extras, unit, noise, extras_noise)
         self.net = backbone(net, self.cloud.num_channels, dense, action_dim, **dict(options or {}))
         self.width = self.net.width
 

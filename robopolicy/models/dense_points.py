@@ -44,9 +44,11 @@ class GripperCloud(nn.Module):
         extras: names of further entries of STATE that the gripper's row carries.
         unit: length (m) that becomes 1.
         noise: randomisation of clouds in training, arguments of CloudNoise; None = none.
+        extras_noise: std of Gaussian noise on the normalised extras in training; keeps an actor from recognising single
+            demonstrations by entries that hardly vary.
 
     Raises:
-        SpecError: a feature or an entry that is not there.
+        SpecError: a feature or an entry that is not there, or a negative noise.
     """
 
     def __init__(
@@ -56,15 +58,18 @@ class GripperCloud(nn.Module):
         extras: Sequence[str] = (),
         unit: float = 0.2,
         noise: dict[str, Any] | None = None,
+        extras_noise: float = 0.0,
     ) -> None:
         super().__init__()
+        if not extras_noise >= 0:
+            raise SpecError(f"extras_noise={extras_noise} must not be negative")
         for key in (POINTS, STATE):
             if key not in observation:
                 raise SpecError(f"dense point networks need {key!r}; given: {sorted(observation)}")
         if len(center) != 3 or unit <= 0:
             raise SpecError(f"center={list(center)} must name three entries of {STATE!r}, unit={unit} must be positive")
         self.center, self.extras = observation[STATE].index_of(center), observation[STATE].index_of(extras)
-        self.unit, self.noise = unit, None if noise is None else CloudNoise(**noise)
+        self.unit, self.noise, self.extras_noise = unit, None if noise is None else CloudNoise(**noise), extras_noise
         self.classes = observation[POINTS].shape[-1] - 3
         self.num_channels = 3 + self.classes + 1 + len(self.extras)
 
@@ -84,8 +89,10 @@ class GripperCloud(nn.Module):
         gripper = torch.zeros_like(rows[:, :1])
         gripper[:, 0, 3 + self.classes] = 1.0
         if self.extras:
-            known = state if normalizer is None else normalizer.normalize(STATE, state)
-            gripper[:, 0, 4 + self.classes :] = known[:, self.extras]
+            known = (state if normalizer is None else normalizer.normalize(STATE, state))[:, self.extras]
+            if generator is not None and self.extras_noise:
+                known = known + self.extras_noise * torch.randn(known.shape, generator=generator, device=known.device)
+            gripper[:, 0, 4 + self.classes :] = known
         return Cloud(torch.cat([rows, gripper], 1), functional.pad(mask, (0, 1), value=True))
 
 
