@@ -97,6 +97,34 @@ class TrainConfig:
             raise ConfigError(f"train.{name}={getattr(self, name)!r} does not work: give {what}")
 
 
+@dataclass
+class SteerConfig:
+    """Types of the settings of steering beside its critics and candidates; see conf/steering and SteeredPolicy."""
+
+    num_samples: int = 16
+    rule: str = "lcb"
+    lcb: float = 1.0
+    margin: float = 1.0
+    min_gain: float | None = None
+    temperature: float = 1.0
+    scale_free: bool = True
+    heads: str = "mean"
+    veto: float = 0.5
+    support: float = 0.0
+    budget_ms: float | None = None
+
+
+@dataclass
+class PerturbConfig:
+    """Types of the settings of a perturbation; see policies.wrappers.Perturbed."""
+
+    std: float = 0.1
+    share: float = 0.5
+    scale: list[float] | None = None
+    fixed: list[str] | None = None
+    delay: dict[str, int] | None = None
+
+
 def build(node: Any, /, within: str | Sequence[str] = PACKAGE, **runtime: Any) -> Any:
     """The object that `node` = {_target_: dotted class, argument: value, ...} describes; nested nodes are built first.
 

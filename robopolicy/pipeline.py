@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,7 +67,7 @@ def collect_run(
     env_kwargs["nominal"] = {**env_kwargs.get("nominal", {}), "robot.disturbance": pushes}
     options: dict[str, Any] = {"levels": levels, "executor": make_executor(executor)}
     if checkpoint:
-        arm = replace(find_checkpoints(checkpoint)[-1], perturb=perturb or {})
+        arm = replace(find_checkpoints(checkpoint)[-1], perturb=_perturbation(perturb, "perturb"))
         identity = sha256(arm.checkpoint) + (json.dumps(dict(arm.perturb), sort_keys=True) if arm.perturb else "")
         options |= {"make_actor": partial(_actor, arm=arm), "actor_id": identity}
     elif episodes.get(ROLLOUT):
@@ -112,7 +113,7 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
         return reinforce_run(settings, *task_env(settings["task"], settings.get("randomization", "none")), run_dir)
     from robopolicy.data.branches import Branches
     from robopolicy.data.windows import MEMORY_GB
-    from robopolicy.evaluation.critic_quality import check_branches
+    from robopolicy.evaluation.critic_quality import check_branches, check_unseen
     from robopolicy.train import sources
     from robopolicy.train.loop import train
     from robopolicy.train.plan import seeded
@@ -141,7 +142,10 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
             kind,
         )
     if kind == "critic" and options.get("branches"):
-        check_branches(module, Branches.load(options["branches"]), options)
+        judges = Branches.load(options["branches"])
+        check_branches(module, judges, options)
+        if isinstance(source, sources.Branched):
+            check_unseen(source.branches, judges)
     windows = source.windows(module, options, train_config.seed)
     resolved = {key: value for key, value in settings.items() if key not in ("policy", "critic", "inputs", "run_dir")}
     resolved[kind] = settings[kind]
@@ -212,8 +216,10 @@ def chosen_critic(path: str | Path) -> Path:
     """The critic's checkpoint at `path`: of a run, the one that ranked branched rollouts best, else the last."""
     from robopolicy.evaluation import critic_quality
 
-    found = [Path(arm.checkpoint) for arm in find_checkpoints(path)]
-    return critic_quality.best_checkpoint(found, Path(path) / critic_quality.FILE)
+    arms = find_checkpoints(path)
+    if len(runs := sorted({str(arm.run) for arm in arms})) > 1:
+        raise ValueError(f"{path} holds {len(runs)} runs ({', '.join(runs)}): give one of them, or a checkpoint")
+    return critic_quality.best_checkpoint([Path(arm.checkpoint) for arm in arms], Path(path) / critic_quality.FILE)
 
 
 def _proven_gain(arm: Arm) -> float:
@@ -245,18 +251,20 @@ def _proven_gain(arm: Arm) -> float:
 def branch_run(settings: Mapping[str, Any]) -> list[str]:
     """The verb branch: try candidates of a checkpoint in states of its own episodes, and write what became of each.
 
+    Finished episodes are kept in `out`.parts: the same command goes on where it was stopped.
+
     Raises:
         ValueError: numbers that cannot work, or something at `out`, before any episode is played.
     """
     from robopolicy.evaluation.branches import Limits, Plan, branch
 
     arm = _one_checkpoint(settings["checkpoint"])
-    arm = replace(arm, instruction=settings["instruction"], perturb=settings["perturb"] or {})
+    arm = replace(arm, instruction=settings["instruction"], perturb=_perturbation(settings["perturb"], "perturb"))
     plan = Plan(
-        settings["states"],
-        settings["candidates"],
-        settings["rollouts"],
-        tuple(settings["observation"] or ()),
+        config.whole("states", settings["states"], 1),
+        config.whole("candidates", settings["candidates"], 1),
+        config.whole("rollouts", settings["rollouts"], 1),
+        tuple(config.texts("observation", settings["observation"] or [])),
         config.read(Limits, settings["limits"], "limits"),
     )
     out = Path(settings["out"])
@@ -265,8 +273,10 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
     suite = _suite(settings)
     facts: dict[str, Any] = {"checkpoint": arm.name, "checkpoint_sha": sha256(arm.checkpoint), "env_id": suite.env_id}
     facts |= {"env_kwargs": dict(suite.env_kwargs), "seed": settings["seed"]}
-    found = branch(arm, suite, plan, settings["num_workers"], make_executor(settings["executor"]), facts)
+    unfinished = out.with_name(f"{out.name}.parts")
+    found = branch(arm, suite, plan, settings["num_workers"], make_executor(settings["executor"]), facts, unfinished)
     found.save(out)
+    shutil.rmtree(unfinished)
     worth, success = found.values(), found.success.mean(2)
     events = ", ".join(f"{name} {found.unsafe([name]).mean():.1%}" for name in found.events)
     rates = success[:, 0].mean(), success.mean(), success.max(1).mean()
@@ -300,14 +310,33 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
             raise ValueError(f"steer.{alone[0]}={steer[alone[0]]} does nothing without a critic: give steer.critic=RUN")
         return arm
     options = {key: value for key, value in steer.items() if key not in ("critic", "safety", "perturb", "prove")}
-    critic, safety = (str(chosen_critic(steer[key])) if steer.get(key) else None for key in ("critic", "safety"))
-    perturb = steer.get("perturb") or {}
+    config.read(config.SteerConfig, options, "steer")
+    critic, safety = (_chosen(steer.get(key), f"steer.{key}") for key in ("critic", "safety"))
+    perturb = _perturbation(steer.get("perturb"), "steer.perturb")
     found = replace(arm, name=f"{arm.name}+steer", critic=critic, safety=safety, perturb=perturb, steer=options)
     if steer.get("prove"):
         return replace(found, steer={**options, "min_gain": 0.0})
     if options.get("min_gain", 0.0) is None:
         return replace(found, steer={**options, "min_gain": _proven_gain(found)})
     return found
+
+
+def _chosen(path: Any, name: str) -> str | None:
+    if not path:
+        return None
+    if not isinstance(path, str | Path):
+        raise config.ConfigError(f"{name}={path!r} does not work: give one run or checkpoint")
+    return str(chosen_critic(path))
+
+
+def _perturbation(node: Any, name: str) -> dict[str, Any]:
+    """Keyword arguments of Perturbed from a setting, null = none."""
+    if node is None or node == {}:
+        return {}
+    if not isinstance(node, Mapping):
+        raise config.ConfigError(f"{name}={node!r} does not work: give {name}='{{std: 0.2, share: 0.5}}'")
+    config.read(config.PerturbConfig, node, name)
+    return dict(node)
 
 
 def evaluate_arms(
@@ -336,10 +365,11 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
     pairs = [(arm, other) for arm in arms if (other := steered(arm, steer)) is not arm]
     for _, other in pairs:
         arm_policy(other)  # what does not fit is refused before anything is played
-        known = 0 if steer["prove"] else proof.seen(other, suite)
+        played = proof.seen(other, suite)  # or an error, where the record cannot be read
+        known = 0 if steer["prove"] else played
         if known:
             logger.warning(
-                "%d of the %d worlds proved %s: its gain in them is no news; give another seed",
+                "%d of the %d worlds were played to prove %s: its gain in them is no news; give another seed",
                 known,
                 len(suite.seeds),
                 other.name,
@@ -362,11 +392,20 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
         )
         if steer["prove"]:
             outcomes = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
-            attempt = proof.record(other, proof.worlds(suite, settings["seed"]), outcomes)
-            verdict, number = "proven" if attempt["proven"] else "not proven", attempt["attempt"]
-            asked = f"one-sided p of at most {proof.LEVEL / number:.3g} asked for"
-            lines.append(f"{other.name}: {verdict} (attempt {number}, {asked}), written for steer.min_gain=null")
+            lines.append(_recorded(other, proof.worlds(suite, settings["seed"]), outcomes))
     return lines
+
+
+def _recorded(arm: Arm, played: Mapping[str, Any], outcomes: Mapping[str, Any]) -> str:
+    from robopolicy.evaluation import proof
+
+    try:
+        attempt = proof.record(arm, played, outcomes)
+    except OSError as error:  # the episodes are worth more than the file
+        return f"{arm.name}: this could not be kept beside the critic, so the gate does not know of it: {error}"
+    verdict, number = "proven" if attempt["proven"] else "not proven", attempt["attempt"]
+    asked = f"one-sided p of at most {proof.level(number):.3g} asked for"
+    return f"{arm.name}: {verdict} (attempt {number}, {asked}), written for steer.min_gain=null"
 
 
 def _draw_decision(pairs: Sequence[tuple[Arm, Arm]], suite: Suite, picture: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import queue
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,16 +168,34 @@ def test_a_budget_is_kept_and_candidate_zero_is_always_there():
     assert np.array_equal(first.candidates[:, :8], policy.sample(looking(), 8, 3))
     assert len(np.unique(first.candidates[0, :, 0, 0])) == first.candidates.shape[1]  # later blocks bring new ones
     assert steered.critic.encoded == 1
-    with pytest.raises(SpecError, match="budget_ms=30"):
-        steered.sample(looking(), 60, seed=3)
+    assert steered.sample(looking(), 60, seed=3).shape[1] == 60  # who asks for so many gets them, late
     slow = SteeredPolicy(timed(clock, Numbered(), 0.01), Liking(), num_samples=64, budget_ms=30, clock=clock)
     slow.decide(looking(), seed=3)  # finds out
     second = slow.decide(looking(), seed=3)
     assert second.candidates.shape[1] == 1
     assert second.index[0] == 0
     assert second.seconds <= 0.03
+    assert slow.sample(looking(), 4, seed=3).shape[1] == 4  # unscored
     whole = SteeredPolicy(Numbered(), Liking(), num_samples=64, budget_ms=1e9).decide(looking(), 3)
     assert whole.candidates.shape[1] == 64
+
+
+def test_a_veto_is_not_skipped_for_want_of_time(caplog):
+    clock = Clock()
+    options = {"num_samples": 16, "budget_ms": 30, "clock": clock, "safety": Liking(lambda x: np.where(x == 0, 0.99, 0.0))}
+    steered = SteeredPolicy(timed(clock, Numbered(), 0.01), Liking(), **options)
+    for seed in range(3):
+        decision = steered.decide(looking(), seed)
+        assert decision.index[0] > 0
+        assert not decision.allowed[0, 0]
+    assert caplog.text.count("decisions are late") == 1
+
+
+def test_values_that_are_not_finite_choose_nothing():
+    broken = Liking(lambda x: np.where(x == x.max(), np.nan, x))
+    for given in ({"critic": broken}, {"critic": Liking(), "safety": broken}):
+        with pytest.raises(SpecError, match="not finite"):
+            SteeredPolicy(Numbered(), **given).decide(looking(), 0)
 
 
 def test_one_encoding_and_one_batch_a_decision():
@@ -298,6 +317,34 @@ def test_a_critic_of_other_actions_is_refused_when_it_is_paired():
                 SteeredPolicy(policy, critic)
             with pytest.raises(SpecError, match="action entry"):
                 check_ranges(Perturbed(policy, 0.1), critic)
+
+
+def test_a_critic_whose_data_spans_far_more_is_refused_and_one_entry_that_it_hardly_saw_is_warned_of(caplog):
+    torch.manual_seed(0)
+    policy = fitted(BehaviourCloningPolicy(OBSERVATION, ACTIONS, 20.0), 0.1)
+    with pytest.raises(SpecError, match=r"at most 0.001 of the range"):
+        SteeredPolicy(policy, fitted(SuccessCritic(OBSERVATION, ACTIONS, 20.0, hidden=8), 100.0))
+    three = FeatureSpec((3,), unit="m", names=("x", "y", "gripper"))
+    moving, state = np.linspace(-1, 1, 100), vector_statistics(np.linspace(-1, 1, 100)[:, None] * np.ones(3))
+    pair = [BehaviourCloningPolicy(OBSERVATION, three, 20.0), SuccessCritic(OBSERVATION, three, 20.0, hidden=8)]
+    for module, scale in zip(pair, (1.0, 0.1), strict=True):
+        module.fit({STATE: state, ACTION: vector_statistics(np.stack([moving, moving * scale, moving], 1))})
+    SteeredPolicy(*(module.eval() for module in pair))
+    assert "action entry y of the policy usually lies in -1 .. 1" in caplog.text
+
+
+def test_a_support_penalty_needs_remembered_pairs_and_two_critics_see_the_same():
+    torch.manual_seed(0)
+    policy = fitted(BehaviourCloningPolicy(OBSERVATION, ACTIONS, 20.0), 0.1)
+    critic = fitted(SuccessCritic(OBSERVATION, ACTIONS, 20.0, hidden=8), 0.1)
+    with pytest.raises(ValueError, match=r"critic\.support_size=N"):
+        SteeredPolicy(policy, critic, support=0.1)
+    other = {"observation.images.front": FeatureSpec((8, 8, 3), "uint8"), **OBSERVATION}
+    larger = {**other, "observation.images.front": FeatureSpec((16, 16, 3), "uint8")}
+    ours, theirs = Liking(), Liking()
+    ours.spec, theirs.spec = (replace(each.spec, observation=seen) for each, seen in ((ours, other), (theirs, larger)))
+    with pytest.raises(SpecError, match=r"images\.front.* for the critic and .* for the safety critic"):
+        SteeredPolicy(Numbered(), ours, safety=theirs)
 
 
 def test_a_critic_of_the_same_constant_entry_fits_and_one_of_another_constant_is_refused():

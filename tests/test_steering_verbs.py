@@ -1,6 +1,7 @@
 """branch, train critic=..., evaluate steer.critic=...: the verbs work together. Tiny networks: no claim of gains."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from PIL import Image
 from robopolicy import pipeline
 from robopolicy.config import compose, to_plain
 from robopolicy.data.branches import Branches
+from robopolicy.evaluation import branches as branches_module
 from robopolicy.evaluation.branches import Plan, branch
 from robopolicy.evaluation.critic_quality import NEVER
-from robopolicy.evaluation.proof import FILE, attempts, is_proven, record, worlds
+from robopolicy.evaluation.proof import FILE, LEVEL, attempts, is_proven, level, record, recorded, worlds
 from robopolicy.evaluation.rollout import Suite
 from robopolicy.policies.load import load_critic
 from robopolicy.policies.wrappers import Perturbed
@@ -34,10 +36,12 @@ def trained(folder, data, *overrides):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Episodes, a policy, and branches of it."""
+    """Episodes (dense: with progress for a reward), a policy, and two sets of branches of it."""
     folder = tmp_path_factory.mktemp("steering")
     task = settings("collect", OBSERVED, SHORT, "path=x")["task"]
     pipeline.collect_run(folder / "data", task, "none", {"expert": 2, "random": 1}, seed=0, num_workers=0)
+    dense = {**task, "env": {**task["env"], "reward": "dense"}}
+    pipeline.collect_run(folder / "dense", dense, "none", {"expert": 2, "random": 1}, seed=0, num_workers=0)
     policy = trained(folder / "policy", folder / "data", "policy=bc")[-1]
     given = [
         "checkpoint=" + str(policy),
@@ -48,6 +52,8 @@ def made(tmp_path_factory):
         "num_workers=0",
     ]
     lines = pipeline.branch_run(settings("branch", OBSERVED, SHORT, *given, "perturb={std: 0.3, share: 1.0}"))
+    others = ["perturb={std: 0.3, share: 1.0}", f"out={folder / 'judging'}", "seed=7100"]
+    pipeline.branch_run(settings("branch", OBSERVED, SHORT, *given, *others))
     return folder, policy, lines
 
 
@@ -90,7 +96,7 @@ def test_critics_train_and_are_judged(made, kind, tmp_path):
     folder, policy, _ = made
     more = [f"critic={kind}", f"data.branches={folder / 'branches'}", "critic.support_size=16"]
     more += [f"data.proposals.checkpoint={policy}", "data.proposals.num=2"] if kind == "cal_ql" else []
-    found = trained(tmp_path / "critic", folder / "data", *more)
+    found = trained(tmp_path / "critic", folder / ("dense" if kind == "progress" else "data"), *more)
     measured = json.loads((tmp_path / "critic" / "quality.json").read_text())["checkpoints"]
     assert list(measured) == [checkpoint.name for checkpoint in found]
     assert pipeline.chosen_critic(tmp_path / "critic") in found
@@ -116,10 +122,10 @@ def test_branches_that_lack_what_a_critic_sees_are_refused_before_it_is_trained(
 
 def test_a_critic_of_risk_is_judged_on_what_was_unsafe(made, tmp_path):
     folder, _, _ = made
-    more = ["critic=safety", "data.events=[force]", "data.event_horizon=9", f"data.branches={folder / 'branches'}"]
+    more = ["critic=safety", "data.events=[force]", "data.event_horizon=9", f"data.branches={folder / 'judging'}"]
     found = trained(tmp_path / "safety", folder / "branches", *more)
     measured = json.loads((tmp_path / "safety" / "quality.json").read_text())["checkpoints"][found[-1].name]
-    seen, _ = Branches.load(folder / "branches").split(0.5)
+    seen, _ = Branches.load(folder / "judging").split(0.5)
     assert np.average(measured["calibration"]["worth"], weights=measured["calibration"]["count"]) == pytest.approx(
         seen.unsafe(["force"], 9).mean()
     )
@@ -167,7 +173,7 @@ def steered(steering, *overrides):
     )
 
 
-WON = {"only_base": 2, "only_steered": 11, "p_value": 0.02}
+WON = {"only_base": 1, "only_steered": 11, "p_value": 0.006}
 LOST = {"only_base": 6, "only_steered": 7, "p_value": 1.0}
 
 
@@ -176,7 +182,7 @@ def test_a_proof_opens_the_gate_for_the_settings_that_were_played(steering, capl
     assert steered(steering).steer["min_gain"] == 0.0  # nothing was tried
     assert record(steered(steering), played, WON)["proven"]
     assert steered(steering).steer["min_gain"] == 0.0
-    for other in ("steer.num_samples=64", "steer.rule=softmax", "steer.perturb={std: 0.2}", "steer.veto=0.4"):
+    for other in ("steer.num_samples=64", "steer.rule=softmax", "steer.perturb={std: 0.2}", "steer.heads=min"):
         caplog.clear()
         assert steered(steering, other).steer["min_gain"] == NEVER
         name = other.partition("=")[0].removeprefix("steer.")
@@ -192,11 +198,88 @@ def test_every_further_attempt_has_to_be_surer_and_the_latest_decides(steering):
     assert record(arm, suites[0], LOST)["attempt"] == len(attempts(arm)) == 1  # the same question again
     assert record(arm, suites[1], WON)["attempt"] == 2
     assert steered(steering).steer["min_gain"] == 0.0
-    assert not record(arm, suites[2], {**WON, "p_value": 0.04})["proven"]  # 0.02 one-sided, three attempts
+    assert not record(arm, suites[2], {**WON, "p_value": 0.01})["proven"]  # 0.005 one-sided, 0.05 / 12 asked for
     assert steered(steering).steer["min_gain"] == NEVER
-    assert record(arm, suites[3], {**WON, "p_value": 0.02})["proven"]
+    assert record(arm, suites[3], {**WON, "p_value": 0.004})["proven"]
     assert steered(steering).steer["min_gain"] == 0.0
-    assert [is_proven(2, 11, 0.04, n) for n in (1, 2, 3)] == [True, True, False]
+    assert [is_proven(2, 11, 0.016, n) for n in (1, 2, 3)] == [True, True, False]
+    assert sum(level(n) for n in range(1, 2000)) == pytest.approx(LEVEL, rel=1e-3)
+
+
+def test_attempts_with_other_checkpoints_of_a_run_count_and_a_critic_taken_out_of_its_run_keeps_its_own(steering, tmp_path):
+    arm, critic = steering
+    first, last = (pipeline.steered(arm, {"critic": str(each)}) for each in sorted((critic / "checkpoints").glob("step_*")))
+    record(first, worlds(Suite.draw("s", "x", {}, 20, 1, "select"), 1), LOST)
+    assert recorded(last) == (None, [])
+    assert record(last, worlds(Suite.draw("s", "x", {}, 20, 2, "select"), 2), WON)["attempt"] == 2
+    shutil.copytree(str(last.critic), tmp_path / "shelf" / "mine")
+    alone = pipeline.steered(arm, {"critic": str(tmp_path / "shelf" / "mine")})
+    record(alone, worlds(Suite.draw("s", "x", {}, 20, 1, "select"), 1), LOST)
+    assert (tmp_path / "shelf" / "mine" / FILE).is_file()
+    load_critic(str(alone.critic))
+    for name in "ab":
+        shutil.copytree(critic, tmp_path / "runs" / name)
+    with pytest.raises(ValueError, match="holds 2 runs"):
+        pipeline.steered(arm, {"critic": str(tmp_path / "runs")})
+
+
+def test_a_record_that_cannot_be_read_is_named_before_anything_is_played(steering):
+    (steering[1] / FILE).write_text('{"attempts": ')
+    given = [f"checkpoint={steering[0].checkpoint}", f"steer.critic={steering[1]}", "episodes=2", "num_workers=0"]
+    with pytest.raises(ValueError, match=r"proof\.json is no record of proofs"):
+        pipeline.evaluate_run(settings("evaluate", OBSERVED, SHORT, *given, "steer.prove=true", "steer.min_gain=0"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("perturb={sdt: 0.2}", r"unknown key 'steer\.perturb\.sdt': did you mean 'std'"),
+        ("perturb=0.2", r"give steer\.perturb="),
+        ("margin=null", r"steer\.margin"),
+        ("min_gain=yes", r"steer\.min_gain"),
+        ("critic=[a]", r"steer\.critic=\['a'\] does not work: give one run"),
+    ],
+)
+def test_settings_of_steering_that_cannot_work_are_named(steering, given, message):
+    with pytest.raises(ValueError, match=message):
+        steered(steering, f"steer.{given}")
+
+
+def test_a_critic_is_not_judged_by_what_it_was_trained_on(made, tmp_path):
+    folder, _, _ = made
+    with pytest.raises(ValueError, match="share 2 episodes"):
+        trained(tmp_path / "critic", folder / "branches", "critic=success", f"data.branches={folder / 'branches'}")
+
+
+def test_progress_needs_dense_rewards(made, tmp_path):
+    with pytest.raises(ValueError, match=r"reward=dense"):
+        trained(tmp_path / "critic", made[0] / "data", "critic=progress")
+    with pytest.raises(ValueError, match="gamma below 1"):
+        trained(tmp_path / "critic", made[0] / "data", "critic=progress", "critic.gamma=1.0")
+
+
+def test_branching_goes_on_where_it_was_stopped(made, tmp_path, monkeypatch):
+    _, policy, _ = made
+    given = [OBSERVED, SHORT, f"checkpoint={policy}", f"out={tmp_path / 'b'}", "states=2", "candidates=2", "num_workers=0"]
+    pipeline.branch_run(settings("branch", *given, "episodes=3", "out=" + str(tmp_path / "whole")))
+    real = branches_module.branch_episode
+
+    def stopped(unit):
+        if len(list((tmp_path / "b.parts").iterdir())) == 3:  # the plan and two episodes
+            raise KeyboardInterrupt
+        return real(unit)
+
+    monkeypatch.setattr(branches_module, "branch_episode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.branch_run(settings("branch", *given, "episodes=3"))
+    played = []
+    monkeypatch.setattr(branches_module, "branch_episode", lambda unit: played.append(unit[0]) or real(unit))
+    with pytest.raises(SpecError, match=r"b\.parts holds episodes that were branched with another plan"):
+        pipeline.branch_run(settings("branch", *given, "episodes=3", "rollouts=2"))
+    pipeline.branch_run(settings("branch", *given, "episodes=3"))
+    assert len(played) == 1
+    assert Branches.load(tmp_path / "b").hash == Branches.load(tmp_path / "whole").hash
+    assert not (tmp_path / "b.parts").exists()
 
 
 def test_a_report_in_the_worlds_of_the_proof_is_warned_of(steering, caplog):
@@ -205,7 +288,7 @@ def test_a_report_in_the_worlds_of_the_proof_is_warned_of(steering, caplog):
     for seed, warned in ((41, False), (40, True)):
         caplog.clear()
         pipeline.evaluate_run(settings("evaluate", *given, "episodes=1", f"seed={seed}"))
-        assert ("1 of the 1 worlds" in caplog.text) == warned
+        assert ("1 of the 1 worlds were played to prove" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("name", ["safety=x", "prove=true", "perturb={std: 0.2}"])

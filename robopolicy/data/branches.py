@@ -70,7 +70,7 @@ class Branches:
         return (self.success * gamma ** (self.steps - 1.0)).mean(2)
 
     def progress_values(self, gamma: float) -> Array:
-        """Discounted mean of the progress that follows [S, K, M], the last value going on for ever."""
+        """Discounted mean of the progress that follows [S, K, M], the last value going on for ever. gamma: below 1."""
         weights = (1 - gamma) * gamma ** np.arange(self.progress.shape[-1])
         weights[-1] /= 1 - gamma
         return self.progress @ weights

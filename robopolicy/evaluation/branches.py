@@ -7,17 +7,21 @@ render; so branch in the world in which the critic will be used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
-from robopolicy.data.branches import NEVER, Branches, concatenate
+from robopolicy.data.branches import NEVER, Branches, concatenate, is_branches
 from robopolicy.data.collect import environment, robot_env
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, env_task, observing
 from robopolicy.executor import Executor, map_units
+from robopolicy.files import atomic_write
 from robopolicy.policies.wrappers import ChunkExecutor, Watching
 from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Observation, Policy, SpecError
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from robopolicy.sim.env import RobotEnv
 
 EVENTS = ("collision", "drop", "force")
+PLAN = "plan.json"  # what a folder of finished episodes is of
 HELD = 0.1  # N: a finger that presses with less does not hold
 
 
@@ -231,6 +236,42 @@ def _seed(number: int | None, rollout: int) -> int:
     return int(np.random.SeedSequence([number or 0, rollout]).generate_state(1)[0])
 
 
+def kept_episode(unit: tuple[int, Arm, Suite, Plan], folder: Path) -> Branches | None:
+    """See branch_episode; what is in `folder` is read, what is not is put there."""
+    part, none = folder / str(unit[0]), folder / f"{unit[0]}.none"
+    if none.is_file():
+        return None
+    if not is_branches(part):
+        found = branch_episode(unit)
+        if found is None:
+            none.touch()
+            return None
+        found.save(part)
+    return Branches.load(part)
+
+
+def open_parts(folder: Path, arm: Arm, plan: Plan, facts: Mapping[str, Any]) -> None:
+    """Make the folder of finished episodes, or check that those in it are of this arm, plan and `facts`.
+
+    Raises:
+        SpecError: they are of others.
+    """
+    asked = {**facts, "plan": asdict(plan), "perturb": dict(arm.perturb), "instruction": arm.instruction}
+    asked = json.loads(json.dumps({name: value for name, value in asked.items() if name != "checkpoint"}))
+    file = folder / PLAN
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, (json.dumps(asked, indent=1) + "\n").encode())
+        return
+    known = json.loads(file.read_text())
+    other = [name for name in {**asked, **known} if asked.get(name) != known.get(name)]
+    if other:
+        raise SpecError(
+            f"{folder} holds episodes that were branched with another {other[0]} ({known.get(other[0])!r}, now "
+            f"{asked.get(other[0])!r}): remove it, or give the settings that it was made with, to go on"
+        )
+
+
 def branch(
     arm: Arm,
     suite: Suite,
@@ -238,14 +279,22 @@ def branch(
     num_workers: int | None = None,
     executor: Executor | None = None,
     facts: Mapping[str, Any] | None = None,
+    parts_folder: Path | None = None,
 ) -> Branches:
     """Branches of the arm's own episodes in the suite. Independent of the processes.
 
+    parts_folder: where finished episodes are kept, so that a stopped call goes on; the caller removes it. None = nowhere.
+
     Raises:
-        SpecError: no decision was made in any episode, or the environment cannot be branched.
+        SpecError: no decision was made in any episode, the environment cannot be branched, or kept episodes are of other
+            settings.
     """
     units = [(seed, arm, suite, plan) for seed in suite.seeds]
-    found = map_units(branch_episode, units, num_workers, "branch", executor=executor, unit_name="episode")
+    work: Callable[[tuple[int, Arm, Suite, Plan]], Branches | None] = branch_episode
+    if parts_folder is not None:
+        open_parts(parts_folder, arm, plan, facts or {})
+        work = partial(kept_episode, folder=parts_folder.absolute())
+    found = map_units(work, units, num_workers, "branch", executor=executor, unit_name="episode")
     parts = [part for part in found if part is not None]
     if not parts:
         raise SpecError(f"{arm.name} made no decision in {len(suite.seeds)} episodes of {suite.name}")

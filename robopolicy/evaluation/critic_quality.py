@@ -183,12 +183,32 @@ def check_branches(critic: object, branches: Branches, data: Mapping[str, Any] |
                 f"the critic looks at {key!r}, which the branches (data.branches) do not have: give it what they have, e.g. "
                 f"inputs.observation_keys=[{have}], or branch with observation=[...]"
             )
+        seen = branches.spec.features.get(key)
+        if seen is not None and seen.shape != spec.observation[key].shape:
+            raise ValueError(f"the critic looks at {key!r} of {spec.observation[key].shape}, the branches have {seen.shape}")
+    if branches.spec.fps != spec.control_hz:
+        raise ValueError(
+            f"the critic scores steps at {spec.control_hz} Hz, those of the branches are at {branches.spec.fps} Hz"
+        )
     if branches.spec.action.shape != spec.action.shape:
         mine, theirs = spec.action.shape[0], branches.spec.action.shape[0]
         raise ValueError(f"the critic scores actions of {mine} entries, those of the branches have {theirs}")
     BranchWindows(branches, tuple(spec.observation), spec.obs_horizon, spec.execute_horizon)
     worth(critic, branches, data)
     return critic
+
+
+def check_unseen(trained_on: Branches, judges: Branches) -> None:
+    """Raises ValueError where the branches that a critic is trained on and those that judge it are of the same episodes."""
+    worlds = ("env_id", "env_kwargs")
+    if any(trained_on.facts.get(name) != judges.facts.get(name) for name in worlds):
+        return
+    shared = np.intersect1d(trained_on.seeds, judges.seeds)
+    if len(shared):
+        raise ValueError(
+            f"data.path and data.branches share {len(shared)} episodes: a critic knows what it was trained on; "
+            "branch others to judge it by, with another seed"
+        )
 
 
 def judge(checkpoints: Sequence[Path], branches: Branches, file: Path | None = None) -> dict[str, Quality]:

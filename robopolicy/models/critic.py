@@ -196,6 +196,11 @@ class ChunkCritic(Trainable):
         """
         return self.values(context, self.chunks(actions, context.shape[1], self.execute_horizon)).float().cpu().numpy()
 
+    @property
+    def remembers(self) -> bool:
+        """Whether `distance` has pairs to compare with."""
+        return self.support.filled > 1
+
     @torch.no_grad()
     def distance(self, context: Contexts, actions: Array) -> Array:
         """How far prefixes [B, N, h, A] are from the data in such situations, float32 [B, N]; see Support.distance."""
@@ -289,6 +294,8 @@ class ProgressCritic(OutcomeCritic):
 
     def __init__(self, observation: Features, action: FeatureSpec, control_hz: float, **options: Unpack[CriticOptions]) -> None:
         super().__init__(observation, action, control_hz, **options)
+        if self.gamma == 1:
+            raise ValueError("gamma=1: a discounted mean of progress needs a gamma below 1")
         self.state_heads = StateHeads(self.num_heads, self.context_width, options.get("hidden", 128))
         self.successor_horizon = self.execute_horizon
 

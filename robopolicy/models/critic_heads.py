@@ -50,7 +50,10 @@ class ValueOutput(nn.Module):
         return raw.float().softmax(-1) @ self.get_buffer("centres")
 
     def error(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy [...] to `target` [...] in [0, 1]; its minimum over a distribution of targets has their mean."""
+        """Cross-entropy [...] to `target` [...] in [0, 1]; its minimum over a distribution of targets has their mean.
+
+        Nearly so within 3 `spread` bins of 0 and 1 for "hl_gauss": of targets that are all 0 it is 0.014 with 51 bins.
+        """
         target = target.expand(raw.shape[:-1])
         if self.kind == "probability":
             return functional.binary_cross_entropy_with_logits(raw.squeeze(-1).float(), target.float(), reduction="none")

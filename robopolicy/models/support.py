@@ -54,11 +54,19 @@ class Support(nn.Module):
         asked = bank.join(context_BD.unsqueeze(1).expand(-1, num, -1), actions_BNHA.flatten(2))
         return torch.cdist(asked.flatten(0, 1), bank.pairs).amin(1).view(asked.shape[:2]) / bank.unit
 
+    @property
+    def filled(self) -> int:
+        """How many pairs are remembered."""
+        return int(self._used().sum())
+
+    def _used(self) -> Tensor:
+        return self.get_buffer("chunks")[:, 0] < EMPTY if self.size else torch.zeros(0, dtype=torch.bool)
+
     def _bank_now(self) -> _Bank:
         """The remembered pairs, made ready; again only after some were added or loaded."""
         seen = (int(self.get_buffer("place")), self.get_buffer("place")._version, self.get_buffer("chunks").device)
         if self._bank is None or self._bank[0] != seen:
-            used = self.get_buffer("chunks")[:, 0] < EMPTY if self.size else torch.zeros(0, dtype=torch.bool)
+            used = self._used()
             if used.sum() < 2:
                 raise ValueError("this critic remembers no pairs: train it with support_size=2048 to use steer.support")
             self._bank = seen, _Bank.of(self.get_buffer("contexts")[used], self.get_buffer("chunks")[used], self.beta)

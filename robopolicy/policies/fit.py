@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from robopolicy.spec import ACTION, VALUE, Array, Critic, FeatureSpec, Policy, PolicySpec, SpecError
+from robopolicy.spec import ACTION, VALUE, Array, Critic, Features, FeatureSpec, Policy, PolicySpec, SpecError
 
 logger = logging.getLogger(__name__)
 
-FAR = 5.0  # half ranges of the critic's data: further out than that two scales differ, not two habits
+FAR = 5.0  # half ranges of the critic's data: where most entries go further than that two scales differ, not two habits
+NEVER_DONE = 1000.0  # half ranges: what the critic's data holds still
+NARROW = 0.04  # of the critic's half range: chunks that differ so little look all alike to it
 
 
 def policy_spec(policy: Policy) -> PolicySpec:
@@ -36,10 +38,15 @@ def check_fit(policy: Policy, critic: Critic) -> None:
         logger.warning(
             "the critic was trained on %d executed steps, the policy executes %d", theirs.execute_horizon, ours.execute_horizon
         )
-    for key in ours.observation.keys() & theirs.observation.keys():
-        if replace(ours.observation[key], values=()) != replace(theirs.observation[key], values=()):
-            raise SpecError(f"{key!r} is {ours.observation[key]} for the policy and {theirs.observation[key]} for the critic")
+    check_observations(ours.observation, theirs.observation, "policy", "critic")
     check_ranges(policy, critic)
+
+
+def check_observations(ours: Features, theirs: Features, we: str, they: str) -> None:
+    """Raises SpecError where both see a key, and not the same there."""
+    for key in ours.keys() & theirs.keys():
+        if replace(ours[key], values=()) != replace(theirs[key], values=()):
+            raise SpecError(f"{key!r} is {ours[key]} for the {we} and {theirs[key]} for the {they}")
 
 
 def check_role(critic: Critic, role: str) -> None:
@@ -51,7 +58,8 @@ def check_role(critic: Critic, role: str) -> None:
 
 
 def check_ranges(policy: object, critic: object) -> None:
-    """Raises SpecError where the policy's usual actions lie far outside those that the critic was trained on.
+    """Raises SpecError where the policy's usual actions lie far outside those that the critic was trained on, or all at one
+    point of them. A few entries that go further than the critic's data are warned of: rollouts may hardly move some.
 
     Both normalise on their own, and hand physical units over, so that differing statistics do no harm; but a critic knows
     nothing of actions that its data did not have. Not checked where one of them does not say (a policy behind a socket).
@@ -61,14 +69,24 @@ def check_ranges(policy: object, critic: object) -> None:
         return
     centre, half = (theirs[1] + theirs[0]) / 2, np.maximum((theirs[1] - theirs[0]) / 2, 1e-9)
     reach = np.maximum(np.abs(ours[0] - centre), np.abs(ours[1] - centre)) / half
+    mine = (ours[1] - ours[0]) / 2
+    moves = mine > mine.max() * 1e-6
+    if moves.any() and (mine[moves] < NARROW * half[moves]).all():
+        raise SpecError(
+            f"the policy's actions usually span at most {(mine / half)[moves].max():.3g} of the range of the critic's data: it "
+            "could not tell them apart; train it on rollouts of the policy too"
+        )
     if (reach > FAR).any():
         entry = int(reach.argmax())
         feature: FeatureSpec | None = getattr(getattr(policy, "spec", None), "action", None)
         name = feature.names[entry] if feature is not None and feature.names else str(entry)
-        raise SpecError(
+        told = (
             f"action entry {name} of the policy usually lies in {ours[0][entry]:.6g} .. {ours[1][entry]:.6g}, that of the "
             f"critic's data in {theirs[0][entry]:.6g} .. {theirs[1][entry]:.6g}: train it on rollouts of the policy too"
         )
+        if (reach > NEVER_DONE).any() or np.median(reach) > FAR:
+            raise SpecError(told)
+        logger.warning("%s, if it was not", told)
 
 
 def action_range(of: object) -> tuple[Array, Array] | None:

@@ -110,10 +110,19 @@ def progress(store: EpisodeStore, episodes: Sequence[int], module: Trainable) ->
     """Discounted rewards float32 [n] at every step of the episodes, by the module's gamma.
 
     Raises:
-        SpecError: rewards outside [0, 1].
+        SpecError: rewards outside [0, 1], or sparse ones.
     """
     windows = Windows(store, (), 1, 1, (REWARD,), episodes)
     rewards = windows.values(REWARD)
+    dense = (
+        "a critic of progress needs a dense reward (collect with +task.env.reward=dense); for success alone take critic=success"
+    )
+    parts = np.split(rewards, np.cumsum(windows.lengths)[:-1])
+    sparse = sum(len(part) > 1 and part[-1] == 1 and not part[:-1].any() for part in parts)
+    if sparse:
+        raise SpecError(f"{sparse} of {len(parts)} episodes have no reward but 1 at their last step: {dense}")
+    if not rewards.any():
+        raise SpecError(f"{REWARD!r} is 0 everywhere: {dense}")
     if rewards.min() < 0 or rewards.max() > 1:
         raise SpecError(f"{REWARD!r} lies in {rewards.min():.3g} .. {rewards.max():.3g}; a critic of progress needs 0 .. 1")
     return discounted_rewards(rewards, windows.lengths, getattr(module, "gamma", 0.99))
@@ -144,6 +153,12 @@ def plain_windows(
 def proposed(store: EpisodeStore, policy: Policy, episodes: Sequence[int], num: int, horizon: int, seed: int) -> Array:
     """The first `horizon` steps of `num` chunks that `policy` proposes at every step of the episodes, float32 [n, N, h, A]."""
     spec = policy.spec
+    for name in ("shape", "unit", "names"):
+        mine, its = getattr(store.spec.action, name), getattr(spec.action, name)
+        if mine != its:
+            raise SpecError(f"data.proposals: the data's actions have {name} {mine}, those of the policy {its}")
+    if spec.control_hz != store.spec.fps:
+        raise SpecError(f"data.proposals: the data has {store.spec.fps} steps a second, the policy {spec.control_hz}")
     if spec.action_horizon < horizon:
         raise SpecError(f"the critic scores {horizon} steps, the policy's chunks have {spec.action_horizon}")
     windows = Windows(store, tuple(spec.observation), spec.obs_horizon, horizon, (), episodes)
@@ -165,13 +180,17 @@ def target_weights(
     """Weights float32 [n] of the windows of `episodes`: 1 in the target domain, elsewhere P_target / P_simulator of what
     followed the chunk (H2O, arXiv 2206.13464), scaled to a mean of 1 there.
 
+    Dynamics are seen in the vectors that the module looks at; where it looks at none, in all that were recorded.
+
     Raises:
         SpecError: no vector observations to see the dynamics in, or a ratio that cannot be trusted; it says why.
     """
-    keys = [key for key, feature in module.spec.observation.items() if is_normalized(key, feature)]
+    looked_at = [key for key, feature in module.spec.observation.items() if is_normalized(key, feature)]
+    keys = looked_at or [key for key, feature in store.spec.observation.items() if is_normalized(key, feature)]
     if not keys:
-        raise SpecError("data.target compares dynamics in vectors, such as observation.state: the critic looks at none")
-    windows = plain_windows(store, module, episodes, {}, successor_horizon=execute_horizon(module))
+        raise SpecError("data.target compares dynamics in vectors, such as observation.state: the data has none")
+    horizon = execute_horizon(module)
+    windows = Windows(store, tuple(keys), module.spec.obs_horizon, horizon, (), episodes, successor_horizon=horizon)
     batch = windows.batch(np.arange(len(windows)))
     chosen = set(select_episodes(store, target))
     ours = np.array([episode in chosen for episode in batch[EPISODE]])
