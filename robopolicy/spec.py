@@ -117,7 +117,10 @@ class FeatureSpec:
             if array.dtype.kind != "U":
                 raise SpecError(f"{key!r} has dtype {array.dtype}, expected text: a str or an array of str")
         elif array.dtype != np.dtype(self.dtype):
-            raise SpecError(f"{key!r} has dtype {array.dtype}, expected {self.dtype}; convert it with .astype({self.dtype!r})")
+            convert = f"convert it with .astype({self.dtype!r})"
+            if self.dtype == "uint8" and array.dtype.kind == "f":
+                convert = f"from 0 .. 1 convert it with (255 * x).round(){convert.removeprefix('convert it with ')}"
+            raise SpecError(f"{key!r} has dtype {array.dtype}, expected {self.dtype}; {convert}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = np.argwhere(~np.isfinite(array))[0].tolist()
             raise SpecError(f"{key!r} is not finite: {array[tuple(bad)]} at index {bad}; drop or repair that frame")

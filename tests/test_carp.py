@@ -104,12 +104,14 @@ def test_collapsed_codes_and_coarse_reconstructions_are_told_with_what_helps(cap
     with caplog.at_level(logging.WARNING):
         policy.review(TOKENIZER, metrics_of(policy, codes=1.1))
     assert "codes of tokenizer scale 1 collapsed" in caplog.text
-    assert "fewer scales" in caplog.text
+    assert "fewer policy.tokenizer.scales" in caplog.text
     assert "quantiser=fsq" not in caplog.text, "it is"
     caplog.clear()
     policy.review(TOKENIZER, metrics_of(policy, error=0.03))
     assert "action entry x only to 0.03 m" in caplog.text
-    assert "transformer.refine=true" in caplog.text
+    assert "refine=true" not in caplog.text, "it is"
+    make(refine=False).review(TOKENIZER, metrics_of(policy, error=0.03))
+    assert "policy.transformer.refine=true" in caplog.text
 
 
 @pytest.mark.parametrize(("moving", "collapsed", "expected"), [([1], [0], 5.0), ([0, 1], [0], 1.0), ([], [0], None)])
@@ -117,12 +119,24 @@ def test_the_usage_of_codes_is_that_of_the_worst_group_that_needs_some(moving, c
     """Groups of one entry each: whether it moves, and whether its codes are all alike; entry 2 is a gripper, which does."""
     policy = make(tokenizer=functools.partial(MultiScaleTokenizer, width=16, levels=(4, 4), group_size=1))
     policy.tokenizer.is_switch[:] = torch.tensor([False, False, True])
-    codes = torch.arange(5)[:, None, None].repeat(1, 1, 3)
+    codes = torch.arange(5)[:, None, None].repeat(4, 1, 3)
     codes[..., collapsed] = 3
     scaled = torch.linspace(-1, 1, 6)[None, :, None] * torch.tensor([1.0 if e in [*moving, 2] else 0.01 for e in range(3)])
     batch = policy.normalizer.denormalize(ACTION, scaled)
     metrics = policy._tokenizer_metrics(batch, batch[None], [codes])
     assert metrics.get("codes/1") == (None if expected is None else pytest.approx(expected))
+    assert "codes/1" not in policy._tokenizer_metrics(batch, batch[None], [codes[:5]]), "too few to tell"
+
+
+def test_errors_of_a_tokenizer_are_those_of_what_it_decodes_and_constants_do_not_count():
+    policy, rng = make(), np.random.default_rng(3)
+    batch = torch.from_numpy(actions(6, rng)).expand(4, -1, -1)
+    scaled = policy.normalizer.normalize(ACTION, batch)
+    off = torch.tensor([0.2, 5.0, 0.3])  # of the normalised entries; half open is still open, and the constant cannot be wrong
+    found = policy._tokenizer_metrics(batch, torch.stack([scaled + 2 * off, scaled + off]), [torch.zeros(4, 1, 1).long()] * 2)
+    assert found["error/x"] == pytest.approx(0.2 * float(policy.normalizer.get_buffer("action_scale")[0]), rel=1e-4)
+    assert found["error/fixed"] == found["error/gripper"] == pytest.approx(0.0, abs=1e-6)
+    assert found["prefix_error/2"] == pytest.approx(0.5, rel=1e-3)
 
 
 def test_the_error_of_a_constant_entry_is_no_reason_for_a_warning(caplog):

@@ -107,6 +107,8 @@ def check_exchange() -> int:
     assert module.num_batches_tracked == 0
     assert module.weight.tolist() == [ranks.rank] * 2
     assert ranks.means({"a": ranks.rank, "b": 3.0}) == {"a": 0.5, "b": 3.0}
+    own = {"b": 2.0, "a": 1.0} if ranks.first else {"a": 3.0}  # a metric that one slice alone had something to say of
+    assert ranks.means(own) == {"b": 2.0, "a": 2.0}
     assert ranks.agree(f"from {ranks.rank}") == "from 0"
     with pytest.raises(TrainingError, match=r"one GPU for 2 processes.*train\.device=cuda"):
         join("cuda:0")

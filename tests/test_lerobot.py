@@ -16,7 +16,7 @@ from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
 from robopolicy.data.importers import import_dataset
 from robopolicy.data.lerobot import export_dataset, exporting, layout
 from robopolicy.data.lerobot.stats import QUANTILES
-from robopolicy.data.lerobot.video import ENCODINGS, VideoWriter
+from robopolicy.data.lerobot.video import ENCODINGS, VideoReader, VideoWriter
 from robopolicy.spec import (
     ACTION,
     POINTS,
@@ -240,6 +240,40 @@ def test_what_cannot_be_exported_or_imported_says_why_and_leaves_nothing(tmp_pat
     with pytest.raises(DatasetError, match=r"lacks 'data/file_index' in its metadata"):
         import_dataset(tmp_path / "lacking", tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["cut", "lacking", "old", "set"]
+
+
+def pictures(number):
+    """A frame that says which one it is."""
+    return np.full((1, 64, 64, 3), 10 * number, np.uint8)
+
+
+@pytest.mark.parametrize(("rate", "lost", "expected"), [(10, (), [0, 1, 2, 3]), (30, (), [0, 3, 6, 9]), (10, (2,), None)])
+def test_frames_belong_to_steps_by_their_time(tmp_path, rate, lost, expected):
+    pytest.importorskip("av")
+    writer = VideoWriter(tmp_path / "x.mp4", (64, 64), rate, ENCODINGS["h264_lossless"])
+    for number in range(12):
+        if number in lost:
+            writer.num_frames += 1
+        else:
+            writer.add(pictures(number))
+    writer.close()
+    reader = VideoReader(tmp_path / "x.mp4", 10)
+    if expected is None:
+        with pytest.raises(DatasetError, match=r"x\.mp4 lacks frame 2: by its time the next one is 3, at 10 frames"):
+            reader.read(0, 4)
+    else:
+        assert (reader.read(0, 4)[:, 0, 0, 0] / 10).tolist() == expected
+
+
+def test_of_an_episode_with_several_tasks_the_first_is_kept_and_that_is_said(tmp_path, caplog):
+    foreign(tmp_path / "theirs")
+    file = tmp_path / "theirs/data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    at = table.column_names.index("task_index")
+    pq.write_table(table.set_column(at, "task_index", pa.array([0, 0, 1, 1, 0, 0])), file)
+    import_dataset(tmp_path / "theirs", tmp_path / "ours")
+    assert EpisodeStore(tmp_path / "ours").table["task"].to_pylist() == ["do 0", "do 1"]
+    assert caplog.text.count("has 2 tasks, of which the first is kept: 'do 0', 'do 1'") == 1
 
 
 def test_a_damaged_video_is_named(tmp_path):

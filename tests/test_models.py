@@ -33,6 +33,11 @@ def test_to_torch_keeps_numbers_and_drops_text():
     assert batch[STATE].dtype == torch.float32
 
 
+def test_pictures_of_floats_are_told_how_they_become_bytes():
+    with pytest.raises(SpecError, match=r"from 0 \.\. 1 convert it with \(255 \* x\)\.round\(\)\.astype\('uint8'\)"):
+        FeatureSpec((4, 4, 3), "uint8").check("observation.images.front", np.zeros((4, 4, 3)))
+
+
 def critic_of(**options):
     observation = {STATE: FeatureSpec((3,))}
     return SuccessCritic(observation, FeatureSpec((2,)), 10.0, execute_horizon=4, hidden=16, **options)

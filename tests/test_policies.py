@@ -151,6 +151,15 @@ def test_padded_actions_do_not_decide_a_regression_loss(kind, generator):
         assert losses[0] != losses[1]
 
 
+def test_the_losses_of_the_parts_of_a_batch_add_up_to_that_of_the_whole(generator):
+    policy = make(BehaviourCloningPolicy)
+    batch = batch_for(policy, 4, generator)
+    batch[ACTION_IS_PAD] = torch.arange(batch[ACTION].shape[1])[None] >= torch.tensor([1, 2, 16, 16])[:, None]
+    parts = [{key: value[rows] for key, value in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
+    whole, *losses = (policy.loss("policy", each, torch.Generator())[0].item() for each in (batch, *parts))
+    assert whole == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 @every_policy
 def test_an_unknown_phase_is_named(kind, generator):
     policy = make(kind)

@@ -198,7 +198,7 @@ class CoarseToFineTransformer(nn.Module):
             weight = torch.ones_like(error) if inside_BH is None else inside_BH.unsqueeze(-1).expand_as(error).float()
             huber = functional.smooth_l1_loss(refined, actions_BHA, reduction="none", beta=self.refine_beta)
             each = self.refine_weight * huber - self.refiner.log_density(error.detach())  # the latter fits the spread alone
-            total = total + (each * weight).sum() / weight.sum()
+            total = total + (each * weight).mean()  # by all steps: the parts of a batch then add up to the whole
             metrics |= {"refined_error": (error.detach() * weight).sum() / weight.sum()}
         return total, metrics
 

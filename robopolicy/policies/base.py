@@ -82,8 +82,8 @@ class TrainablePolicy(Trainable):
     @torch.no_grad()
     def sample(self, observation: Observation, num_samples: int = 1, seed: int | None = None) -> Array:
         """Chunks float32 [B, N, H, A] in physical units (see spec.Policy). Equal seeds give equal chunks; None draws one."""
-        if num_samples < 1:
-            raise SpecError(f"num_samples={num_samples} must be at least 1")
+        if num_samples != int(num_samples) or num_samples < 1:
+            raise SpecError(f"num_samples={num_samples} must be a whole number of at least 1")
         context = self.context(observation)
         generator = torch.Generator(self.device)
         if seed is None:

@@ -58,9 +58,9 @@ class BehaviourCloningPolicy(SinglePhasePolicy):
         inside = (~batch[ACTION_IS_PAD]).unsqueeze(-1)
         target = self.normalizer.normalize(ACTION, batch[ACTION])
         errors = functional.smooth_l1_loss(predicted, target, reduction="none", beta=0.1) * inside
-        loss = errors.sum() / (inside.sum() * self.spec.action_dim)
+        loss = errors.mean()  # by all steps, those outside too: the parts of a batch then add up to the whole
         error = (self.normalizer.denormalize(ACTION, predicted.detach()) - batch[ACTION]).abs() * inside
-        means = error.sum((0, 1)) / inside.sum()
+        means = error.sum((0, 1)) / inside.sum().clamp(min=1)
         return loss, {f"error/{name}": mean for name, mean in zip(self.action_names, means, strict=True)}
 
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:

@@ -22,6 +22,7 @@ from robopolicy.spec import ACTION, ACTION_IS_PAD, Array, Features, FeatureSpec,
 TOKENIZER, POLICY = "tokenizer", "policy"
 NEEDS_CODES = 0.1  # normalised standard deviation above which an action entry does
 COLLAPSED = 2.0  # perplexity of a scale's codes below which they say next to nothing
+ENOUGH = 16  # tokens; of fewer at a time no perplexity is told
 TOLERATED, TOLERATED_IF_REFINED = 0.05, 0.2  # reconstruction error as a share of an entry's 1-99 % range
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class CarpPolicy(TrainablePolicy):
         return [*self.encoder.parameters(), *self.transformer.parameters()]
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Loss of a phase. Steps past the end of an episode count as they are: the last action, held."""
+        """Loss of a phase. Steps past the end of an episode are the last action, held; refined chunks need not have them."""
         self.check_phase(phase)
         actions = self.normalizer.normalize(ACTION, batch[ACTION])
         if phase == TOKENIZER:
@@ -104,29 +105,32 @@ class CarpPolicy(TrainablePolicy):
         """Warn about a tokenizer whose codes collapsed or whose reconstructions are too coarse, and say what helps."""
         if phase != TOKENIZER:
             return
-        instead = "fewer scales" if self.tokenizer.quantiser.levels else "quantiser=fsq or fewer scales"
+        fewer = "fewer policy.tokenizer.scales"
+        instead = fewer if self.tokenizer.quantiser.levels else f"policy.tokenizer.quantiser=fsq or {fewer}"
+        refined = self.transformer.refiner is not None
+        correct = "" if refined else ", or let a continuous scale correct it (policy.transformer.refine=true)"
         for name in (name for name in metrics if name.startswith("codes/") and metrics[name] < COLLAPSED):
             logger.warning(
-                "the codes of tokenizer scale %s collapsed: their perplexity is %.1f of %d; train the tokenizer longer "
-                "(policy.tokenizer_fraction, train.steps), use %s",
+                "the codes of tokenizer scale %s collapsed: their perplexity within a batch is %.1f; train the tokenizer "
+                "longer (policy.tokenizer_fraction, train.steps), use %s",
                 name.removeprefix("codes/"),
                 metrics[name],
-                self.tokenizer.vocabulary,
                 instead,
             )
-        tolerated = TOLERATED_IF_REFINED if self.transformer.refiner is not None else TOLERATED
+        tolerated = TOLERATED_IF_REFINED if refined else TOLERATED
         spread = 2 * self.normalizer.get_buffer("action_scale").cpu()
         for entry, name in enumerate(self.action_names):
             error = metrics[f"error/{name}"]
             if self.tokenizer.moves[entry] and error > tolerated * float(spread[entry]):
                 logger.warning(
-                    "the tokenizer reconstructs action entry %s only to %.3g %s on average, %.0f %% of its range; train it "
-                    "longer (policy.tokenizer_fraction), add scales or levels, use a smaller group_size, or let a continuous "
-                    "scale correct it (transformer.refine=true)",
+                    "the tokenizer reconstructs action entry %s only to %.3g%s on average, %.0f %% of its range; train it "
+                    "longer (policy.tokenizer_fraction), add policy.tokenizer.scales or levels, use a smaller "
+                    "policy.tokenizer.group_size%s",
                     name,
                     error,
-                    self.spec.action.unit,
+                    f" {self.spec.action.unit}" if self.spec.action.unit else "",
                     100 * error / float(spread[entry]),
+                    correct,
                 )
 
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -140,6 +144,9 @@ class CarpPolicy(TrainablePolicy):
     def log_prob(self, observation: Observation, actions: Array) -> Array:
         """Log-probability float32 [B, N] (nats) of the tokens of chunks float32 [B, N, H, A] in physical units.
 
+        With a continuous scale plus the log-density, in normalised units, of what it leaves, of every entry (see
+        CoarseToFineTransformer.log_prob): for comparing chunks, whose draws have no such spread.
+
         Raises:
             SpecError: the observation or the actions do not fit the spec.
         """
@@ -149,16 +156,20 @@ class CarpPolicy(TrainablePolicy):
     def _tokenizer_metrics(self, actions_BHA: Tensor, reconstructions: Tensor, codes: list[Tensor]) -> Metrics:
         """Mean absolute error per action entry in physical units, of each prefix relative to the first, and code usage.
 
+        Errors of prefixes are of the entries that move, in units of their ranges.
         The usage is that of the group with the least, among those that have an entry which is no switch and moves: a command
         that is hardly ever given needs few codes.
         """
-        errors = (self.normalizer.denormalize(ACTION, reconstructions) - actions_BHA).abs().mean((1, 2))  # [S, A]
+        settled = self.tokenizer.settle(reconstructions)
+        errors = (self.normalizer.denormalize(ACTION, settled) - actions_BHA).abs().mean((1, 2))  # [S, A]
         metrics: Metrics = {f"error/{name}": error for name, error in zip(self.action_names, errors[-1], strict=True)}
         moving = actions_BHA.std((0, 1), correction=0) > NEEDS_CODES * self.normalizer.get_buffer("action_scale")
         needed = (moving & ~self.tokenizer.is_switch).cpu()
         varied = [g for g, group in enumerate(self.tokenizer.groups) if needed[group].any()]
         for k, part in enumerate(codes if varied else ()):
-            metrics[f"codes/{k + 1}"] = usage(part[..., varied], self.tokenizer.vocabulary).min()
+            if part[..., 0].numel() >= ENOUGH:
+                metrics[f"codes/{k + 1}"] = usage(part[..., varied], self.tokenizer.vocabulary).min()
+        relative = (errors / self.normalizer.get_buffer("action_scale"))[:, self.tokenizer.moves].sum(1)
         for k in range(1, len(codes)):
-            metrics[f"prefix_error/{k + 1}"] = (errors[k] / errors[0].clamp(min=1e-12)).mean()
+            metrics[f"prefix_error/{k + 1}"] = relative[k] / relative[0].clamp(min=1e-12)
         return metrics

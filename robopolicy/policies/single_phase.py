@@ -19,7 +19,7 @@ class SinglePhasePolicy(TrainablePolicy):
     """A TrainablePolicy with one phase, "policy".
 
     Losses of all subclasses but BehaviourCloningPolicy count steps past the end of an episode as they are (the last
-    action, held), as CarpPolicy does: a chunk is one thing, and holding still at the end is a part of the demonstration.
+    action, held), as CarpPolicy's tokens do: a chunk is one thing, and holding still at the end is a part of the demonstration.
 
     Args:
         observation, action, control_hz, capabilities, options: see TrainablePolicy.

@@ -10,8 +10,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -60,12 +63,14 @@ class Ranks:
                 buffer.copy_(part.view_as(buffer))
 
     def means(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Mean of every entry over the processes, all of which give the same names."""
+        """Mean of every entry over the processes that give it, in the order in which the first process that does gives them."""
         if self.count == 1:
             return dict(row)
-        values = torch.tensor(list(row.values()), dtype=torch.float64, device=self.device)
-        self._all(distributed.all_reduce, values)
-        return dict(zip(row, (values / self.count).tolist(), strict=True))
+        found: list[Any] = [None] * self.count
+        with self._together():
+            distributed.all_gather_object(found, dict(row))
+        names = dict.fromkeys(name for each in found for name in each)
+        return {name: fmean(each[name] for each in found if name in each) for name in names}
 
     def agree(self, text: str) -> str:
         """The text that the first process gives. All wait for it."""
@@ -83,8 +88,13 @@ class Ranks:
         self.agree("here")
 
     def _all(self, collective: Callable[..., object], tensor: Tensor) -> None:
-        try:
+        with self._together():
             collective(tensor, **({"src": 0} if collective is distributed.broadcast else {}))
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             text = f"process {self.rank} of {self.count} lost another one, whose own message says why"
             raise TrainingError(f"{text} ({str(error).splitlines()[0]})") from error

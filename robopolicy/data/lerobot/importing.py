@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ from robopolicy.spec import ACTION, IMAGES, TASK, Array, DatasetSpec, Features, 
 
 if TYPE_CHECKING:
     import pyarrow
+
+logger = logging.getLogger(__name__)
 
 _OBSERVATION = "observation."
 Row = Mapping[str, Any]
@@ -79,6 +82,7 @@ class LeRobotSource:
             left_out={key: f"holds {kind}, which a dataset does not at every step" for key, kind in text.items()},
         )
         self._videos: dict[str, VideoReader] = {}
+        self._told_tasks = False
 
     def episodes(self, fields: Collection[str]) -> Iterator[Episode]:
         """Episodes in order; the names and info that our export kept are restored."""
@@ -93,8 +97,22 @@ class LeRobotSource:
                     raise DatasetError(f"{self.path}: episode {number} has no steps")
                 arrays = {key: self._array(key, steps, row) for key in fields}
                 stored = row.get(f"{OURS}info")
-                info = json.loads(stored) if stored else {TASK: tasks.get(int(steps["task_index"][0].as_py()), "")}
+                info = json.loads(stored) if stored else {TASK: self._task(number, steps, tasks)}
                 yield Episode(arrays, info, f"episode {number}", row.get(f"{OURS}name") or f"episode_{number:06d}")
+
+    def _task(self, number: int, steps: pyarrow.Table, tasks: Mapping[int, str]) -> str:
+        """The first step's task: an episode has one here."""
+        found = steps["task_index"].unique().to_pylist()
+        if len(found) > 1 and not self._told_tasks:
+            self._told_tasks = True
+            logger.warning(
+                "%s: episode %d (and perhaps others) has %d tasks, of which the first is kept: %s",
+                self.path,
+                number,
+                len(found),
+                ", ".join(repr(tasks.get(int(index), "")) for index in found),
+            )
+        return tasks.get(int(found[0]), "")
 
     @contextmanager
     def _complete(self) -> Iterator[None]:

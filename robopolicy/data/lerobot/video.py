@@ -120,10 +120,15 @@ class VideoReader:
         """Frames `first` to `first + count`, uint8 [count, H, W, 3]. Raises DatasetError when there are not as many."""
         if first < self._position or self._position == 0:
             self._frames = self._decode()
-        frames = []
+        frames: list[Array] = []
         for index, image in self._frames:
             self._position = index + 1
             if index >= first:
+                if index != first + len(frames):
+                    raise DatasetError(
+                        f"{self.path} lacks frame {first + len(frames)}: by its time the next one is {index}, at {self.fps:g} "
+                        "frames a second; restore the file, or leave its key out"
+                    )
                 frames.append(image)
             if len(frames) == count:
                 return np.stack(frames)
@@ -132,12 +137,26 @@ class VideoReader:
         )
 
     def _decode(self) -> Iterator[tuple[int, Array]]:
+        """(index, frame): of all frames that belong to a step of the dataset, the one that is nearest to it in time."""
+        best: tuple[int, float, Any] | None = None
+        for time, frame in self._timed():
+            index = round(time * self.fps)
+            off = abs(time * self.fps - index)
+            if best is not None and best[0] != index:
+                yield best[0], best[2].to_ndarray(format="rgb24")
+                best = None
+            if best is None or off < best[1]:
+                best = index, off, frame
+        if best is not None:
+            yield best[0], best[2].to_ndarray(format="rgb24")
+
+    def _timed(self) -> Iterator[tuple[float, Any]]:
         av = _av()
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 for frame in container.decode(stream):
-                    yield round(float(frame.pts * frame.time_base) * self.fps), frame.to_ndarray(format="rgb24")
+                    yield float(frame.pts * frame.time_base), frame
         except (av.error.FFmpegError, IndexError) as error:
             raise DatasetError(f"{self.path} cannot be decoded ({error}); restore it from a copy") from error
