@@ -256,7 +256,8 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: numbers that cannot work, or something at `out`, before any episode is played.
     """
-    from robopolicy.evaluation.branches import Limits, Plan, branch
+    from robopolicy.evaluation.branches import Plan, branch
+    from robopolicy.sim.unsafe import Limits
 
     arm = _one_checkpoint(settings["checkpoint"])
     arm = replace(arm, instruction=settings["instruction"], perturb=_perturbation(settings["perturb"], "perturb"))
@@ -265,7 +266,7 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
         config.whole("candidates", settings["candidates"], 1),
         config.whole("rollouts", settings["rollouts"], 1),
         tuple(config.texts("observation", settings["observation"] or [])),
-        config.read(Limits, settings["limits"], "limits"),
+        None if settings["limits"] is None else config.read(Limits, settings["limits"], "limits"),
     )
     out = Path(settings["out"])
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -284,7 +285,7 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
         f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {out}",
         "success of candidate 0 {:.1%}, of all {:.1%}, of the best {:.1%}".format(*rates),
         f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states",
-        f"unsafe: {events}",
+        f"unsafe: {events or 'nothing was watched for'}",
     ]
 
 

@@ -24,6 +24,7 @@ from robopolicy.sim.holders import DOWN, HOLDERS
 from robopolicy.sim.randomize import draw, nominal, parse, stream
 from robopolicy.sim.scene import Camera, Frame
 from robopolicy.sim.tasks import parameter_names
+from robopolicy.sim.unsafe import Limits
 
 MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
 CLEARANCE = 0.012  # m: the gripper slides along the arm this far away instead of coming closer; the torso stops it there
@@ -283,6 +284,10 @@ class DressEnv(gymnasium.Env):
             "clearance_m": float(self.arm.nearest(self.cloth.position[None])[0][0]),
             "fault": self.fault,
         }
+
+    def unsafe(self, limits: Limits) -> set[str]:
+        """See RobotEnv.unsafe. Only the pull at the gripper counts: nothing collides or drops here."""
+        return {"force"} if self._force() > limits.force else set()
 
     # what is seen
 
