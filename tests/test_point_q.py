@@ -293,6 +293,17 @@ def test_every_learner_finds_the_better_action(kind):
     assert error() < 0.6 * before
 
 
+def test_the_spread_of_td3_becomes_that_of_its_exploration():
+    learner = TwinDelayed(actor(), critic(), learning_rate=4e-3, actor_every=1, exploration=0.1)
+    rng = np.random.default_rng(0)
+    for step in range(200):
+        transitions, _ = toy_transitions(32, rng, rng.uniform(-1, 1, (32, 2)).astype(np.float32))
+        learner.update(transitions, 0, step, torch.Generator().manual_seed(step))
+    policy, (observation, _) = learner.actor.eval(), toy(16, rng)
+    samples = policy.sample({key: value[:, None] for key, value in observation.items()}, 64, seed=0)[:, 1:, 0] / HIGH
+    assert 0.07 < samples.std(1).mean() < 0.14
+
+
 def test_a_single_transition_is_a_batch_too():
     learner = ImplicitQ(actor(), critic())
     transitions, _ = toy_transitions(1, np.random.default_rng(0), np.zeros((1, 2), np.float32))

@@ -125,6 +125,9 @@ def imitation(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
 
     The likelihood trains no mean: near the ends of the range, where scripted actions lie, it would ask for ever larger ones.
     """
-    target = target.clamp(-EDGE, EDGE)
-    spread = -squashed_log_prob(mean.detach(), std, unsquashed(target))
-    return (torch.tanh(mean) - target) ** 2 + 0.1 * spread
+    return (torch.tanh(mean) - target.clamp(-EDGE, EDGE)) ** 2 + spread_loss(mean, std, target)
+
+
+def spread_loss(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
+    """A tenth of the negative log-likelihood per entry, which trains the spread around the mean and not the mean."""
+    return -0.1 * squashed_log_prob(mean.detach(), std, unsquashed(target))
