@@ -524,6 +524,16 @@ def test_processes_change_nothing():
         assert (a.reward, a.info) == (b.reward, b.info)
 
 
+def test_a_process_that_died_is_named_when_it_is_told_and_when_it_is_heard():
+    with VectorEnv(Reaching, 1, 1) as envs:
+        [member] = envs._members
+        member._process.kill()
+        member._process.join()
+        for asked in (lambda: envs.reset({0: Start(0)}), member.receive):
+            with pytest.raises(ChildProcessError, match="process exited with -9; resume the run"):
+                asked(envs)
+
+
 def test_the_best_checkpoint_is_by_the_first_score_that_a_run_has(tmp_path):
     for run, scores in {"dress": ("upper_ratio", "success"), "lift": ("success", "progress")}.items():
         for step, values in ((1, (0.5, 0.2)), (2, (0.4, 0.9))):
