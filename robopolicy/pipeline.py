@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from robopolicy import config
 from robopolicy.checkpoint import CheckpointError, list_checkpoints, sha256
 from robopolicy.data.actors import Actor, scripted_actor
-from robopolicy.data.collect import collect
+from robopolicy.data.collect import collect, fault_lines
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.evaluation.rollout import (
     Arm,
@@ -32,7 +33,7 @@ from robopolicy.evaluation.rollout import (
 from robopolicy.executor import Executor
 from robopolicy.policies.exported import ExportedPolicy
 from robopolicy.policies.load import load_policy
-from robopolicy.spec import TASK, Policy, did_you_mean
+from robopolicy.spec import FAULT, TASK, Policy, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -384,6 +385,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             f"{name}: success {success.mean():.1%} "
             f"(95 % interval {float(low):.1%} to {float(high):.1%}, {len(success)} episodes)"
         )
+        lines += [f"  {line}" for line in fault_lines(table.filter(pc.equal(table["checkpoint"], name))[FAULT].to_pylist())]
     for base, other in pairs:
         found = compare(table, base.name, other.name, seed=settings["seed"])
         least, most = found.difference_interval

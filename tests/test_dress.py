@@ -11,7 +11,8 @@ from gymnasium.utils.env_checker import check_env
 
 import robopolicy  # noqa: F401
 from robopolicy.config import compose, to_plain
-from robopolicy.data.collect import collect
+from robopolicy.data.collect import collect, fault_lines
+from robopolicy.data.windows import Windows
 from robopolicy.pipeline import task_env
 from robopolicy.sim import clouds
 from robopolicy.sim.arm import Arm, Capsule, crossing
@@ -23,7 +24,7 @@ from robopolicy.sim.dress_view import GARMENT, DressView
 from robopolicy.sim.dress_world import regions
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
 from robopolicy.sim.holders import GRAVITY, HOLDERS
-from robopolicy.spec import POINTS, STATE
+from robopolicy.spec import POINTS, STATE, SpecError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -393,6 +394,16 @@ def test_demonstrations_are_collected_like_any_others(tmp_path):
     assert {info["source"] for info in infos} == {"expert", "imperfect"}
     assert infos[0]["success"]
     assert set(infos[0]["randomization"]) >= {"garment.mass", "garment.stiffness", "garment.friction", "arm.bend"}
+
+
+def test_faults_are_kept_with_the_episodes_and_their_last_steps_are_not_learned(tmp_path):
+    away = {"nominal": {"camera.target": [-2.0, -2.0, 0.5]}}
+    store = collect(tmp_path / "data", ID, away, {"expert": 2}, seed=0, num_workers=0)
+    assert store.faults == [EMPTY_CLOUD] * 2
+    assert fault_lines(["", *store.faults]) == ["2 of 3 episodes ended in a fault: empty_cloud 2"]
+    assert fault_lines([""]) == []
+    with pytest.raises(SpecError, match="ended in a fault at their first step"):
+        Windows(store, [STATE], 1, 1)
 
 
 def test_a_naive_path_does_worse_where_the_elbow_is_folded(env):
