@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from robopolicy import config
 from robopolicy.checkpoint import CheckpointError, list_checkpoints, sha256
 from robopolicy.data.actors import Actor, scripted_actor
-from robopolicy.data.collect import collect, fault_lines
+from robopolicy.data.collect import FINAL, collect, fault_lines
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.evaluation.rollout import (
     Arm,
@@ -385,7 +385,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             f"{name}: success {success.mean():.1%} "
             f"(95 % interval {float(low):.1%} to {float(high):.1%}, {len(success)} episodes)"
         )
-        lines += [f"  {line}" for line in fault_lines(table.filter(pc.equal(table["checkpoint"], name))[FAULT].to_pylist())]
+        lines += [f"  {line}" for line in _endings(table.filter(pc.equal(table["checkpoint"], name)))]
     for base, other in pairs:
         found = compare(table, base.name, other.name, seed=settings["seed"])
         least, most = found.difference_interval
@@ -397,6 +397,12 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             outcomes = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
             lines.append(_recorded(other, proof.worlds(suite, settings["seed"]), outcomes))
     return lines
+
+
+def _endings(rows: pa.Table) -> list[str]:
+    """What the episodes of an arm came to besides success."""
+    means = [f"{name} {pc.mean(rows[name]).as_py():.3g}" for name in FINAL if name in rows.column_names]
+    return [*(["mean " + ", ".join(means)] if means else []), *fault_lines(rows[FAULT].to_pylist())]
 
 
 def _recorded(arm: Arm, played: Mapping[str, Any], outcomes: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from robopolicy.models.cloud_encoder import CloudEncoder
 from robopolicy.models.cloud_noise import CloudNoise, dilated, dropped, eroded
 from robopolicy.models.dense_points import GripperCloud, backbone
 from robopolicy.models.point_critic import PointCritic
-from robopolicy.pipeline import train_run
+from robopolicy.pipeline import evaluate_run, train_run
 from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.point_actor import PointActor, squashed_log_prob
@@ -566,6 +567,23 @@ def test_experiment_dress_trains_an_actor_and_a_critic_that_load(tmp_path):
     env.close()
     metrics = checkpoint.describe(found[-1])[1]["metrics"]
     assert {"all/upper_ratio", "all/whole_ratio", "all/success"} <= set(metrics)
+
+
+def test_evaluation_tells_how_far_the_arm_is_dressed(tmp_path):
+    given = ["task=dress", "+task.env.max_episode_steps=3", f"checkpoint={tmp_path / 'step_000001'}"]
+    settings = to_plain(compose("evaluate", [*given, f"out={tmp_path / 's.parquet'}", "episodes=2", "num_workers=0"]))
+    env = new_environment("robopolicy/Dress-v0", {})
+    features, action = env.unwrapped.features, env.unwrapped.action_spec
+    env.close()
+    policy = PointActor(features, action, 20.0, encoder=partial(CloudEncoder, options=SMALL["balls"]), hidden=(32,))
+    policy.fit(rl.bound_statistics(policy.observation, env.action_space.low, env.action_space.high))
+    meta = {"kind": "policy", "spec": policy.spec.to_dict()}
+    checkpoint.save(tmp_path / "step_000001", policy.state_dict(), NODES, meta)
+    lines = evaluate_run(settings)
+    scores = pq.read_table(tmp_path / "s.parquet")
+    assert scores["fault"].to_pylist() == ["", ""]
+    peak = np.mean(scores["peak_force_n"].to_pylist())
+    assert lines[1:] == [f"  mean upper_ratio 0, whole_ratio 0, peak_force_n {peak:.3g}"]
 
 
 def test_the_rigid_task_trains_too(tmp_path):

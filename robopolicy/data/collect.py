@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from robopolicy.sim.env import RobotEnv
 
 _SCALARS = {REWARD: "float32", TERMINATED: "bool", TRUNCATED: "bool", SUCCESS: "bool"}
+FINAL = ("upper_ratio", "whole_ratio", "peak_force_n")  # of the last info, where the environment gives them
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -46,7 +47,7 @@ def play(
     """One episode. Observations that nobody wants are not rendered, if the environment can step without (`advance`).
 
     Actions are clipped to the action space before they are executed and recorded. options: for the environment's reset().
-    The row: seed, success, return, progress (the highest), length, seconds, FAULT.
+    The row: seed, success, return, progress (the highest), length, seconds, FAULT, and those of FINAL that there are.
     """
     started = time.perf_counter()
     actor.reset(seed)
@@ -80,7 +81,8 @@ def play(
             arrays[key] = arrays[key].astype(dtype)
     seconds = time.perf_counter() - started
     row = {"seed": seed, "success": success, "return": total, "progress": best, "length": length, "seconds": seconds}
-    return Episode(arrays, {**row, FAULT: info.get(FAULT) or ""}, randomization)
+    ending = {FAULT: info.get(FAULT) or "", **{name: float(info[name]) for name in FINAL if name in info}}
+    return Episode(arrays, row | ending, randomization)
 
 
 def fault_lines(faults: Sequence[str]) -> list[str]:
