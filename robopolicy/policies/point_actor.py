@@ -84,6 +84,8 @@ class PointActor(TrainablePolicy):
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         """Normalised chunks [B, N, H, A]."""
         mean, std = (x.unsqueeze(1) for x in self.gaussian(context_BD))
+        if num_samples == 1:  # a graph cannot draw nothing
+            return torch.tanh(mean)
         shape = (len(mean), num_samples - 1, *mean.shape[2:])
         drawn = mean + std * torch.randn(shape, generator=generator, device=mean.device)
         return torch.tanh(torch.cat([mean, drawn], 1))
