@@ -51,9 +51,12 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
     learner = make_learner(node["learner"], settings["policy"], settings["critic"], spec, world, train.seed, train.device)
     if distil := node.get("distil"):
         learner.distillation = distillation(distil, list(world.groups), learner.actor)
-    data = transitions(demonstrations, learner.actor) if demonstrations else None
     resolved = {key: value for key, value in settings.items() if key not in ("inputs", "run_dir", "train", "data")}
-    return rl.train(learner, world, run_dir, config=resolved, settings=train, data=data)
+    told: dict[str, Any] = {}
+    if demonstrations:
+        told = {"data": transitions(demonstrations, learner.actor), "data_hash": EpisodeStore(demonstrations).hash}
+        resolved["data"] = {"path": str(demonstrations.resolve())}  # ranking looks there again
+    return rl.train(learner, world, run_dir, config=resolved, settings=train, **told)
 
 
 def _check_ignored(settings: Mapping[str, Any]) -> None:

@@ -532,7 +532,7 @@ def test_a_process_that_died_is_named_when_it_is_told_and_when_it_is_heard():
         member._process.join()
         for asked in (lambda: envs.reset({0: Start(0)}), member.receive):
             with pytest.raises(ChildProcessError, match="process exited with -9; resume the run"):
-                asked(envs)
+                asked()
 
 
 def test_the_best_checkpoint_is_by_the_first_score_that_a_run_has(tmp_path):
@@ -604,11 +604,13 @@ def test_iql_learns_from_demonstrations_alone(tmp_path):
     settings = small(
         tmp_path, "rl=iql", f"rl.train.demonstrations={data.path}", "rl.train.steps=4", "rl.train.evaluate_episodes=0"
     )
-    train_run(settings, tmp_path / "run")
+    found = train_run(settings, tmp_path / "run")
     row = rows(tmp_path / "run")[-1]
     assert row["transitions"] == 59
     assert np.isfinite(row["critic_loss"])
     assert row["weight"] > 0
+    resolved, meta = checkpoint.describe(found[-1])
+    assert (resolved["data"], meta["data_hash"]) == ({"path": str(data.path)}, data.hash)
 
 
 def dataset(path, state, points=None):
