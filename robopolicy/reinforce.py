@@ -159,7 +159,8 @@ def _teacher(path: Path, actor: PointActor) -> PointActor:
 
 def _interface(actor: PointActor) -> dict[str, Any]:
     """All that a teacher and its student have in common."""
-    return {**actor.spec.observation, ACTION: actor.spec.action, "action_horizon": actor.spec.action_horizon}
+    numbers = {name: getattr(actor.spec, name) for name in ("action_horizon", "control_hz")}
+    return {**actor.spec.observation, ACTION: actor.spec.action, **numbers}
 
 
 def best_checkpoint(run: str | Path, *scores: str) -> Path:
@@ -185,8 +186,8 @@ def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
     """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit.
 
     Raises:
-        DatasetError: no dataset there. ConfigError: one without episodes, or with other observations or actions than the
-            actor's. Both before the first step is asked for.
+        DatasetError: no dataset there. ConfigError: one without episodes, or with other observations, actions or rate than
+            the actor's. Both before the first step is asked for.
     """
     store = EpisodeStore(path)
     if not len(store):
@@ -195,10 +196,14 @@ def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
     for key, feature in wanted.items():
         if key not in store.spec.features:
             raise config.ConfigError(f"rl.train.demonstrations={path} lacks {key!r}: give a dataset that has it")
-        its = store.spec.features[key].shape
-        if its != feature.shape:
-            given = f"rl.train.demonstrations={path} has {key!r} of shape {list(its)}"
-            raise config.ConfigError(f"{given}, the task {list(feature.shape)}: collect them with the task's settings")
+        for name in ("shape", "unit", "names"):
+            its, ours = getattr(store.spec.features[key], name), getattr(feature, name)
+            if its != ours:
+                given = f"rl.train.demonstrations={path} has {key!r} with {name} {its!r}"
+                raise config.ConfigError(f"{given}, the task {ours!r}: collect them with the task's settings")
+    if store.spec.fps != actor.spec.control_hz:
+        given = f"rl.train.demonstrations={path} has {store.spec.fps:g} steps a second, the task {actor.spec.control_hz:g}"
+        raise config.ConfigError(f"{given}: collect them with the task's settings")
     return _steps(store, actor)
 
 

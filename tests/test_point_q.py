@@ -28,7 +28,8 @@ from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.point_actor import PointActor, squashed_log_prob
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.reinforce import best_checkpoint
+from robopolicy.reinforce import best_checkpoint, distillation
+from robopolicy.sim import dress_sensors
 from robopolicy.spec import ACTION, POINTS, REWARD, STATE, TERMINATED, Critic, DatasetSpec, FeatureSpec, Policy, SpecError
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation, in_units_of, kl, wasserstein
@@ -364,6 +365,14 @@ def test_a_teacher_of_other_units_teaches_the_same_motion(generator):
     assert torch.allclose(in_units_of(student, student, now)[0], student.distribution(now)[0], atol=1e-4)
 
 
+def test_a_teacher_of_another_rate_is_refused(tmp_path):
+    slow = PointActor(OBSERVATION, ACTIONS, 10.0, encoder=partial(CloudEncoder, options=SMALL["balls"]), hidden=(32,))
+    slow.fit(rl.bound_statistics(slow.observation, LOW, HIGH))
+    checkpoint.save(tmp_path, slow.state_dict(), NODES, {"kind": "policy", "spec": slow.spec.to_dict()})
+    with pytest.raises(ConfigError, match=r"control_hz as 10\.0, its student as 20\.0"):
+        distillation({"teachers": {"all": tmp_path}}, ["all"], actor())
+
+
 # the buffer and the loop
 
 
@@ -613,11 +622,15 @@ def test_iql_learns_from_demonstrations_alone(tmp_path):
     assert (resolved["data"], meta["data_hash"]) == ({"path": str(data.path)}, data.hash)
 
 
-def dataset(path, state, points=None):
-    """A dataset of one episode of two steps."""
-    shapes = {STATE: state, ACTION: (4,), REWARD: (), TERMINATED: ()} | ({POINTS: points} if points else {})
-    features = {key: FeatureSpec(shape, "bool" if key == TERMINATED else "float32") for key, shape in shapes.items()}
-    writer = EpisodeWriter(path, DatasetSpec(features, fps=20.0))
+def dataset(path, shorts=("state", "points"), num_points=96, unit="m, rad", fps=20.0):
+    """A dataset of dressing, one episode of two steps."""
+    features = {
+        **dress_sensors.features(shorts, 96, num_points),
+        ACTION: FeatureSpec((4,), unit=unit, names=("dx", "dy", "dz", "yaw")),
+        REWARD: FeatureSpec(()),
+        TERMINATED: FeatureSpec((), "bool"),
+    }
+    writer = EpisodeWriter(path, DatasetSpec(features, fps))
     writer.add({key: np.zeros((2, *feature.shape), feature.dtype) for key, feature in features.items()})
     return path
 
@@ -644,8 +657,10 @@ def test_mistakes_in_settings_are_named(tmp_path):
         (["rl.groups={a: 3}"], "rl.groups.a=3"),
         (["rl.groups=[a]"], "rl.groups=.*give {name"),
         (["rl.train.demonstrations=nowhere"], "no dataset at nowhere"),
-        ([f"rl.train.demonstrations={dataset(tmp_path / 'blind', (9,))}"], "blind lacks 'observation.points'"),
-        ([f"rl.train.demonstrations={dataset(tmp_path / 'few', (9,), (64, 5))}"], r"few has .*\[64, 5\], the task \[96, 5\]"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'blind', ['state'])}"], "blind lacks 'observation.points'"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'few', num_points=64)}"], r"few has .*\(64, 5\), the task \(96, 5\)"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'mm', unit='mm, rad')}"], "mm has 'action' with unit 'mm, rad'"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'slow', fps=10.0)}"], "slow has 10 steps a second, the task 20"),
     ):
         with pytest.raises((ValueError, ConfigError), match=message):
             train_run(small(tmp_path, *overrides), tmp_path / "run")
