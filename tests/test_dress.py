@@ -14,14 +14,14 @@ from robopolicy.config import compose, to_plain
 from robopolicy.data.collect import collect, fault_lines
 from robopolicy.data.windows import Windows
 from robopolicy.pipeline import task_env
-from robopolicy.sim import clouds
+from robopolicy.sim import clouds, dress_world
 from robopolicy.sim.arm import Arm, Capsule, crossing
 from robopolicy.sim.cloth import MARGIN, ClothWorld
 from robopolicy.sim.dress import CLEARANCE, EXPLODED, DressEnv
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_sensors import BAD_DEPTH, EMPTY_CLOUD, STATE_NAMES
 from robopolicy.sim.dress_view import GARMENT, DressView
-from robopolicy.sim.dress_world import regions
+from robopolicy.sim.dress_world import UPPER, regions
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
 from robopolicy.sim.holders import GRAVITY, HOLDERS
 from robopolicy.spec import POINTS, STATE, SpecError
@@ -222,6 +222,16 @@ def test_pulling_on_past_the_shoulder_earns_no_more_than_being_there(env):
     assert info["upper_ratio"] > 0.9
     assert info["force_n"] < 10
     assert not truncated
+
+
+def test_the_reward_grows_up_to_the_shoulder_and_no_further():
+    arm, turn = Arm.posed(0.3, 0.1), np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    across = np.linalg.svd(arm.upper_direction[None])[2][1:]
+    circle = 0.1 * (np.cos(turn)[:, None] * across[0] + np.sin(turn)[:, None] * across[1])
+    first, shoulder = arm.lengths[0], arm.lengths.sum()
+    places = shoulder + np.array([-0.04, -0.02, 0.0, 0.02, 0.04])
+    earned = [dress_world.reward(arm, circle + arm.line[1] + (at - first) * arm.upper_direction, at, 0.0, 0.05) for at in places]
+    assert np.diff(earned) == pytest.approx([0.02 * UPPER, 0.02 * UPPER, 0.0, 0.0])
 
 
 def test_cloth_stays_out_of_the_skin(env):
