@@ -133,6 +133,8 @@ def distillation(node: Mapping[str, Any], groups: Sequence[str], actor: PointAct
     for key in node:
         if key not in DISTIL:
             raise config.ConfigError(f"rl.distil has {key!r}; {did_you_mean(str(key), DISTIL)}")
+    for name in ("weight", "rl_weight"):
+        config.number(f"rl.distil.{name}", node.get(name, 0.0))
     given = {str(name): run for name, run in (node.get("teachers") or {}).items()}
     for name in given:
         if name not in groups:

@@ -22,6 +22,7 @@ from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_sensors import BAD_DEPTH, EMPTY_CLOUD, STATE_NAMES
 from robopolicy.sim.dress_view import GARMENT, DressView
 from robopolicy.sim.dress_world import UPPER, regions
+from robopolicy.sim.env import check_settings
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
 from robopolicy.sim.holders import GRAVITY, HOLDERS
 from robopolicy.spec import POINTS, STATE, SpecError
@@ -230,7 +231,9 @@ def test_the_reward_grows_up_to_the_shoulder_and_no_further():
     circle = 0.1 * (np.cos(turn)[:, None] * across[0] + np.sin(turn)[:, None] * across[1])
     first, shoulder = arm.lengths[0], arm.lengths.sum()
     places = shoulder + np.array([-0.04, -0.02, 0.0, 0.02, 0.04])
-    earned = [dress_world.reward(arm, circle + arm.line[1] + (at - first) * arm.upper_direction, at, 0.0, 0.05) for at in places]
+    earned = [
+        dress_world.reward(arm, circle + arm.line[1] + (at - first) * arm.upper_direction, at, 0.0, 0.05) for at in places
+    ]
     assert np.diff(earned) == pytest.approx([0.02 * UPPER, 0.02 * UPPER, 0.0, 0.0])
 
 
@@ -368,11 +371,17 @@ def test_mistakes_are_named_with_what_would_work(closing):
         ({"observation": ["point"]}, "did you mean 'points'"),
         ({"rotation": "pitch"}, "rotation='pitch'"),
         ({"holder": "pandas"}, "did you mean 'panda'"),
+        ({"holder": None}, "holder='None'; available: gripper, panda"),
+        ({"voxel": 0}, "voxel=0 does not work"),
+        ({"voxel": float("nan")}, "voxel=nan does not work"),
+        ({"num_points": 0}, "num_points=0 does not work"),
+        ({"control_hz": -5.0}, r"control_hz=-5\.0 does not work"),
         ({"nominal": {"arm.bent": 1.0}}, "did you mean 'arm.bend'"),
         ({"randomization": {"garment": {"mas": {"uniform": [1, 2]}}}}, "did you mean 'garment.mass'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            closing(**kwargs)
+        for refuse in (closing, lambda **given: check_settings(ID, given)):
+            with pytest.raises(ValueError, match=message):
+                refuse(**kwargs)
     with pytest.raises(ValueError, match="did you mean 'folded'"):
         task_env({**to_plain(compose("collect", ["task=dress", "path=x"]))["task"], "env": {"region": "foldet"}}, "none")
     with pytest.raises(ValueError, match="has no twin"):

@@ -156,6 +156,8 @@ class SoftActorCritic(Learner):
         **options: float,
     ) -> None:
         super().__init__(actor, critic, **options)  # type: ignore[arg-type]
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be above 0: it is learned as a logarithm")
         self.temperature = _Temperature(temperature).to(actor.device)
         self.target_entropy = target_entropy * math.prod(self.action_shape)
         self.modules["temperature"] = self.temperature
