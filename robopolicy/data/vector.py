@@ -21,7 +21,7 @@ from robopolicy.spec import Array, Observation
 
 @dataclass
 class Step:
-    """What a step of one environment brought. info: of the environment, and "time_limit", whether that cut the episode."""
+    """What a step of one environment brought. truncated: by its time limit, or by a fault, which `info` names."""
 
     observation: Observation
     reward: float

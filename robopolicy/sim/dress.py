@@ -89,7 +89,6 @@ class DressEnv(gymnasium.Env):
         randomization: of camera, light, colours and sensors (preset name or mapping). Pose, garment, its physics and the
             start are drawn in every episode. nominal: {parameter: value} overrides; what every episode draws is drawn still.
         initial: {parameter: distribution} in place of what every episode draws otherwise.
-        engine, reward, task: as RobotEnv has them; there is one choice of each.
         observation, image_size, num_points, control_hz, antialiasing, render_mode: see RobotEnv.
 
     Raises:
