@@ -34,13 +34,14 @@ def collect(cfg: dict[str, Any]) -> None:
     robopolicy collect path=runs/data/target twin=true randomization=none episodes.expert=20 disturbance=0
     robopolicy collect path=runs/data/tried episodes.expert=0 episodes.rollout=100 checkpoint=runs/wide
     """
+    from robopolicy.data.collect import fault_lines
     from robopolicy.data.measures import measures, table
     from robopolicy.pipeline import collect_run
 
     keys = ("path", "task", "randomization", "episodes", "seed", "twin", "disturbance", "num_workers", "checkpoint", "levels")
     store = collect_run(**{key: cfg[key] for key in (*keys, "perturb", "executor")})
     print(f"{len(store)} episodes, {int(store.lengths.sum())} steps, in {cfg['path']}")
-    print("\n".join(table(measures(store))))
+    print("\n".join([*table(measures(store)), *fault_lines(store.faults)]))
 
 
 def train(cfg: dict[str, Any]) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from robopolicy import config
 from robopolicy.checkpoint import CheckpointError, list_checkpoints, sha256
 from robopolicy.data.actors import Actor, scripted_actor
-from robopolicy.data.collect import collect
+from robopolicy.data.collect import FINAL, collect, fault_lines
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.evaluation.rollout import (
     Arm,
@@ -32,7 +33,7 @@ from robopolicy.evaluation.rollout import (
 from robopolicy.executor import Executor
 from robopolicy.policies.exported import ExportedPolicy
 from robopolicy.policies.load import load_policy
-from robopolicy.spec import TASK, Policy, did_you_mean
+from robopolicy.spec import FAULT, TASK, Policy, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +257,8 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: numbers that cannot work, or something at `out`, before any episode is played.
     """
-    from robopolicy.evaluation.branches import Limits, Plan, branch
+    from robopolicy.evaluation.branches import Plan, branch
+    from robopolicy.sim.unsafe import Limits
 
     arm = _one_checkpoint(settings["checkpoint"])
     arm = replace(arm, instruction=settings["instruction"], perturb=_perturbation(settings["perturb"], "perturb"))
@@ -265,7 +267,7 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
         config.whole("candidates", settings["candidates"], 1),
         config.whole("rollouts", settings["rollouts"], 1),
         tuple(config.texts("observation", settings["observation"] or [])),
-        config.read(Limits, settings["limits"], "limits"),
+        None if settings["limits"] is None else config.read(Limits, settings["limits"], "limits"),
     )
     out = Path(settings["out"])
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -284,7 +286,7 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
         f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {out}",
         "success of candidate 0 {:.1%}, of all {:.1%}, of the best {:.1%}".format(*rates),
         f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states",
-        f"unsafe: {events}",
+        f"unsafe: {events or 'nothing was watched for'}",
     ]
 
 
@@ -383,6 +385,7 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             f"{name}: success {success.mean():.1%} "
             f"(95 % interval {float(low):.1%} to {float(high):.1%}, {len(success)} episodes)"
         )
+        lines += [f"  {line}" for line in _endings(table.filter(pc.equal(table["checkpoint"], name)))]
     for base, other in pairs:
         found = compare(table, base.name, other.name, seed=settings["seed"])
         least, most = found.difference_interval
@@ -394,6 +397,12 @@ def evaluate_run(settings: Mapping[str, Any]) -> list[str]:
             outcomes = {"only_base": found.only_base, "only_steered": found.only_other, "p_value": found.p_value}
             lines.append(_recorded(other, proof.worlds(suite, settings["seed"]), outcomes))
     return lines
+
+
+def _endings(rows: pa.Table) -> list[str]:
+    """What the episodes of an arm came to besides success."""
+    means = [f"{name} {pc.mean(rows[name]).as_py():.3g}" for name in FINAL if name in rows.column_names]
+    return [*(["mean " + ", ".join(means)] if means else []), *fault_lines(rows[FAULT].to_pylist())]
 
 
 def _recorded(arm: Arm, played: Mapping[str, Any], outcomes: Mapping[str, Any]) -> str:

@@ -51,9 +51,12 @@ def reinforce_run(settings: Mapping[str, Any], env_id: str, env_kwargs: Mapping[
     learner = make_learner(node["learner"], settings["policy"], settings["critic"], spec, world, train.seed, train.device)
     if distil := node.get("distil"):
         learner.distillation = distillation(distil, list(world.groups), learner.actor)
-    data = transitions(demonstrations, learner.actor) if demonstrations else None
     resolved = {key: value for key, value in settings.items() if key not in ("inputs", "run_dir", "train", "data")}
-    return rl.train(learner, world, run_dir, config=resolved, settings=train, data=data)
+    told: dict[str, Any] = {}
+    if demonstrations:
+        told = {"data": transitions(demonstrations, learner.actor), "data_hash": EpisodeStore(demonstrations).hash}
+        resolved["data"] = {"path": str(demonstrations.resolve())}  # ranking looks there again
+    return rl.train(learner, world, run_dir, config=resolved, settings=train, **told)
 
 
 def _check_ignored(settings: Mapping[str, Any]) -> None:
@@ -130,6 +133,8 @@ def distillation(node: Mapping[str, Any], groups: Sequence[str], actor: PointAct
     for key in node:
         if key not in DISTIL:
             raise config.ConfigError(f"rl.distil has {key!r}; {did_you_mean(str(key), DISTIL)}")
+    for name in ("weight", "rl_weight"):
+        config.number(f"rl.distil.{name}", node.get(name, 0.0))
     given = {str(name): run for name, run in (node.get("teachers") or {}).items()}
     for name in given:
         if name not in groups:
@@ -156,7 +161,8 @@ def _teacher(path: Path, actor: PointActor) -> PointActor:
 
 def _interface(actor: PointActor) -> dict[str, Any]:
     """All that a teacher and its student have in common."""
-    return {**actor.spec.observation, ACTION: actor.spec.action, "action_horizon": actor.spec.action_horizon}
+    numbers = {name: getattr(actor.spec, name) for name in ("action_horizon", "control_hz")}
+    return {**actor.spec.observation, ACTION: actor.spec.action, **numbers}
 
 
 def best_checkpoint(run: str | Path, *scores: str) -> Path:
@@ -182,8 +188,8 @@ def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
     """The steps of a dataset's episodes. The last one of an episode counts where it was the end, not a time limit.
 
     Raises:
-        DatasetError: no dataset there. ConfigError: one without episodes, or with other observations or actions than the
-            actor's. Both before the first step is asked for.
+        DatasetError: no dataset there. ConfigError: one without episodes, or with other observations, actions or rate than
+            the actor's. Both before the first step is asked for.
     """
     store = EpisodeStore(path)
     if not len(store):
@@ -192,10 +198,14 @@ def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
     for key, feature in wanted.items():
         if key not in store.spec.features:
             raise config.ConfigError(f"rl.train.demonstrations={path} lacks {key!r}: give a dataset that has it")
-        its = store.spec.features[key].shape
-        if its != feature.shape:
-            given = f"rl.train.demonstrations={path} has {key!r} of shape {list(its)}"
-            raise config.ConfigError(f"{given}, the task {list(feature.shape)}: collect them with the task's settings")
+        for name in ("shape", "unit", "names"):
+            its, ours = getattr(store.spec.features[key], name), getattr(feature, name)
+            if its != ours:
+                given = f"rl.train.demonstrations={path} has {key!r} with {name} {its!r}"
+                raise config.ConfigError(f"{given}, the task {ours!r}: collect them with the task's settings")
+    if store.spec.fps != actor.spec.control_hz:
+        given = f"rl.train.demonstrations={path} has {store.spec.fps:g} steps a second, the task {actor.spec.control_hz:g}"
+        raise config.ConfigError(f"{given}: collect them with the task's settings")
     return _steps(store, actor)
 
 

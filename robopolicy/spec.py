@@ -22,6 +22,7 @@ IMAGES = "observation.images."
 DEPTH = "observation.depth."
 SEGMENTATION = "observation.segmentation."
 TASK = "task"  # which task an episode is, in words; an observation where a policy can do several: str [B] or [B, To]
+FAULT = "fault"  # of an episode: why its last step teaches nothing, "" where all is well
 ACTION = "action"
 REWARD = "next.reward"
 TERMINATED = "next.terminated"

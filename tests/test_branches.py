@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from robopolicy.data.branches import Branches, BranchWindows, concatenate
 from robopolicy.data.collect import environment, robot_env
 from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.evaluation import branches as branching
-from robopolicy.evaluation.branches import Limits, OracleActor, branch_point, decision_points, follow, try_chunk
+from robopolicy.evaluation.branches import OracleActor, branch_point, decision_points, follow, try_chunk
 from robopolicy.evaluation.critic_quality import (
     NEVER,
     best_checkpoint,
@@ -28,6 +30,7 @@ from robopolicy.models.critic import ProgressCritic, SafetyCritic, SuccessCritic
 from robopolicy.models.critic_td import IqlCritic
 from robopolicy.ope.dynamics_gap import GapConfig
 from robopolicy.policies.selection import Selection, select
+from robopolicy.sim.unsafe import Limits
 from robopolicy.spec import (
     ACTION,
     CHUNK_SUCCESS,
@@ -130,6 +133,46 @@ def test_events_are_seen(world):
     assert not follow(robot, still, 0, 8, Limits()).events
 
 
+class Told:
+    """An environment whose steps are told beforehand: (terminated, truncated, success)."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (7,))
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    def advance(self, action):
+        terminated, truncated, success = self.steps.pop(0)
+        return 0.0, terminated, truncated, {"success": success, "progress": 0.5}
+
+
+def test_an_episode_ends_where_the_environment_says_and_succeeds_where_info_does():
+    going, won, torn = (False, False, False), (False, False, True), (False, True, False)
+    for steps, success, length in (
+        ((going, won, won), True, 3),  # it goes on after success, to the time limit
+        ((going, won, going), False, 3),
+        ((won, torn, won), False, 2),  # a fault
+        (((True, False, True), going), True, 1),
+        (((True, False, False), going), False, 1),
+    ):
+        still = SimpleNamespace(wants_observation=False, next=lambda: np.zeros(7), act=lambda told: np.zeros(7))
+        ending = follow(Told(*steps), PolicyActor.of(still), 0, 3, None)
+        assert (ending.success, ending.steps) == (success, length)
+
+
+def test_dressing_is_branched_too():
+    env = environment("robopolicy/Dress-v0", {"max_episode_steps": 4, "region": "straight", "observation": ["state"]})
+    robot = robot_env(env)
+    actor = PolicyActor(Pulling(robot.features, robot.action_spec))
+    points, ending = decision_points(env, actor, 0)
+    assert ([point.step for point in points], ending.steps) == ([0, 2], 4)
+    for force, events in ((0.0, {"force"}), (1e6, set())):
+        plan = branching.Plan(candidates=2, limits=Limits(force=force))
+        _, _, tries = branch_point(env, actor, points[1], plan)
+        assert [[set(ending.events) for ending in row] for row in tries] == [[events], [events]]
+    assert all(not ending.success and ending.steps == 2 for row in tries for ending in row)
+
+
 def test_an_oracle_succeeds_where_some_candidate_does(world):
     env, robot = world
     policy = reaching(robot)
@@ -162,6 +205,19 @@ class Unwilling:
         chunks = self.policy.sample(observation, num_samples, seed)
         chunks[:, 0, :, 6] = 1.0
         return chunks
+
+
+class Pulling:
+    """A policy that pulls along the arm."""
+
+    def __init__(self, features, action):
+        self.spec = PolicySpec({STATE: features[STATE]}, action, 1, 2, 2, 20.0)
+
+    def reset(self):
+        pass
+
+    def sample(self, observation, num_samples=1, seed=None):
+        return np.tile(np.float32([0.01, 0, 0, 0]), (len(observation[STATE]), num_samples, 2, 1))
 
 
 def made(states=6, chunks=4, rollouts=2, seed=0, horizon=3):

@@ -454,6 +454,22 @@ def test_outcome_tells_whether_the_episode_ever_succeeds(tmp_path):
     assert OUTCOME not in Windows(EpisodeStore(tmp_path), [STATE], 1, 2).batch(np.arange(8))
 
 
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_windows_leave_out_the_last_step_of_a_fault(tmp_path, memory_gb):
+    assert dataset(tmp_path).faults == [""] * 3  # nobody recorded any
+    writer = EpisodeWriter(tmp_path, SPEC)
+    for steps in (1, 5):
+        writer.add(episode(9, steps), info={"fault": "torn"})
+    store = EpisodeStore(tmp_path)
+    windows = Windows(store, [STATE, FRONT], 1, 3, keys=[SUCCESS], memory_gb=memory_gb)
+    assert windows.episodes.tolist() == [0, 1, 2, 4]
+    assert windows.lengths.tolist() == [4, 1, 7, 4]
+    batch = windows.batch(np.arange(12, 16))
+    assert np.array_equal(batch[FRONT][:, 0], episode(9, 5)[FRONT][:4])
+    assert batch[ACTION_IS_PAD].sum(1).tolist() == [0, 0, 1, 2]
+    assert not batch[OUTCOME].any()  # it succeeded at its faulty step only
+
+
 def test_windows_refuse_episodes_and_horizons_that_do_not_exist(tmp_path):
     store = dataset(tmp_path)
     with pytest.raises(SpecError, match=r"no episode 3: .* episodes 0 to 2"):

@@ -11,19 +11,21 @@ from gymnasium.utils.env_checker import check_env
 
 import robopolicy  # noqa: F401
 from robopolicy.config import compose, to_plain
-from robopolicy.data.collect import collect
+from robopolicy.data.collect import collect, fault_lines
+from robopolicy.data.windows import Windows
 from robopolicy.pipeline import task_env
-from robopolicy.sim import clouds
+from robopolicy.sim import clouds, dress_world
 from robopolicy.sim.arm import Arm, Capsule, crossing
 from robopolicy.sim.cloth import MARGIN, ClothWorld
 from robopolicy.sim.dress import CLEARANCE, EXPLODED, DressEnv
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_sensors import BAD_DEPTH, EMPTY_CLOUD, STATE_NAMES
 from robopolicy.sim.dress_view import GARMENT, DressView
-from robopolicy.sim.dress_world import regions
+from robopolicy.sim.dress_world import UPPER, regions
+from robopolicy.sim.env import check_settings
 from robopolicy.sim.garments import AROUND, GARMENTS, STABLE, sleeve, stretch
 from robopolicy.sim.holders import GRAVITY, HOLDERS
-from robopolicy.spec import POINTS, STATE
+from robopolicy.spec import POINTS, STATE, SpecError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -223,6 +225,18 @@ def test_pulling_on_past_the_shoulder_earns_no_more_than_being_there(env):
     assert not truncated
 
 
+def test_the_reward_grows_up_to_the_shoulder_and_no_further():
+    arm, turn = Arm.posed(0.3, 0.1), np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    across = np.linalg.svd(arm.upper_direction[None])[2][1:]
+    circle = 0.1 * (np.cos(turn)[:, None] * across[0] + np.sin(turn)[:, None] * across[1])
+    first, shoulder = arm.lengths[0], arm.lengths.sum()
+    places = shoulder + np.array([-0.04, -0.02, 0.0, 0.02, 0.04])
+    earned = [
+        dress_world.reward(arm, circle + arm.line[1] + (at - first) * arm.upper_direction, at, 0.0, 0.05) for at in places
+    ]
+    assert np.diff(earned) == pytest.approx([0.02 * UPPER, 0.02 * UPPER, 0.0, 0.0])
+
+
 def test_cloth_stays_out_of_the_skin(env):
     env.reset(seed=11, options={"region": "bent"})
     expert, worst = DressExpert(), np.inf
@@ -357,11 +371,17 @@ def test_mistakes_are_named_with_what_would_work(closing):
         ({"observation": ["point"]}, "did you mean 'points'"),
         ({"rotation": "pitch"}, "rotation='pitch'"),
         ({"holder": "pandas"}, "did you mean 'panda'"),
+        ({"holder": None}, "holder='None'; available: gripper, panda"),
+        ({"voxel": 0}, "voxel=0 does not work"),
+        ({"voxel": float("nan")}, "voxel=nan does not work"),
+        ({"num_points": 0}, "num_points=0 does not work"),
+        ({"control_hz": -5.0}, r"control_hz=-5\.0 does not work"),
         ({"nominal": {"arm.bent": 1.0}}, "did you mean 'arm.bend'"),
         ({"randomization": {"garment": {"mas": {"uniform": [1, 2]}}}}, "did you mean 'garment.mass'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            closing(**kwargs)
+        for refuse in (closing, lambda **given: check_settings(ID, given)):
+            with pytest.raises(ValueError, match=message):
+                refuse(**kwargs)
     with pytest.raises(ValueError, match="did you mean 'folded'"):
         task_env({**to_plain(compose("collect", ["task=dress", "path=x"]))["task"], "env": {"region": "foldet"}}, "none")
     with pytest.raises(ValueError, match="has no twin"):
@@ -393,6 +413,16 @@ def test_demonstrations_are_collected_like_any_others(tmp_path):
     assert {info["source"] for info in infos} == {"expert", "imperfect"}
     assert infos[0]["success"]
     assert set(infos[0]["randomization"]) >= {"garment.mass", "garment.stiffness", "garment.friction", "arm.bend"}
+
+
+def test_faults_are_kept_with_the_episodes_and_their_last_steps_are_not_learned(tmp_path):
+    away = {"nominal": {"camera.target": [-2.0, -2.0, 0.5]}}
+    store = collect(tmp_path / "data", ID, away, {"expert": 2}, seed=0, num_workers=0)
+    assert store.faults == [EMPTY_CLOUD] * 2
+    assert fault_lines(["", *store.faults]) == ["2 of 3 episodes ended in a fault: empty_cloud 2"]
+    assert fault_lines([""]) == []
+    with pytest.raises(SpecError, match="ended in a fault at their first step"):
+        Windows(store, [STATE], 1, 1)
 
 
 def test_a_naive_path_does_worse_where_the_elbow_is_folded(env):

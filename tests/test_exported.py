@@ -12,6 +12,7 @@ from robopolicy import checkpoint, pipeline
 from robopolicy.data.transforms import Normalizer, vector_statistics
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.models.chunk_transformer import ChunkTransformer, TimedChunkTransformer
+from robopolicy.models.cloud_encoder import CloudEncoder
 from robopolicy.models.coarse_to_fine import CoarseToFineTransformer
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.tokenizer import MultiScaleTokenizer
@@ -22,6 +23,7 @@ from robopolicy.policies.carp import CarpPolicy
 from robopolicy.policies.exported import TOLERANCE, ExportedPolicy, disagreement, random_observations
 from robopolicy.policies.flow import FlowPolicy
 from robopolicy.policies.mip import MipPolicy
+from robopolicy.policies.point_actor import PointActor
 from robopolicy.spec import ACTION, POINTS, STATE, TASK, FeatureSpec, Policy, SpecError, image_key
 
 pytest.importorskip("onnxruntime")
@@ -99,6 +101,18 @@ def test_the_graph_is_the_policy_within_tolerance(case, request):
     if case == "carp":
         assert set(np.unique(ours[..., 2])) <= {0.0, 1.0}
         assert np.array_equal(ours[..., 2], theirs[..., 2])
+
+
+def test_an_actor_on_clouds_becomes_a_graph():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = {STATE: FeatureSpec((3,), names=("ee_x", "ee_y", "ee_z")), POINTS: FeatureSpec((11, 5))}
+        encoder = functools.partial(CloudEncoder, options={"widths": (16, 16)})
+        policy = PointActor(features, FeatureSpec((3,)), 20.0, encoder=encoder, hidden=(16,)).eval().requires_grad_(False)
+        policy.fit({key: vector_statistics(np.random.default_rng(0).normal(size=(500, 3))) for key in (STATE, ACTION)})
+        graph = ExportedPolicy(policy)
+    [observation] = random_observations(policy, 1, seed=5)
+    assert np.allclose(graph.sample(observation), policy.sample(observation, 3, seed=1)[:, :1], atol=1e-4)
 
 
 def test_the_rounding_of_a_constant_entry_is_no_difference_and_a_step_of_a_moving_one_is():

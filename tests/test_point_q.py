@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -22,12 +23,13 @@ from robopolicy.models.cloud_encoder import CloudEncoder
 from robopolicy.models.cloud_noise import CloudNoise, dilated, dropped, eroded
 from robopolicy.models.dense_points import GripperCloud, backbone
 from robopolicy.models.point_critic import PointCritic
-from robopolicy.pipeline import train_run
+from robopolicy.pipeline import evaluate_run, train_run
 from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.load import load_critic, load_policy
 from robopolicy.policies.point_actor import PointActor, squashed_log_prob
 from robopolicy.policies.steering import SteeredPolicy
-from robopolicy.reinforce import best_checkpoint
+from robopolicy.reinforce import best_checkpoint, distillation
+from robopolicy.sim import dress_sensors
 from robopolicy.spec import ACTION, POINTS, REWARD, STATE, TERMINATED, Critic, DatasetSpec, FeatureSpec, Policy, SpecError
 from robopolicy.train import rl
 from robopolicy.train.distil import Distillation, in_units_of, kl, wasserstein
@@ -293,6 +295,17 @@ def test_every_learner_finds_the_better_action(kind):
     assert error() < 0.6 * before
 
 
+def test_the_spread_of_td3_becomes_that_of_its_exploration():
+    learner = TwinDelayed(actor(), critic(), learning_rate=4e-3, actor_every=1, exploration=0.1)
+    rng = np.random.default_rng(0)
+    for step in range(200):
+        transitions, _ = toy_transitions(32, rng, rng.uniform(-1, 1, (32, 2)).astype(np.float32))
+        learner.update(transitions, 0, step, torch.Generator().manual_seed(step))
+    policy, (observation, _) = learner.actor.eval(), toy(16, rng)
+    samples = policy.sample({key: value[:, None] for key, value in observation.items()}, 64, seed=0)[:, 1:, 0] / HIGH
+    assert 0.07 < samples.std(1).mean() < 0.14
+
+
 def test_a_single_transition_is_a_batch_too():
     learner = ImplicitQ(actor(), critic())
     transitions, _ = toy_transitions(1, np.random.default_rng(0), np.zeros((1, 2), np.float32))
@@ -350,6 +363,14 @@ def test_a_teacher_of_other_units_teaches_the_same_motion(generator):
     assert torch.allclose(*physical, atol=1e-5)
     assert torch.allclose(std, 0.375 * teacher.distribution(now)[1])
     assert torch.allclose(in_units_of(student, student, now)[0], student.distribution(now)[0], atol=1e-4)
+
+
+def test_a_teacher_of_another_rate_is_refused(tmp_path):
+    slow = PointActor(OBSERVATION, ACTIONS, 10.0, encoder=partial(CloudEncoder, options=SMALL["balls"]), hidden=(32,))
+    slow.fit(rl.bound_statistics(slow.observation, LOW, HIGH))
+    checkpoint.save(tmp_path, slow.state_dict(), NODES, {"kind": "policy", "spec": slow.spec.to_dict()})
+    with pytest.raises(ConfigError, match=r"control_hz as 10\.0, its student as 20\.0"):
+        distillation({"teachers": {"all": tmp_path}}, ["all"], actor())
 
 
 # the buffer and the loop
@@ -513,6 +534,16 @@ def test_processes_change_nothing():
         assert (a.reward, a.info) == (b.reward, b.info)
 
 
+def test_a_process_that_died_is_named_when_it_is_told_and_when_it_is_heard():
+    with VectorEnv(Reaching, 1, 1) as envs:
+        [member] = envs._members
+        member._process.kill()
+        member._process.join()
+        for asked in (lambda: envs.reset({0: Start(0)}), member.receive):
+            with pytest.raises(ChildProcessError, match="process exited with -9; resume the run"):
+                asked()
+
+
 def test_the_best_checkpoint_is_by_the_first_score_that_a_run_has(tmp_path):
     for run, scores in {"dress": ("upper_ratio", "success"), "lift": ("success", "progress")}.items():
         for step, values in ((1, (0.5, 0.2)), (2, (0.4, 0.9))):
@@ -547,6 +578,23 @@ def test_experiment_dress_trains_an_actor_and_a_critic_that_load(tmp_path):
     assert {"all/upper_ratio", "all/whole_ratio", "all/success"} <= set(metrics)
 
 
+def test_evaluation_tells_how_far_the_arm_is_dressed(tmp_path):
+    given = ["task=dress", "+task.env.max_episode_steps=3", f"checkpoint={tmp_path / 'step_000001'}"]
+    settings = to_plain(compose("evaluate", [*given, f"out={tmp_path / 's.parquet'}", "episodes=2", "num_workers=0"]))
+    env = new_environment("robopolicy/Dress-v0", {})
+    features, action = env.unwrapped.features, env.unwrapped.action_spec
+    env.close()
+    policy = PointActor(features, action, 20.0, encoder=partial(CloudEncoder, options=SMALL["balls"]), hidden=(32,))
+    policy.fit(rl.bound_statistics(policy.observation, env.action_space.low, env.action_space.high))
+    meta = {"kind": "policy", "spec": policy.spec.to_dict()}
+    checkpoint.save(tmp_path / "step_000001", policy.state_dict(), NODES, meta)
+    lines = evaluate_run(settings)
+    scores = pq.read_table(tmp_path / "s.parquet")
+    assert scores["fault"].to_pylist() == ["", ""]
+    peak = np.mean(scores["peak_force_n"].to_pylist())
+    assert lines[1:] == [f"  mean upper_ratio 0, whole_ratio 0, peak_force_n {peak:.3g}"]
+
+
 def test_the_rigid_task_trains_too(tmp_path):
     found = train_run(small(tmp_path, "rl.train.num_envs=1", experiment="lift_rl"), tmp_path / "run")
     assert "all/success" in checkpoint.describe(found[-1])[1]["metrics"]
@@ -565,18 +613,24 @@ def test_iql_learns_from_demonstrations_alone(tmp_path):
     settings = small(
         tmp_path, "rl=iql", f"rl.train.demonstrations={data.path}", "rl.train.steps=4", "rl.train.evaluate_episodes=0"
     )
-    train_run(settings, tmp_path / "run")
+    found = train_run(settings, tmp_path / "run")
     row = rows(tmp_path / "run")[-1]
     assert row["transitions"] == 59
     assert np.isfinite(row["critic_loss"])
     assert row["weight"] > 0
+    resolved, meta = checkpoint.describe(found[-1])
+    assert (resolved["data"], meta["data_hash"]) == ({"path": str(data.path)}, data.hash)
 
 
-def dataset(path, state, points=None):
-    """A dataset of one episode of two steps."""
-    shapes = {STATE: state, ACTION: (4,), REWARD: (), TERMINATED: ()} | ({POINTS: points} if points else {})
-    features = {key: FeatureSpec(shape, "bool" if key == TERMINATED else "float32") for key, shape in shapes.items()}
-    writer = EpisodeWriter(path, DatasetSpec(features, fps=20.0))
+def dataset(path, shorts=("state", "points"), num_points=96, unit="m, rad", fps=20.0):
+    """A dataset of dressing, one episode of two steps."""
+    features = {
+        **dress_sensors.features(shorts, 96, num_points),
+        ACTION: FeatureSpec((4,), unit=unit, names=("dx", "dy", "dz", "yaw")),
+        REWARD: FeatureSpec(()),
+        TERMINATED: FeatureSpec((), "bool"),
+    }
+    writer = EpisodeWriter(path, DatasetSpec(features, fps))
     writer.add({key: np.zeros((2, *feature.shape), feature.dtype) for key, feature in features.items()})
     return path
 
@@ -593,6 +647,11 @@ def test_mistakes_in_settings_are_named(tmp_path):
         (["data.path=x"], "give rl.train.demonstrations"),
         (["critic.attach=point"], "did you mean 'points'"),
         (["policy.action_horizon=4"], "give policy.action_horizon=1"),
+        (["critic.num_heads=0"], "num_heads=0 must be at least 1"),
+        (["rl.learner.temperature=0"], "temperature=0 must be above 0"),
+        (["policy.encoder.noise={dropot: 0.2}"], r"unknown key 'noise\.dropot': did you mean 'dropout'"),
+        (["policy.encoder.noise={dropout: 2}"], "dropout=2.0 is a share below 1"),
+        (["rl.distil={weight: abc}"], r"rl\.distil\.weight='abc' does not work: give a number"),
         (["rl.distil={teachers: {al: x}}"], "did you mean 'all'"),
         (["rl.distil={teachers: {}}"], "lacks 'all'"),
         (["rl.distil={teacher: {}}"], "did you mean 'teachers'"),
@@ -603,8 +662,10 @@ def test_mistakes_in_settings_are_named(tmp_path):
         (["rl.groups={a: 3}"], "rl.groups.a=3"),
         (["rl.groups=[a]"], "rl.groups=.*give {name"),
         (["rl.train.demonstrations=nowhere"], "no dataset at nowhere"),
-        ([f"rl.train.demonstrations={dataset(tmp_path / 'blind', (9,))}"], "blind lacks 'observation.points'"),
-        ([f"rl.train.demonstrations={dataset(tmp_path / 'few', (9,), (64, 5))}"], r"few has .*\[64, 5\], the task \[96, 5\]"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'blind', ['state'])}"], "blind lacks 'observation.points'"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'few', num_points=64)}"], r"few has .*\(64, 5\), the task \(96, 5\)"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'mm', unit='mm, rad')}"], "mm has 'action' with unit 'mm, rad'"),
+        ([f"rl.train.demonstrations={dataset(tmp_path / 'slow', fps=10.0)}"], "slow has 10 steps a second, the task 20"),
     ):
         with pytest.raises((ValueError, ConfigError), match=message):
             train_run(small(tmp_path, *overrides), tmp_path / "run")

@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 from test_importers import example, record, tensor, tree
 
 from robopolicy import checkpoint, pipeline, spec
 from robopolicy.config import compose, to_plain
-from robopolicy.data.episodes import EpisodeStore
+from robopolicy.data.episodes import EpisodeStore, write_episodes
 from robopolicy.data.lerobot import export_dataset
 from robopolicy.evaluation.features import draw_rows
 from robopolicy.policies.load import load_policy
@@ -275,6 +276,18 @@ def test_a_target_that_was_trained_on_is_refused_with_exit_code_4(runs, tmp_path
             rank_verb(settings("rank", *TASK, f"pool={runs / 'runs'}", f"target={target}", f"out={tmp_path}", *SMALL))
         assert caught.value.exit_code == 4
     assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_that_name_no_data_are_refused_before_anything_is_played(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        folder = checkpoint.step_folder(tmp_path / "runs" / name, 1)
+        checkpoint.save(folder, {name: torch.zeros(1)}, {"policy": {}}, {"kind": "policy", "data_hash": ""})
+    arrays = {STATE: np.zeros((3, 4), np.float32), spec.ACTION: np.zeros((3, 7), np.float32)}
+    write_episodes(tmp_path / "target", [arrays], fps=20.0)
+    monkeypatch.setattr("robopolicy.selection.run.within_time", lambda *given: pytest.fail("it began"))
+    given = [f"pool={tmp_path / 'runs'}", f"target={tmp_path / 'target'}", f"out={tmp_path / 'out'}"]
+    with pytest.raises(checkpoint.CheckpointError, match=r"names no data .*leave out target=.*combine=\[sim\].*features="):
+        rank_verb(settings("rank", *TASK, *SMALL, *given))
 
 
 def picture_folder(folder, cameras=("",), count=5, size=16):

@@ -120,6 +120,15 @@ def test_branches_that_lack_what_a_critic_sees_are_refused_before_it_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_nothing_is_watched_for_without_limits(made, tmp_path):
+    given = [f"checkpoint={made[1]}", f"out={tmp_path / 'b'}", "limits=null", "episodes=1", "states=1", "candidates=1"]
+    lines = pipeline.branch_run(settings("branch", OBSERVED, SHORT, *given, "num_workers=0"))
+    assert lines[-1] == "unsafe: nothing was watched for"
+    assert Branches.load(tmp_path / "b").events == {}
+    with pytest.raises(SpecError, match="branch with limits"):
+        trained(tmp_path / "run", tmp_path / "b", "critic=safety")
+
+
 def test_a_critic_of_risk_is_judged_on_what_was_unsafe(made, tmp_path):
     folder, _, _ = made
     more = ["critic=safety", "data.events=[force]", "data.event_horizon=9", f"data.branches={folder / 'judging'}"]

@@ -8,6 +8,7 @@ import json
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -21,12 +22,13 @@ from robopolicy import config
 from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.episodes import EpisodeStore, EpisodeWriter
 from robopolicy.executor import Executor, WorkerError, map_units
-from robopolicy.spec import ACTION, REWARD, SUCCESS, TERMINATED, TRUNCATED, Array, DatasetSpec, FeatureSpec
+from robopolicy.spec import ACTION, FAULT, REWARD, SUCCESS, TERMINATED, TRUNCATED, Array, DatasetSpec, FeatureSpec
 
 if TYPE_CHECKING:
     from robopolicy.sim.env import RobotEnv
 
 _SCALARS = {REWARD: "float32", TERMINATED: "bool", TRUNCATED: "bool", SUCCESS: "bool"}
+FINAL = ("upper_ratio", "whole_ratio", "peak_force_n")  # of the last info, where the environment gives them
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,7 +47,7 @@ def play(
     """One episode. Observations that nobody wants are not rendered, if the environment can step without (`advance`).
 
     Actions are clipped to the action space before they are executed and recorded. options: for the environment's reset().
-    The row: seed, success, return, progress (the highest), length, seconds.
+    The row: seed, success, return, progress (the highest), length, seconds, FAULT, and those of FINAL that there are.
     """
     started = time.perf_counter()
     actor.reset(seed)
@@ -79,7 +81,15 @@ def play(
             arrays[key] = arrays[key].astype(dtype)
     seconds = time.perf_counter() - started
     row = {"seed": seed, "success": success, "return": total, "progress": best, "length": length, "seconds": seconds}
-    return Episode(arrays, row, randomization)
+    ending = {FAULT: info.get(FAULT) or "", **{name: float(info[name]) for name in FINAL if name in info}}
+    return Episode(arrays, row | ending, randomization)
+
+
+def fault_lines(faults: Sequence[str]) -> list[str]:
+    """A line that says how many episodes ended in which fault, none where none did."""
+    counts = Counter(filter(None, faults))
+    kinds = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return [f"{counts.total()} of {len(faults)} episodes ended in a fault: {kinds}"] if counts else []
 
 
 def environment(env_id: str, env_kwargs: Mapping[str, Any]) -> gymnasium.Env:
@@ -135,7 +145,7 @@ def _collect_unit(
     env = environment(env_id, env_kwargs)
     actor = make_actor(unit.behaviour)
     episode = play(env, actor, unit.seed, record=True, options=None if unit.level is None else {"level": unit.level})
-    facts = {key: episode.row[key] for key in ("seed", "success", "return", "progress")}
+    facts = {key: episode.row[key] for key in ("seed", "success", "return", "progress", FAULT)}
     info = {"task": robot_env(env).task.name, "source": unit.behaviour, "env_id": env_id, **facts, **actor.facts}
     if unit.level is not None:
         info["level"] = unit.level

@@ -26,7 +26,7 @@ from robopolicy.data.episode_file import SUFFIX, DatasetError, damaged, describe
 from robopolicy.data.info_file import INFO, NAME, check_spec, infer_spec, info_content, read_spec, spec_difference
 from robopolicy.data.table import OWN_COLUMNS, read_table
 from robopolicy.files import atomic_write, is_temporary, locked, plain
-from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, FeatureSpec, SpecError, did_you_mean
+from robopolicy.spec import ACTION, FAULT, TASK, Array, DatasetSpec, FeatureSpec, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     import pyarrow
@@ -139,6 +139,12 @@ class EpisodeStore:
         """sha256 (hex) over the spec and the files' names and contents: equal data has an equal hash wherever it lies."""
         content = [check_spec(self.spec), self.table["file"].to_pylist(), self.table["checksum"].to_pylist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def faults(self) -> list[str]:
+        """Of each episode, why its last step teaches nothing: "" where all is well, or nobody recorded it."""
+        known = FAULT in self.table.column_names
+        return [str(fault or "") for fault in self.table[FAULT].to_pylist()] if known else [""] * len(self)
 
     def read(self, index: int, keys: Iterable[str] | None = None, start: int = 0, stop: int | None = None) -> dict[str, Array]:
         """Arrays {key: [T, ...]} of one episode, all keys or only `keys`, verified against their checksums.

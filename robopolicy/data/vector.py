@@ -21,7 +21,7 @@ from robopolicy.spec import Array, Observation
 
 @dataclass
 class Step:
-    """What a step of one environment brought. info: of the environment, and "time_limit", whether that cut the episode."""
+    """What a step of one environment brought. truncated: by its time limit, or by a fault, which `info` names."""
 
     observation: Observation
     reward: float
@@ -138,20 +138,27 @@ class _Remote:
         other.close()
 
     def send(self, what: str, arguments: Any) -> None:
-        self._pipe.send((what, arguments))
+        with self._alive():
+            self._pipe.send((what, arguments))
 
     def receive(self) -> Any:
-        try:
+        with self._alive():
             answer = self._pipe.recv()
-        except (EOFError, ConnectionResetError) as error:
-            self._process.join(10)
-            raise ChildProcessError(f"an environment's process exited with {self._process.exitcode}; resume the run") from error
         if isinstance(answer, Exception):
             raise answer
         return answer
 
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Raises ChildProcessError where the process at the other end of the pipe is gone."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            self._process.join(10)
+            raise ChildProcessError(f"an environment's process exited with {self._process.exitcode}; resume the run") from error
+
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(ConnectionError):
             self._pipe.send(None)
         self._process.join(10)
         if self._process.is_alive():

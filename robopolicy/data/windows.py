@@ -105,7 +105,7 @@ class TrainingWindows(Protocol):
 
 
 class Windows:
-    """A window for every step of the chosen episodes. Images stay uint8.
+    """A window for every step of the chosen episodes but a last one that ended in a fault. Images stay uint8.
 
     Args:
         store: the dataset.
@@ -121,7 +121,7 @@ class Windows:
 
     Attributes:
         spec: DatasetSpec of the store, and the feature TASK. data_hash: its hash.
-        episodes: rows of the store in use, int64 [E]. lengths: their steps, int64 [E].
+        episodes: rows of the store in use, int64 [E]. lengths: their steps, int64 [E]. Neither knows a faulty last step.
 
     Raises:
         SpecError: the dataset lacks a key or an episode, a horizon below 1, or no episodes.
@@ -157,9 +157,13 @@ class Windows:
         for index in self.episodes:
             if not 0 <= index < len(store):
                 raise SpecError(f"no episode {index}: {store.path} has episodes 0 to {len(store) - 1}")
+        lengths = store.lengths - np.array([bool(fault) for fault in store.faults])
+        self.episodes = self.episodes[lengths[self.episodes] > 0]
+        if not len(self.episodes):
+            raise SpecError(f"all chosen episodes of {store.path} ended in a fault at their first step")
+        self.lengths = lengths[self.episodes]
         self.spec = replace(store.spec, features={**store.spec.features, TASK: task_feature(store, self.episodes.tolist())})
         self._tasks = episode_tasks(store)[self.episodes]
-        self.lengths = store.lengths[self.episodes]
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._row_episode = np.repeat(np.arange(len(self.episodes)), self.lengths)
         for key, array in self.extras.items():
@@ -268,6 +272,6 @@ class Windows:
         for position, index in enumerate(tqdm(self.episodes, desc="load", unit="episode", disable=hidden, leave=False)):
             steps = slice(self._starts[position], self._starts[position + 1])
             wanted = [key for key in needed if steps.stop <= rows[key]]
-            for key, array in store.read(int(index), wanted).items():
+            for key, array in store.read(int(index), wanted, stop=int(self.lengths[position])).items():
                 values[key][steps] = array
         return values

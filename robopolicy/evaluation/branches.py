@@ -23,38 +23,13 @@ from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, e
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
 from robopolicy.policies.wrappers import ChunkExecutor, Watching
+from robopolicy.sim.unsafe import EVENTS, Limits
 from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Observation, Policy, SpecError
 
 if TYPE_CHECKING:
     from robopolicy.sim.env import RobotEnv
 
-EVENTS = ("collision", "drop", "force")
 PLAN = "plan.json"  # what a folder of finished episodes is of
-HELD = 0.1  # N: a finger that presses with less does not hold
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When something counts as unsafe. Looked at after every control step: what is over within one can be missed.
-
-    collision: contact force on the arm and the hand (N). force: contact force on a finger (N). drop: speed (m/s) at which a
-    tracked body falls while no finger touches anything, that of 2 cm of free fall by default; setting down is slower.
-    """
-
-    collision: float = 1.0
-    force: float = 60.0
-    drop: float = 0.6
-
-    def events(self, robot: RobotEnv) -> set[str]:
-        """Names of the events that are happening now."""
-        engine = robot.engine
-        grip = float(engine.grip_forces().max())
-        found = {"collision"} if engine.arm_force() > self.collision else set()
-        if grip > self.force:
-            found.add("force")
-        if grip < HELD and any(engine.velocity(name)[2] < -self.drop for name in robot.task.tracked):
-            found.add("drop")
-        return found
 
 
 @dataclass
@@ -77,18 +52,22 @@ class Point:
 
 
 def follow(robot: RobotEnv, actor: PolicyActor, start: int, limit: int, limits: Limits | None) -> Ending:
-    """Play on from the present state, at step `start` of at most `limit`; the actor's chunk is under way."""
-    ending = Ending(False, 0)
-    while not ending.success and start + ending.steps < limit:
+    """Play on from the present state, at step `start` of at most `limit`; the actor's chunk is under way.
+
+    limits: of what is watched for, None = nothing.
+    """
+    ending, over = Ending(False, 0), False
+    while not over and start + ending.steps < limit:
         if ending.steps:
             wanted = actor.wants_observation
             action = actor.act(robot, robot.observe() if wanted else None)
         else:
             action = actor.executor.next()
-        _, ending.success, _, info = robot.advance(np.clip(action, robot.action_space.low, robot.action_space.high))  # type: ignore[attr-defined]
-        ending.steps += 1
+        action = np.clip(action, robot.action_space.low, robot.action_space.high)  # type: ignore[attr-defined]
+        _, terminated, truncated, info = robot.advance(action)
+        ending.success, over, ending.steps = bool(info["success"]), terminated or truncated, ending.steps + 1
         ending.progress.append(info["progress"])
-        for name in limits.events(robot) if limits else ():
+        for name in robot.unsafe(limits) if limits else ():
             ending.events.setdefault(name, ending.steps)
     return ending
 
@@ -118,8 +97,8 @@ def decision_points(env: gymnasium.Env, actor: PolicyActor, seed: int) -> tuple[
     actor.reset(seed)
     observation, _ = env.reset(seed=seed)
     points: list[Point] = []
-    success, step = False, 0
-    while not success and step < limit:
+    success, over, step = False, False, 0
+    while not over and step < limit:
         if actor.wants_observation and step:
             observation = robot.observe()
         if actor.executor.see(actor.told(env, observation)):
@@ -128,8 +107,8 @@ def decision_points(env: gymnasium.Env, actor: PolicyActor, seed: int) -> tuple[
             chunk = actor.executor.policy.sample(batched, 1, number)[0, 0, : actor.executor.execute_horizon]
             actor.executor.give(chunk)
         action = np.clip(actor.executor.next(), env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
-        _, success, _, _ = robot.advance(action)
-        step += 1
+        _, terminated, truncated, info = robot.advance(action)
+        success, over, step = bool(info["success"]), terminated or truncated, step + 1
     return points, Ending(success, step)
 
 
@@ -147,13 +126,14 @@ class Plan:
 
     states: of its decisions, at most so many, drawn evenly over the episode. candidates: K. rollouts: M.
     observation: further keys to record (short names), for critics that see more than the policy.
+    limits: of the events that are watched for, None = none.
     """
 
     states: int = 4
     candidates: int = 8
     rollouts: int = 1
     observation: tuple[str, ...] = ()
-    limits: Limits = Limits()
+    limits: Limits | None = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         for name in ("states", "candidates", "rollouts"):
@@ -185,7 +165,7 @@ def branch_episode(unit: tuple[int, Arm, Suite, Plan]) -> Branches | None:
     observation = {key: np.concatenate([record[0][key] for record in records]) for key in records[0][0]}
     observation[TASK] = np.full(len(records), env_task(env) if arm.instruction is None else arm.instruction)
     endings = [record[2] for record in records]  # [S][K][M]
-    events = {name: _table(endings, lambda e, name=name: e.events.get(name, NEVER)) for name in EVENTS}
+    events = {name: _table(endings, lambda e, name=name: e.events.get(name, NEVER)) for name in (EVENTS if plan.limits else ())}
     return Branches(
         observation,
         np.stack([record[1] for record in records]).astype(np.float32),

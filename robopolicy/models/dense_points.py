@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robopolicy import config
 from robopolicy.data.transforms import Normalizer
 from robopolicy.models.cloud_noise import CloudNoise
 from robopolicy.models.pointnet2 import PointNet2
@@ -48,7 +49,7 @@ class GripperCloud(nn.Module):
             demonstrations by entries that hardly vary.
 
     Raises:
-        SpecError: a feature or an entry that is not there, or a negative noise.
+        SpecError: a feature or an entry that is not there, or a negative noise. ConfigError: no such noise.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class GripperCloud(nn.Module):
         if len(center) != 3 or unit <= 0:
             raise SpecError(f"center={list(center)} must name three entries of {STATE!r}, unit={unit} must be positive")
         self.center, self.extras = observation[STATE].index_of(center), observation[STATE].index_of(extras)
-        self.unit, self.noise, self.extras_noise = unit, None if noise is None else CloudNoise(**noise), extras_noise
+        self.unit, self.extras_noise = unit, extras_noise
+        self.noise = None if noise is None else config.read(CloudNoise, noise, "noise")
         self.classes = observation[POINTS].shape[-1] - 3
         self.num_channels = 3 + self.classes + 1 + len(self.extras)
 

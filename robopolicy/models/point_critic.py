@@ -80,6 +80,8 @@ class PointCritic(Trainable):
     ) -> None:
         if attach not in ATTACH:
             raise ValueError(f"attach={attach!r}; {did_you_mean(attach, ATTACH)}")
+        if num_heads < 1:
+            raise ValueError(f"num_heads={num_heads} must be at least 1")
         size = execute_horizon * action.shape[0]
         first = size if attach == "points" else 0
 

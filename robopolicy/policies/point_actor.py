@@ -84,6 +84,8 @@ class PointActor(TrainablePolicy):
     def propose(self, context_BD: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         """Normalised chunks [B, N, H, A]."""
         mean, std = (x.unsqueeze(1) for x in self.gaussian(context_BD))
+        if num_samples == 1:  # a graph cannot draw nothing
+            return torch.tanh(mean)
         shape = (len(mean), num_samples - 1, *mean.shape[2:])
         drawn = mean + std * torch.randn(shape, generator=generator, device=mean.device)
         return torch.tanh(torch.cat([mean, drawn], 1))
@@ -125,6 +127,9 @@ def imitation(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
 
     The likelihood trains no mean: near the ends of the range, where scripted actions lie, it would ask for ever larger ones.
     """
-    target = target.clamp(-EDGE, EDGE)
-    spread = -squashed_log_prob(mean.detach(), std, unsquashed(target))
-    return (torch.tanh(mean) - target) ** 2 + 0.1 * spread
+    return (torch.tanh(mean) - target.clamp(-EDGE, EDGE)) ** 2 + spread_loss(mean, std, target)
+
+
+def spread_loss(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
+    """A tenth of the negative log-likelihood per entry, which trains the spread around the mean and not the mean."""
+    return -0.1 * squashed_log_prob(mean.detach(), std, unsquashed(target))

@@ -39,16 +39,27 @@ def training_data(arm: Arm) -> tuple[EpisodeStore, Mapping[str, Sequence[object]
     Raises:
         CheckpointError: its config does not say, or that is another dataset now.
     """
-    config, meta = checkpoint.describe(arm.checkpoint)
-    data = config.get("data", {})
-    if not data.get("path"):
-        raise checkpoint.CheckpointError(
-            f"{arm.checkpoint} does not say what it was trained on: give features=<folder of .npz>"
-        )
+    data, data_hash = named_data(arm)
     store = EpisodeStore(data["path"])
-    if meta.get("data_hash") not in ("", None, store.hash):
+    if data_hash not in ("", None, store.hash):
         raise checkpoint.CheckpointError(f"{arm.checkpoint} was trained on another state of {data['path']} than is there now")
     return store, data.get("where") or {}
+
+
+def named_data(arm: Arm) -> tuple[Mapping[str, Any], str | None]:
+    """The node `data` of what a checkpoint was trained on, with its path, and the hash of the dataset then.
+
+    Raises:
+        CheckpointError: its config names none, as after reinforcement learning without demonstrations.
+    """
+    config, meta = checkpoint.describe(arm.checkpoint)
+    data = config.get("data") or {}
+    if not data.get("path"):
+        raise checkpoint.CheckpointError(
+            f"{arm.checkpoint} names no data that it was trained on, and without it no detector knows what is usual: leave out "
+            "target=, which ranks by simulated success alone (combine=[sim]), or give features=<folder of .npz>"
+        )
+    return data, meta.get("data_hash")
 
 
 def detection_frames(arm: Arm, policy: TrainablePolicy, target: str) -> dict[str, Frames]:

@@ -25,7 +25,7 @@ from robopolicy.ranking.result import Ranking
 from robopolicy.ranking.score_table import check_scores, read_table
 from robopolicy.ranking.tables import RankingError, load_features
 from robopolicy.selection import further, gallery
-from robopolicy.selection.features import AUTO, LAYERS, features_file, pool_features, refuse_leaks, refuse_reference
+from robopolicy.selection.features import AUTO, LAYERS, features_file, named_data, pool_features, refuse_leaks, refuse_reference
 from robopolicy.selection.pool import Work, confirm, expected, find_pool, play_pool, say_cost, with_identity, within_time
 from robopolicy.selection.provenance import now, provenance
 from robopolicy.selection.publish import Finished, publish, read_json
@@ -276,6 +276,8 @@ def _of_pool(settings: Mapping[str, Any], rules: Sequence[Rule]) -> _Result | Fi
         path = prepare(settings["target"], out / TARGET, fps=settings["target_fps"], keys=settings["target_keys"])
         target = open_target(path)
         refuse_leaks(pool.arms, target)
+        for arm in pool.arms if not settings["features"] else ():
+            named_data(arm)  # or an error, before anything is played
     reference = _reference(settings, target, out)
     spending = within_time(pool, suite, spending, work)
     cost = say_cost(pool, suite, spending, work)

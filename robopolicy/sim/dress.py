@@ -24,12 +24,14 @@ from robopolicy.sim.holders import DOWN, HOLDERS
 from robopolicy.sim.randomize import draw, nominal, parse, stream
 from robopolicy.sim.scene import Camera, Frame
 from robopolicy.sim.tasks import parameter_names
+from robopolicy.sim.unsafe import Limits
 
 MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
 CLEARANCE = 0.012  # m: the gripper slides along the arm this far away instead of coming closer; the torso stops it there
 SUCCESS = 0.7  # of the upper arm
 TRANSLATION, YAW, TURNS = ("dx", "dy", "dz"), ("yaw",), ("rx", "ry", "rz")
 ROTATIONS = ("yaw", "full")
+POSITIVE = ("image_size", "num_points", "voxel", "control_hz")  # settings that are numbers above 0
 EXPLODED = "exploded"
 
 
@@ -87,7 +89,6 @@ class DressEnv(gymnasium.Env):
         randomization: of camera, light, colours and sensors (preset name or mapping). Pose, garment, its physics and the
             start are drawn in every episode. nominal: {parameter: value} overrides; what every episode draws is drawn still.
         initial: {parameter: distribution} in place of what every episode draws otherwise.
-        engine, reward, task: as RobotEnv has them; there is one choice of each.
         observation, image_size, num_points, control_hz, antialiasing, render_mode: see RobotEnv.
 
     Raises:
@@ -117,9 +118,9 @@ class DressEnv(gymnasium.Env):
         self.region, self._garments = region, tuple(garments if garments is not None else GARMENTS)
         self._nominal, self._drawn = settings(region, self._garments, randomization, nominal or {}, initial or {})
         self._initial = dict(initial or {})
+        check_values(dict(zip(POSITIVE, (image_size, num_points, voxel, control_hz), strict=True)))
+        check_values({"rotation": rotation, "holder": holder})
         self.control_hz, self.period = float(control_hz), 1.0 / control_hz
-        if rotation not in ROTATIONS:
-            raise ValueError(f"rotation={rotation!r}; {spec.did_you_mean(rotation, ROTATIONS)}")
         self.rotation_kind = rotation
         selected = tuple(observation or ("state", "points"))
         self.sensors = DressSensors(selected, int(image_size), int(num_points), float(voxel))
@@ -284,6 +285,10 @@ class DressEnv(gymnasium.Env):
             "fault": self.fault,
         }
 
+    def unsafe(self, limits: Limits) -> set[str]:
+        """See RobotEnv.unsafe. Only the pull at the gripper counts: nothing collides or drops here."""
+        return {"force"} if self._force() > limits.force else set()
+
     # what is seen
 
     def look(self, camera: Camera, rgb: bool = True, antialiasing: bool = False) -> Frame:
@@ -327,13 +332,23 @@ class DressEnv(gymnasium.Env):
     @staticmethod
     def check_settings(given: Mapping[str, Any]) -> None:
         """Whether DressEnv(**given) will work, without starting a simulator. Raises ValueError as it does."""
-        garments = tuple(given.get("garments") or GARMENTS)
+        garments = tuple(GARMENTS if given.get("garments") is None else given["garments"])
         options = (given.get("randomization", "none"), given.get("nominal") or {}, given.get("initial") or {})
         settings(given.get("region", ALL), garments, *options)
         features(tuple(given.get("observation") or ("state",)), 8, 8)
-        for name, known in (("rotation", ROTATIONS), ("holder", HOLDERS)):
-            if given.get(name, next(iter(known))) not in known:
-                raise ValueError(f"{name}={given[name]!r}; {spec.did_you_mean(given[name], known)}")
+        check_values(given)
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Raises ValueError for numbers among the settings `given` that are not above 0, and for choices that there are not."""
+    for name in POSITIVE:
+        value = given.get(name, 1)
+        if not isinstance(value, int | float) or not 0 < value < np.inf:
+            raise ValueError(f"{name}={value!r} does not work: give a number above 0")
+    for name, known in (("rotation", ROTATIONS), ("holder", HOLDERS)):
+        value = str(given.get(name, next(iter(known))))
+        if value not in known:
+            raise ValueError(f"{name}={value!r}; {spec.did_you_mean(value, known)}")
 
 
 def settings(

@@ -139,13 +139,14 @@ def reward(arm: Arm, ring: np.ndarray, at: float, force: float, clearance: float
     """Absolute progress of the sleeve's opening `ring` [n, 3], which crosses the arm at arc length `at` (m, -1 = nowhere).
 
     After the paper's code: minus the distance to the finger before the hand is in, then metres of forearm plus UPPER times
-    metres of upper arm; costs for a gripper close to the skin, for force (N), and for an opening off the upper arm's axis.
+    metres of upper arm, up to the shoulder; costs for a gripper close to the skin, for force (N), and for an opening off the
+    upper arm's axis.
     """
     centre, first = ring.mean(0), float(arm.lengths[0])
     if at < 0:
         value = -float(np.linalg.norm(centre - arm.line[0]))
     else:
-        value = min(at, first) + UPPER * max(at - first, 0.0)
+        value = min(at, first) + UPPER * max(min(at, float(arm.lengths.sum())) - first, 0.0)
     value -= 0.1 * (clearance < 0.02) + 0.02 * max(force - 8.0, 0.0)
     if at > first:
         off = float(np.linalg.norm(centre - (arm.line[1] + (at - first) * arm.upper_direction)))

@@ -23,6 +23,7 @@ from robopolicy.sim.randomize import nominal as nominal_world
 from robopolicy.sim.robot import ACTION_HIGH, ACTION_LOW, ACTION_NAMES, Panda
 from robopolicy.sim.sensors import Sensors
 from robopolicy.sim.tasks import Task, make_task, parameter_names
+from robopolicy.sim.unsafe import HELD, Limits
 
 PUSH_PROBABILITY = 0.04  # of a push starting at a control step
 PUSH_DECAY = 0.7  # of a push from one control step to the next
@@ -236,6 +237,16 @@ class RobotEnv(gymnasium.Env):
     def _info(self) -> dict[str, Any]:
         outcome = self.task.evaluate(self.engine, self.T_base_ee, self.world)
         return {"success": outcome.success, "progress": float(outcome.progress), "task": self.task.name}
+
+    def unsafe(self, limits: Limits) -> set[str]:
+        """Names of the unsafe events that are happening now."""
+        grip = float(self.engine.grip_forces().max())
+        found = {"collision"} if self.engine.arm_force() > limits.collision else set()
+        if grip > limits.force:
+            found.add("force")
+        if grip < HELD and any(self.engine.velocity(name)[2] < -limits.drop for name in self.task.tracked):
+            found.add("drop")
+        return found
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of the present state; draws fresh sensor noise."""

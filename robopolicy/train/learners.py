@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robopolicy.batch import Batch
 from robopolicy.models.point_critic import PointCritic
 from robopolicy.models.trainable import Metrics
-from robopolicy.policies.point_actor import PointActor, imitation, squashed_log_prob
+from robopolicy.policies.point_actor import PointActor, imitation, spread_loss, squashed_log_prob
 from robopolicy.train.distil import Distillation
 from robopolicy.train.replay import Transitions
 
@@ -156,6 +156,8 @@ class SoftActorCritic(Learner):
         **options: float,
     ) -> None:
         super().__init__(actor, critic, **options)  # type: ignore[arg-type]
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be above 0: it is learned as a logarithm")
         self.temperature = _Temperature(temperature).to(actor.device)
         self.target_entropy = target_entropy * math.prod(self.action_shape)
         self.modules["temperature"] = self.temperature
@@ -189,7 +191,7 @@ class SoftActorCritic(Learner):
 
 
 class TwinDelayed(Learner):
-    """TD3 (arXiv 1802.09477): a deterministic actor, the squashed mean, and noise on its actions.
+    """TD3 (arXiv 1802.09477): a deterministic actor, the squashed mean, and noise on its actions, to which its spread fits.
 
     Args:
         actor, critic, options: see Learner. exploration: std of the noise when acting. smoothing: that on the target's
@@ -214,9 +216,12 @@ class TwinDelayed(Learner):
     @torch.no_grad()
     def act(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """See Learner.act."""
-        mean = torch.tanh(self.actor.distribution(batch, generator)[0])
+        return self._explored(self.actor.distribution(batch, generator)[0], generator)
+
+    def _explored(self, mean: Tensor, generator: torch.Generator) -> Tensor:
+        """The action of a mean, with noise."""
         noise = self.exploration * torch.randn(mean.shape, generator=generator, device=mean.device)
-        return (mean + noise).clamp(-1, 1)
+        return (torch.tanh(mean) + noise).clamp(-1, 1)
 
     def critic_loss(self, transitions: Transitions, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Squared error to the value of the next step."""
@@ -230,12 +235,14 @@ class TwinDelayed(Learner):
         return ((values - wanted) ** 2).mean(1).sum(), {"value": wanted.mean()}
 
     def actor_loss(self, transitions: Transitions, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Minus the value of what the actor would do; its slow copy follows."""
+        """Minus the value of what the actor would do; the spread becomes that of what explores. Its slow copy follows."""
         with torch.no_grad():
             for slow, fast in zip(self.slow_actor.parameters(), self.actor.parameters(), strict=True):
                 slow.lerp_(fast, self.tau)
-        action = torch.tanh(self.actor.distribution(transitions.now, generator)[0])
-        return -self.minimum(self.critic, transitions.now, action, generator).mean(), {}
+        mean, std = self.actor.distribution(transitions.now, generator)
+        value = self.minimum(self.critic, transitions.now, torch.tanh(mean), generator).mean()
+        spread = spread_loss(mean, std, self._explored(mean.detach(), generator)).mean()
+        return spread - value, {"spread": std.detach().mean()}
 
 
 class ImplicitQ(Learner):

@@ -119,6 +119,7 @@ def train(
     config: Mapping[str, Any],
     settings: RLConfig,
     data: Iterator[Transition] | None = None,
+    data_hash: str = "",
 ) -> list[Path]:
     """Train the learner's actor and critic; the actor's checkpoints by ascending step. The critic's are in <run>/critic.
 
@@ -128,13 +129,14 @@ def train(
         learner: trained in place, on the device of `settings`; its action normaliser is set (see bound_statistics).
         world: None when num_envs is 0 and nothing is to be evaluated.
         run_dir: see train.loop.train. config: resolved config with the nodes "policy" and "critic".
-        data: transitions that are in the buffer from the start; read only when the run does not resume.
+        data: transitions that are in the buffer from the start; read only when the run does not resume. data_hash: of the
+            dataset they come from, which checkpoints name.
 
     Raises:
         TrainingError: a folder that holds another run, an environment of nothing but faults. ValueError: a loss that is not
             finite.
     """
-    run = _Run(learner, world, Path(run_dir), config, settings)
+    run = _Run(learner, world, Path(run_dir), config, settings, data_hash)
     open_run(run.run_dir, plain(config, where="config"), settings.resume, "rl.train.resume")
     if not run.finished:
         with (
@@ -157,8 +159,17 @@ def _evaluating(world: World | None, settings: RLConfig) -> Any:
 class _Run:
     """One call of `train`."""
 
-    def __init__(self, learner: Learner, world: World | None, run_dir: Path, config: Mapping[str, Any], settings: RLConfig):
+    def __init__(
+        self,
+        learner: Learner,
+        world: World | None,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        settings: RLConfig,
+        data_hash: str,
+    ) -> None:
         self.learner, self.world, self.run_dir, self.config, self.settings = learner, world, run_dir, config, settings
+        self.data_hash = data_hash
         self.names = list(world.groups) if world else ["data"]
         actor = learner.actor
         self.buffer = ReplayBuffer(actor.observation, learner.action_shape, settings.replay_capacity, len(self.names))
@@ -314,7 +325,7 @@ class _Run:
         for kind, (run, module) in self.modules.items():
             folder = checkpoint.step_folder(run, self.step)
             if folder not in checkpoint.list_checkpoints(run):
-                meta = {"kind": kind, "data_hash": "", "git_commit": commit, "spec": module.spec.to_dict()}
+                meta = {"kind": kind, "data_hash": self.data_hash, "git_commit": commit, "spec": module.spec.to_dict()}
                 checkpoint.save(folder, module.state_dict(), self.config, {**meta, "step": self.step, "metrics": scores})
 
     # resuming

@@ -25,6 +25,7 @@ from robopolicy.spec import (
     REWARD,
     STEP,
     TASK,
+    UNSAFE,
     WEIGHT,
     Array,
     CriticSpec,
@@ -89,6 +90,8 @@ class Branched:
         spec, name = module.spec, type(module).__name__
         if not isinstance(spec, CriticSpec) or module.successor_horizon or module.extra_keys:
             raise SpecError(f"{name} learns from recorded episodes; branched rollouts are for critic=success and critic=safety")
+        if UNSAFE in module.batch_keys and not self.branches.events:
+            raise SpecError(f"{name} learns what is unsafe, and nothing was watched for in these branches: branch with limits")
         events = options.get("events"), options.get("event_horizon")
         return BranchWindows(self.branches, tuple(spec.observation), spec.obs_horizon, spec.execute_horizon, *events)
 
