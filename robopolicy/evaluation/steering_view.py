@@ -64,8 +64,8 @@ def decision_at(arm: Arm, suite: Suite, seed: int, number: int) -> tuple[Decisio
             found += 1
             actor.executor.give(policy.sample(batched, 1, number_seed)[0, 0, : actor.executor.execute_horizon])
         action = np.clip(actor.executor.next(), env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
-        _, done, _, _ = robot.advance(action)
-        step += 1
+        _, terminated, truncated, _ = robot.advance(action)
+        done, step = terminated or truncated, step + 1
     raise ValueError(f"picture.decision={number}: the episode has {found} decisions, numbered from 0")
 
 
