@@ -116,7 +116,7 @@ def test_policies_that_look_at_several_frames_are_refused():
 def test_the_splits_share_no_task_and_unknown_tasks_are_named():
     names = [name for split in ("development", "seen", "held_out") for name in registry.tasks(split)]
     assert len(names) == len(set(names))
-    assert {task.kind for task in registry.chosen("held_out", ["detour", "stack-points"])} == {"detour", "simulated"}
+    assert {task.kind for task in registry.chosen("held_out", ["detour", "peg-insert-points"])} == {"detour", "simulated"}
     with pytest.raises(ValueError, match="peg-insert-side-v3"):
         registry.chosen("held_out", ["peg-insert-side-v3"])
 

@@ -33,10 +33,12 @@ _SIMULATED = {
     "seen": (
         SimulatedTask("lift-points", "robopolicy/Lift-v0", "points", ("state", "points")),
         SimulatedTask("push-images", "robopolicy/Push-v0", "images", ("state", "images.front")),
-    ),
-    "held_out": (
         SimulatedTask("stack-points", "robopolicy/Stack-v0", "points", ("state", "points")),
         SimulatedTask("drawer-images", "robopolicy/Drawer-v0", "images", ("state", "images.front")),
+    ),
+    "held_out": (
+        SimulatedTask("peg-insert-points", "robopolicy/PegInsert-v0", "points", ("state", "points")),
+        SimulatedTask("pick-place-images", "robopolicy/PickPlace-v0", "images", ("state", "images.front")),
     ),
 }
 QUICK = {"development": ("coffee-pull-v3",), "seen": ("drawer-open-v3",), "held_out": ("faucet-close-v3",)}
