@@ -223,8 +223,8 @@ def _pairs(tables: Tables, target: str, chosen: Mapping[str, str], seed: int, re
     shown = {name: every[chosen[name]][pairs] for name in ("vsdr", "sim", "ood") if chosen[name] in every}
     found: dict[str, Any] = {"num_pairs": len(pairs), "early_better": float((real[:, 0] > real[:, 1]).mean())}
     for name, values in {**shown, "last": np.tile([0.0, 1.0], (len(pairs), 1))}.items():
-        taken = (values == values.max(1, keepdims=True)) / (values == values.max(1, keepdims=True)).sum(1, keepdims=True)
-        lost = real.max(1) - (real * taken).sum(1)
+        best = values == values.max(1, keepdims=True)
+        lost = real.max(1) - (real * best).sum(1) / best.sum(1)  # of equals either is taken
         draws = cluster_bootstrap(
             lambda rows, lost=lost: lost[rows].mean(), configs, stream(seed, "pairs", len(lost)), resamples
         )
