@@ -243,6 +243,21 @@ def test_the_loss_gives_every_network_parameter_a_gradient(kind, generator):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tokenizer.parameters() if p.requires_grad)
 
 
+def test_slow_errors_weigh_more_and_those_of_switches_do_not(generator):
+    chunks = motions(40, 8, generator)
+    plain, weighted = (fitted(chunks, low_frequency=weight) for weight in (0.0, 3.0))
+    assert plain.is_switch.tolist() == [False, False, False, True, True]
+    signs = torch.tensor([1.0, -1.0]).repeat(4)[:, None]
+    errors = {"slow": torch.full((8, 1), 0.5), "fast": 0.5 * signs}
+    for entries, ratios in {(0, 1, 2): {"slow": 4.0, "fast": 1.0}, (3, 4): {"slow": 1.0, "fast": 1.0}}.items():
+        for name, error in errors.items():
+            off = torch.zeros(1, 6, 8, 5)
+            off[..., list(entries)] = error
+            ratio = float(weighted.errors(off) / plain.errors(off))
+            # an alternating sign is not quite the highest cosine, so that a little of it is slow
+            assert ratio == pytest.approx(ratios[name], abs=0.2 if name == "fast" else 1e-5)
+
+
 def test_encoding_and_teacher_forcing_leave_a_codebook_alone(generator):
     chunks = motions(40, 8, generator)
     tokenizer = fitted(chunks, **KINDS[1]).train()
@@ -285,6 +300,8 @@ def test_usage_counts_codes_in_use():
         ({"quantiser": "lfq"}, "lfq.*fsq, vq"),
         ({"quantiser": "vq", "codebook_size": 1}, "codebook_size"),
         ({"quantiser": "vq", "code_width": 0}, "code_width"),
+        ({"prefix_weight": -1.0}, "prefix_weight=-1.0"),
+        ({"low_frequency": float("nan")}, "low_frequency=nan"),
     ],
 )
 def test_a_tokenizer_that_cannot_work_is_refused(wrong, named):

@@ -10,6 +10,7 @@ A chunk has sum(scales) * G tokens, ordered scale by scale, then by time, then b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,6 +48,14 @@ def resampling(length: int, steps: int) -> tuple[Tensor, Tensor]:
     return down.contiguous(), up.contiguous()
 
 
+def cosines(steps: int) -> Tensor:
+    """Orthonormal cosine transform (DCT-II) [frequency, steps]: row k has k half waves."""
+    k, t = torch.arange(steps)[:, None], torch.arange(steps)[None]
+    rows = torch.cos(math.pi / steps * (t + 0.5) * k) * math.sqrt(2 / steps)
+    rows[0] /= math.sqrt(2)
+    return rows
+
+
 def check_groups(groups: Sequence[Sequence[int]] | None, group_size: int | None, action_dim: int) -> list[list[int]]:
     """Groups of action entries: those given, or consecutive ones of `group_size` (None: all in one).
 
@@ -81,10 +90,13 @@ class MultiScaleTokenizer(nn.Module):
         width: of the hidden layers, per group.
         prefix_weight: weight of the error of reconstructions from incomplete scales, which makes the coarse tokens
             carry what matters most.
+        low_frequency: additional weight of the slow part of the errors, the first quarter of their cosine coefficients;
+            switches have none (after MINT, arXiv 2602.08602; there all coefficients, which Parseval makes the plain error).
     """
 
     gather: Tensor
     scatter: Tensor
+    slow: Tensor
     low: Tensor
     high: Tensor
     switch_values: Tensor
@@ -104,13 +116,18 @@ class MultiScaleTokenizer(nn.Module):
         groups: Sequence[Sequence[int]] | None = None,
         width: int = 128,
         prefix_weight: float = 0.1,
+        low_frequency: float = 0.0,
     ) -> None:
         super().__init__()
         if not scales or list(scales) != sorted(set(scales)) or scales[0] < 1:
             raise ValueError(f"scales={list(scales)} must be ascending positive numbers, such as [1, 2, 4]")
         if quantiser not in QUANTISERS:
             raise ValueError(f"quantiser={quantiser!r} must be one of {', '.join(QUANTISERS)}")
+        for name, weight in {"prefix_weight": prefix_weight, "low_frequency": low_frequency}.items():
+            if not weight >= 0:
+                raise ValueError(f"{name}={weight} must be at least 0: it is a weight")
         self.action_dim, self.action_horizon, self.prefix_weight = action_dim, action_horizon, prefix_weight
+        self.low_frequency = low_frequency
         self.scales = tuple(scales)
         self.groups = check_groups(groups, group_size, action_dim)
         self.num_groups = len(self.groups)
@@ -137,6 +154,7 @@ class MultiScaleTokenizer(nn.Module):
             down, up = resampling(length, self.scales[-1])
             self.register_buffer(f"down_{k}", down, persistent=False)
             self.register_buffer(f"up_{k}", up, persistent=False)
+        self.register_buffer("slow", cosines(self.action_horizon)[: math.ceil(self.action_horizon / 4)], persistent=False)
         self.register_buffer("low", torch.full((self.action_dim,), -1e6))
         self.register_buffer("high", torch.full((self.action_dim,), 1e6))
         self.register_buffer("is_switch", torch.zeros(self.action_dim, dtype=torch.bool))
@@ -252,12 +270,20 @@ class MultiScaleTokenizer(nn.Module):
         parts = [self.contribution(self.quantiser.values(part, k), k) for k, part in enumerate(codes)]
         return self.settle(self.reconstruct(torch.stack(parts).sum(0)))
 
+    def errors(self, off_SBHA: Tensor) -> Tensor:
+        """Mean squared error [S] of deviations, the slow part of those of entries that are no switches weighted more."""
+        squared = off_SBHA.square().flatten(1).mean(1)
+        if self.low_frequency == 0:
+            return squared
+        slow = torch.einsum("kh,sbha->sbka", self.slow, torch.where(self.is_switch, 0.0, off_SBHA)).square().mean((1, 3)).sum(1)
+        return squared + self.low_frequency * slow / self.action_horizon
+
     def loss(self, actions_BHA: Tensor) -> tuple[Tensor, Tensor, Residual]:
         """Squared error of all prefixes (weighted), the reconstructions [S, B, H, A], and the residual."""
         residual = self.quantise(self.latent(actions_BHA), learn=True)
         num_scales = len(self.scales)
         stacked = self.reconstruct(torch.cat(residual.running)).unflatten(0, (num_scales, -1))
-        errors = (stacked - actions_BHA).square().flatten(1).mean(1)
+        errors = self.errors(stacked - actions_BHA)
         return (
             errors[-1] + self.prefix_weight * errors[:-1].sum() / max(num_scales - 1, 1) + residual.commitment,
             stacked,
