@@ -121,6 +121,17 @@ def test_fewer_than_eight_policies_fall_back_to_simulation_with_a_warning():
     assert asked.checkpoints[0].checkpoint != "p1"
 
 
+def test_several_checkpoints_of_one_training_are_warned_of_where_distance_counts():
+    runs = ["long", "long", *NAMES[2:]]
+
+    def warned(table, **asked):
+        return [w for w in rank_scores(check_scores(table), **asked).warnings if "several checkpoints of one run" in w]
+
+    assert "(long)" in warned(score_table(run=runs, step=[1, 2, *[2] * 7]))[0]
+    assert not warned(score_table(run=NAMES, step=[2] * 9))
+    assert not warned(score_table(run=runs, step=[1, 2, *[2] * 7]), combined=["sim"])
+
+
 def test_scores_of_any_scale_are_ranked_but_make_no_rates(tmp_path):
     table = pa.table({"policy": NAMES, "sim": [100 * s for s in SIM]})
     line = rank_scores(check_scores(table)).checkpoints[0]

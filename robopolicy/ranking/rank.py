@@ -6,6 +6,7 @@ detectors could not be verified: this is a VSDR-style score with rules of our ow
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ PLACKETT_LUCE = "plackett_luce"  # combiner of given weights
 COMBINED = ("sim", "ood")  # the terms of VSDR; others enter where they are asked for
 PARTIAL_REPLICATES = "intervals and P(best) are those of {known}; the error of {fixed} is not known"
 
+ONE_TRAINING = (
+    "several checkpoints of one run ({runs}): distance tells trainings apart, not how far one has come (an encoder trained "
+    "less finds less strange), so among those of a run the order is weak: give one of each, its last or the best in simulation"
+)
+
 
 def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], detector: str, num: int) -> Array:
     """Minus the effect size [1 + B, C], larger = better; NaN where a checkpoint has no features."""
@@ -60,10 +66,11 @@ def _detection_terms(names: Sequence[str], detections: Mapping[str, Detection], 
     return ood
 
 
-def _pool_warnings(scored: Scored) -> list[str]:
+def _pool_warnings(scored: Scored, runs: Sequence[str]) -> list[str]:
     num, sim = len(scored.names), scored.terms["sim"][0]
     seen = int((~np.isnan(scored.terms["ood"][0])).sum()) if "ood" in scored.terms else 0
     fallback = ": simulated success alone orders them" if scored.combined == ("sim",) else ""
+    several = [name for name, count in Counter(runs).items() if count > 1] if "ood" in scored.combined else []
     checks = [
         (not seen, "no features of target observations: the order is simulated success alone"),
         (0 < seen < num, f"{num - seen} of {num} checkpoints have no features and are placed by simulated success alone"),
@@ -72,6 +79,7 @@ def _pool_warnings(scored: Scored) -> list[str]:
             f"{num} checkpoints are too few for a score relative to its pool (below {MIN_POOL}){fallback}",
         ),
         (num > 1 and bool((sim == sim[0]).all()), "simulated success is the same for all checkpoints"),
+        (bool(several), ONE_TRAINING.format(runs=", ".join(several))),
     ]
     return [message for raised, message in checks if raised]
 
@@ -211,7 +219,7 @@ def rank(
     if target is not None and len(at) > 1:
         predicted = {name: value[0, at] for name, value in ordered.scores.items()}
         check = agreement(predicted, target, k=shortlists, seed=seed, num_bootstrap=num_bootstrap)
-    warnings = _pool_warnings(scored)
+    warnings = _pool_warnings(scored, outcomes.runs)
     num_fit = {len(s.fit) for s in sets.values()}
     if len(num_fit) > 1:
         warnings.append(f"detectors were fitted on {sorted(num_fit)} rows: give every checkpoint equally many")
@@ -316,7 +324,7 @@ def rank_scores(
     shortlists = sorted({int(n) for n in k if n <= len(table)})
     name = detector if detections else "given"
     settings = {"detector": name, "combiner": combiner, "seed": seed, "num_bootstrap": num_bootstrap, "k": shortlists}
-    warnings = _pool_warnings(scored)
+    warnings = _pool_warnings(scored, table.runs)
     if known and given:
         drawn = "the simulated rate and the distance" if detections else "the simulated rate alone"
         warnings.append(PARTIAL_REPLICATES.format(known=drawn, fixed=", ".join(given)))
