@@ -77,7 +77,7 @@ class Bench:
         """The scores of an arm under a seed, from its file or by doing the work."""
         a = self.args
         settings = {"arm": arm, "seed": seed, "region": a.region, "rounds": a.rounds, "episodes": a.episodes, "judge": a.judge}
-        settings |= {"teachers": a.teacher_rounds, **self.training()}
+        settings |= {"teachers": a.teacher_rounds, **self.training(), **({"unseen": a.unseen} if a.unseen else {})}
         name = f"{arm}_{seed}_{hashed(settings)}"
         file = self.cells / f"{name}.json"
         if file.is_file():
@@ -101,7 +101,8 @@ class Bench:
         if arm in LEARNED:
             return self.scored(self.reinforce(run, seed, self.args.region, self.args.rounds, LEARNED[arm]), self.args.region)
         if arm in ("bc", "carp"):
-            return self.scored(self.imitate(run, seed, arm, self.args.region), self.args.region)
+            found = self.imitate(run, seed, arm, self.args.region)
+            return self.scored(found, self.args.region) | self.other_garments(found, self.args.region)
         if arm == "iql":
             return self.scored(self.offline(run, seed), self.args.region)
         if arm.startswith("lift_"):
@@ -181,7 +182,8 @@ class Bench:
             overrides.append(f"rl.distil={{teachers: {{{named}}}, kind: {kind}, rl_weight: {weight}}}")
         found = self.reinforce(run, seed, "all", a.rounds, overrides)
         parts = {name: self.scored(found, name) for name in BENDS}
-        return {metric: [x for part in parts.values() for x in part[metric]] for metric in METRICS} | {"by_region": parts}
+        together = {metric: [x for part in parts.values() for x in part[metric]] for metric in METRICS}
+        return together | {"by_region": parts} | self.other_garments(found, "all")
 
     def teacher(self, region: str, seed: int) -> Path:
         """The folder of a teacher."""
@@ -208,9 +210,13 @@ class Bench:
 
     # scoring
 
-    def scored(self, path: Path, region: str) -> dict[str, Any]:
-        """The judging episodes of a checkpoint in a region."""
-        kwargs = {"garments": list(self.args.garments)}
+    def other_garments(self, path: Path, region: str) -> dict[str, Any]:
+        """{"unseen": the judging episodes with the garments of --unseen}, or nothing."""
+        return {"unseen": self.scored(path, region, self.args.unseen)} if self.args.unseen else {}
+
+    def scored(self, path: Path, region: str, garments: list[str] | None = None) -> dict[str, Any]:
+        """The judging episodes of a checkpoint in a region, with the garments of training unless given."""
+        kwargs = {"garments": list(garments or self.args.garments)}
         return self.played(load_policy(path), "robopolicy/Dress-v0", kwargs, {"region": region}) | {"checkpoint": path.name}
 
     def played(self, policy: Any, env_id: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,9 +267,13 @@ def _floats(values: list[float | None]) -> np.ndarray:
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the episodes of all seeds, with intervals."""
     upper, whole, success = (np.stack([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
+    unseen = {"unseen": summary([{**cell["unseen"], "cpu_s": 0.0} for cell in cells])} if "unseen" in cells[0] else {}
+    regions = cells[0].get("by_region", {})
+    unseen |= {"regions": {n: float(np.mean([cell["by_region"][n]["upper_ratio"] for cell in cells])) for n in regions}}
     return {
+        **unseen,
         **{"upper": upper.mean(), "whole": whole.mean(), "success": success.mean()},
-        **{"ci": interval(upper), "success_ci": interval(success, binary=True)},
+        **{"ci": interval(upper), "whole_ci": interval(whole), "success_ci": interval(success, binary=True)},
         **{"seeds": len(cells), "episodes": upper.size, "upper_by_seed": upper.mean(1).tolist()},
         **{"cpu_s": float(np.mean([cell["cpu_s"] for cell in cells]))},
     }
@@ -337,6 +347,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--region", default="straight")
     parser.add_argument("--garments", default="shirt")
+    parser.add_argument("--unseen", default="", help="garments that trained arms are scored on besides: slim_shirt,jacket")
     parser.add_argument("--rounds", type=int, default=2500, help="of two decisions and two updates")
     parser.add_argument("--teacher-rounds", type=int, default=2500, help="of reinforcement; 0 = teachers clone the expert")
     parser.add_argument("--episodes", type=int, default=50, help="that every cell is scored on")
@@ -348,7 +359,7 @@ def main() -> None:
     if args.quick:
         args.arms, args.seeds, args.rounds, args.episodes = "expert,dense,latent", 1, 8, 1
         args.cells = args.cells / "quick"
-    args.garments = args.garments.split(",")
+    args.garments, args.unseen = args.garments.split(","), [name for name in args.unseen.split(",") if name]
     arms = args.arms.split(",")
     if unknown := set(arms) - set(ARMS):
         parser.error(f"unknown arms {sorted(unknown)}; available: {', '.join(ARMS)}")
@@ -365,6 +376,11 @@ def main() -> None:
         low, high = row["ci"]
         seeds = " ".join(f"{x:.2f}" for x in row["upper_by_seed"])
         print(f"{arm:18} {row['upper']:5.2f} [{low:5.2f}, {high:5.2f}] {row['whole']:6.2f} {row['success']:8.2f}  {seeds}")
+        if other := row.get("unseen"):
+            low, high = other["whole_ci"]
+            print(f"{'':18} unseen garments: upper {other['upper']:.2f}, whole {other['whole']:.2f} [{low:.2f}, {high:.2f}]")
+        if parts := row["regions"]:
+            print(f"{'':18} upper by range: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
     costs = throughput(args.seed, 8 if args.quick else 60)
     print("CPU ms of one core, medians: " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
     if args.out:
