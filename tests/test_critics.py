@@ -19,6 +19,7 @@ from robopolicy.spec import (
     EPISODE_LENGTH,
     HAS_SUCCESSOR,
     OUTCOME,
+    POINTS,
     PROGRESS,
     PROPOSALS,
     STATE,
@@ -133,9 +134,9 @@ def test_slow_copies_follow_and_are_not_trained(kind, generator):
 
 def test_heads_share_no_error_when_each_has_an_encoder(generator):
     critic = make(SuccessCritic, num_encoders=3)
-    contexts = critic.contexts(corridor(generator, 4))
+    contexts = critic.contexts(corridor(generator, 4)).heads
     assert not torch.allclose(contexts[0], contexts[1])
-    assert make(SuccessCritic).contexts(corridor(generator, 4)).stride(0) == 0
+    assert make(SuccessCritic).contexts(corridor(generator, 4)).heads.stride(0) == 0
 
 
 def test_a_critic_without_proposals_says_whose(generator):
@@ -298,11 +299,94 @@ def test_chunk_features_say_where_a_chunk_leads_beside_each_thing(generator):
     observation = {key: value.numpy() for key, value in batch.items()}
     chunk = 0.01 * torch.randn((1, 3, 4, 4), generator=generator)
     contexts = critic.encode(observation)
-    found = critic.chunk_features(contexts[0], critic.normalizer.normalize(ACTION, chunk))
+    found = critic.chunk_features(contexts.heads[0], critic.normalizer.normalize(ACTION, chunk))
     ways = hand + chunk[..., :3].cumsum(2)
     expected = spread(torch.cat([ways - thing, ways - goal], -1))
     assert torch.allclose(found[..., 2 * 4 * 4 :], expected.flatten(2), atol=1e-4)
     assert critic.score(contexts, chunk.numpy()).shape == (2, 1, 3)
+
+
+def with_cloud(kind=SuccessCritic, points=20, **options):
+    """A critic of a hand and a cloud that looks at the cloud along the chunk's way, and what it is asked."""
+    features = {STATE: panda()[STATE], POINTS: FeatureSpec((points, 3))}
+    action = FeatureSpec((4,), names=("dx", "dy", "dz", "gripper"))
+    given = {"observation_keys": list(features), "execute_horizon": 4, "hidden": 8, "num_heads": 2, "way_width": 8, **options}
+    critic = kind(features, action, 10.0, **given)
+    ramp = np.linspace(-1, 1, 50)[:, None]
+    critic.fit({STATE: vector_statistics(ramp * np.ones(4)), ACTION: vector_statistics(ramp * np.array([0.02, 0.02, 0.02, 1]))})
+    return critic
+
+
+def seen_along(critic, hand, cloud, chunk):
+    """CloudWay features [N, F] of normalised chunks [1, N, h, A] from `hand` [3] in `cloud` [P, 3]."""
+    batch = {STATE: torch.cat([torch.zeros(1), hand]).view(1, 1, -1), POINTS: cloud[None, None]}
+    with torch.no_grad():
+        return critic.cloud_ways[0](critic.chunk_features.cloud(batch), critic.chunk_features.way(chunk))[0]
+
+
+def test_a_cloud_is_seen_from_where_the_chunk_leads(generator):
+    critic, chunk = with_cloud(), torch.randn((1, 3, 4, 4), generator=generator)
+    hand, cloud = torch.tensor([0.5, 0.1, 0.2]), torch.rand((20, 3), generator=generator)
+    found = seen_along(critic, hand, cloud, chunk)
+    assert found.shape == (3, 4 * 8)
+    shift = torch.tensor([0.3, -0.2, 0.1])
+    assert torch.allclose(seen_along(critic, hand + shift, cloud + shift, chunk), found, atol=1e-4)  # only where beside it
+    assert torch.allclose(seen_along(critic, hand, cloud[torch.randperm(20, generator=generator)], chunk), found, atol=1e-6)
+    assert (seen_along(critic, hand + shift, cloud, chunk) - found).abs().amax() > 0.01
+    turned = chunk.clone()
+    turned[..., 3] = 0.3  # the gripper moves the hand nowhere
+    assert torch.equal(seen_along(critic, hand, cloud, turned), found)
+    rest = torch.stack([hand - 0.05, hand + 0.05])  # a way of one stop: the first stop alone sees what it sees
+    stops = critic.chunk_features.way(chunk)[0, :, 0]
+    alone = torch.stack([seen_along(critic, hand + stop, rest, torch.zeros_like(chunk))[0, :8] for stop in stops])
+    assert torch.allclose(seen_along(critic, hand, rest, chunk)[:, :8], alone, atol=1e-4)
+
+
+def test_padding_of_a_cloud_is_not_seen_and_an_empty_one_is_zeros(generator):
+    critic, chunk, hand = with_cloud(), torch.randn((1, 2, 4, 4), generator=generator), torch.tensor([0.5, 0.1, 0.2])
+    cloud = torch.rand((20, 3), generator=generator)
+    padded = cloud.clone()
+    padded[5:] = 0
+    assert torch.allclose(seen_along(critic, hand, padded, chunk), seen_along(critic, hand, cloud[:5], chunk), atol=1e-6)
+    assert (seen_along(critic, hand, torch.zeros(20, 3), chunk) == 0).all()
+    observation = {STATE: torch.zeros(1, 1, 4).numpy(), POINTS: torch.zeros(1, 1, 20, 3).numpy()}
+    assert np.isfinite(critic.score(critic.encode(observation), 0.01 * chunk.numpy())).all()
+
+
+def test_large_clouds_are_thinned_and_further_columns_kept(generator):
+    critic = with_cloud(points=200)
+    batch = {STATE: torch.zeros(2, 1, 4), POINTS: torch.rand((2, 1, 200, 3), generator=generator)}
+    assert critic.chunk_features.cloud(batch).shape == (2, 50, 3)
+    batch[POINTS] = torch.rand((2, 1, 10, 5), generator=generator)
+    assert torch.equal(critic.chunk_features.cloud(batch)[..., 3:], batch[POINTS][:, 0, :, 3:])
+
+
+def test_looks_along_the_way_learn_have_slow_copies_and_are_as_many_as_encoders(generator):
+    features = with_cloud().observation
+    for kind in (SuccessCritic, IqlCritic, CalQlCritic):
+        critic = with_cloud(kind, num_encoders=2)
+        assert len(critic.cloud_ways) == 2
+        batch = fake_batch(features, critic.action, 1, 4, 4, generator)
+        batch |= {successor(key): batch[key] for key in features}
+        batch |= {CHUNK_SUCCESS: torch.tensor([[False] * 4, [True] * 4] * 2), HAS_SUCCESSOR: torch.tensor([True, False] * 2)}
+        batch |= {key: torch.randn((4, 3, 4, 4), generator=generator) for key in (PROPOSALS, successor(PROPOSALS))}
+        critic.loss("critic", batch, generator)[0].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in critic.cloud_ways.parameters())
+    slow = next(critic.target_nets["cloud_ways"].parameters())
+    before = slow.clone()
+    assert not slow.requires_grad
+    with torch.no_grad():
+        next(critic.cloud_ways.parameters()).add_(1.0)
+    critic.after_step()
+    assert torch.allclose(slow, before + critic.target_rate, atol=1e-5)
+
+
+def test_critics_without_a_cloud_or_a_hand_do_not_look_along_the_way():
+    assert not with_cloud(way_width=0).cloud_ways
+    action = FeatureSpec((3,), names=("dx", "dy", "dz"))
+    for features in ({STATE: panda()[STATE]}, {STATE: FeatureSpec((2,), names=("a", "b")), POINTS: FeatureSpec((9, 3))}):
+        critic = SuccessCritic(features, action, 10.0, observation_keys=list(features), execute_horizon=4, way_width=8)
+        assert not critic.cloud_ways
 
 
 def test_critics_of_other_robots_look_at_the_chunk_alone():

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.batch import Batch, Phase
-from robopolicy.models.chunk_features import ChunkFeatures
+from robopolicy.models.chunk_features import ChunkFeatures, CloudWay
 from robopolicy.models.critic_heads import ActionHeads, StateHeads, ValueOutput
 from robopolicy.models.encoders import ObservationEncoder
 from robopolicy.models.support import Support
@@ -43,7 +43,16 @@ from robopolicy.spec import (
 )
 
 CRITIC = "critic"
-Contexts = Tensor  # [E, B, D]: heads with one encoder have equal ones
+
+
+class Contexts(NamedTuple):
+    """What a critic knows of observations before it sees a chunk.
+
+    heads: [E, B, D]; heads with one encoder have equal ones. cloud: as of ChunkFeatures.cloud, None where nothing looks at it.
+    """
+
+    heads: Tensor
+    cloud: Tensor | None
 
 
 class CriticOptions(TypedDict, total=False):
@@ -56,6 +65,7 @@ class CriticOptions(TypedDict, total=False):
     num_encoders: int
     num_heads: int
     hidden: int
+    way_width: int
     gamma: float
     bootstrap: float
     output: str
@@ -80,6 +90,8 @@ class ChunkCritic(Trainable):
         num_encoders: encoders, shared out among the heads; heads with one encoder share its errors.
         num_heads: E.
         hidden: width of the heads.
+        way_width: of CloudWay, which looks at a point cloud along a chunk's way, one for each encoder; 0 = none. Without a
+            cloud, or without the end effector's position and motion, there is none.
         gamma: discount per step; below 1 it prefers faster successes.
         bootstrap: share of a batch that a head sees.
         output: "probability" or "hl_gauss", see ValueOutput.
@@ -102,6 +114,7 @@ class ChunkCritic(Trainable):
         num_encoders: int = 1,
         num_heads: int = 5,
         hidden: int = 128,
+        way_width: int = 0,
         gamma: float = 0.99,
         bootstrap: float = 0.8,
         output: str = "probability",
@@ -125,7 +138,11 @@ class ChunkCritic(Trainable):
         self.output = ValueOutput(output)
         self.chunk_features = ChunkFeatures(self.observation, execute_horizon, action.shape[0], self.normalizer)
         self.context_width = self.encoder.width + self.chunk_features.anchor_width
-        self.heads = ActionHeads(num_heads, self.context_width, self.chunk_features.width, hidden, self.output.size)
+        stops, columns = len(self.chunk_features.stops), self.chunk_features.cloud_width
+        looks = num_encoders if way_width and columns else 0
+        self.cloud_ways = nn.ModuleList([CloudWay(columns, stops, way_width) for _ in range(looks)])
+        features_width = self.chunk_features.width + (stops * way_width if looks else 0)
+        self.heads = ActionHeads(num_heads, self.context_width, features_width, hidden, self.output.size)
         self.support = Support(support_size, self.context_width, execute_horizon * action.shape[0])
 
     @property
@@ -147,30 +164,41 @@ class ChunkCritic(Trainable):
         return list(self.parameters())
 
     def contexts(self, batch: Batch, generator: torch.Generator | None = None) -> Contexts:
-        """A context for every head [E, B, D]."""
+        """A context for every head."""
         return self.contexts_by([self.encoder, *self.further_encoders], batch, generator)
 
     def contexts_by(self, encoders: Sequence[nn.Module], batch: Batch, generator: torch.Generator | None = None) -> Contexts:
-        """Contexts [E, B, D]: the encoders' in turn, and the anchors of chunk features."""
+        """Contexts: the encoders' in turn, and the anchors of chunk features."""
         found = [encoder(batch, generator) for encoder in encoders]
         if self.chunk_features.things:
             anchors = self.chunk_features.anchors(batch)
             found = [torch.cat([context, anchors], -1) for context in found]
+        return Contexts(self._dealt(found), self.chunk_features.cloud(batch) if self.cloud_ways else None)
+
+    def _dealt(self, found: Sequence[Tensor]) -> Tensor:
+        """[E, ...]: what belongs to an encoder, given to its heads."""
         if len(found) == 1:
-            return found[0].expand(self.num_heads, -1, -1)
+            return found[0].expand(self.num_heads, *found[0].shape)
         return torch.stack([found[head % len(found)] for head in range(self.num_heads)])
 
     def prefix(self, batch: Batch, key: str = ACTION) -> Tensor:
         """Normalised prefixes [B, h, A] of a batch's chunks [B, H, A], or [B, N, h, A] of several."""
         return self.normalizer.normalize(ACTION, batch[key][..., : self.execute_horizon, :])
 
-    def raw(self, contexts_EBD: Contexts, actions_BNHA: Tensor, heads: nn.Module | None = None) -> Tensor:
-        """Raw outputs [E, B, N, size] of normalised prefixes [B, N, h, A], by its own heads or others like them."""
-        return (heads or self.heads)(contexts_EBD, self.chunk_features(contexts_EBD[0], actions_BNHA))
+    def raw(
+        self, contexts: Contexts, actions_BNHA: Tensor, heads: nn.Module | None = None, ways: nn.ModuleList | None = None
+    ) -> Tensor:
+        """Raw outputs [E, B, N, size] of normalised prefixes [B, N, h, A], by its own networks or others like them."""
+        features = self.chunk_features(contexts.heads[0], actions_BNHA).expand(self.num_heads, -1, -1, -1)
+        if contexts.cloud is not None:
+            way = self.chunk_features.way(actions_BNHA)
+            seen = self._dealt([look(contexts.cloud, way) for look in (self.cloud_ways if ways is None else ways)])
+            features = torch.cat([features, seen], -1)
+        return (heads or self.heads)(contexts.heads, features)
 
-    def values(self, contexts_EBD: Contexts, actions_BNHA: Tensor) -> Tensor:
+    def values(self, contexts: Contexts, actions_BNHA: Tensor) -> Tensor:
         """Values [E, B, N] of normalised prefixes [B, N, h, A]."""
-        return self.output.value(self.raw(contexts_EBD, actions_BNHA))
+        return self.output.value(self.raw(contexts, actions_BNHA))
 
     def weights(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Weights [E, B] of windows in each head's losses: those of the batch, and the part of it that a head sees."""
@@ -180,7 +208,7 @@ class ChunkCritic(Trainable):
 
     @torch.no_grad()
     def encode(self, observation: Observation) -> Contexts:
-        """Contexts [E, B, D] of a batched observation {key: [B, T, ...]}, computed once per decision.
+        """Contexts of a batched observation {key: [B, T, ...]}, computed once per decision.
 
         Raises:
             SpecError: the observation does not fit the spec.
@@ -194,7 +222,7 @@ class ChunkCritic(Trainable):
         Raises:
             SpecError: the actions do not fit.
         """
-        return self.values(context, self.chunks(actions, context.shape[1], self.execute_horizon)).float().cpu().numpy()
+        return self.values(context, self.chunks(actions, context.heads.shape[1], self.execute_horizon)).float().cpu().numpy()
 
     @property
     def remembers(self) -> bool:
@@ -204,7 +232,11 @@ class ChunkCritic(Trainable):
     @torch.no_grad()
     def distance(self, context: Contexts, actions: Array) -> Array:
         """How far prefixes [B, N, h, A] are from the data in such situations, float32 [B, N]; see Support.distance."""
-        return self.support.distance(context[0], self.chunks(actions, context.shape[1], self.execute_horizon)).cpu().numpy()
+        return (
+            self.support.distance(context.heads[0], self.chunks(actions, context.heads.shape[1], self.execute_horizon))
+            .cpu()
+            .numpy()
+        )
 
 
 def sharing(encoder: ObservationEncoder, owner: ObservationEncoder) -> ObservationEncoder:
@@ -249,7 +281,7 @@ class OutcomeCritic(ChunkCritic):
     def regression(self, contexts: Contexts, batch: Batch, target: Tensor, weights_EB: Tensor) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the chunks' values to a target [B] or [E, B], and metrics."""
         prefix = self.prefix(batch)
-        self.support.remember(contexts[0], prefix)
+        self.support.remember(contexts.heads[0], prefix)
         raw = self.raw(contexts, prefix[:, None]).squeeze(2)  # [E, B, size]
         values = self.output.value(raw.detach())
         metrics: Metrics = {
@@ -302,7 +334,7 @@ class ProgressCritic(OutcomeCritic):
     def target(self, batch: Batch) -> Tensor:
         """Rewards during the chunk, then the value of the state after it [E, B]; all rewards where the episode ended."""
         with torch.no_grad():
-            usual = self.state_heads(self.contexts(next_batch(batch, self.observation))).sigmoid()
+            usual = self.state_heads(self.contexts(next_batch(batch, self.observation)).heads).sigmoid()
         luck = (batch[successor(PROGRESS)] - usual) * batch[HAS_SUCCESSOR]
         return (batch[PROGRESS] - self.gamma**self.execute_horizon * luck).clamp(0, 1)
 
@@ -311,7 +343,7 @@ class ProgressCritic(OutcomeCritic):
         self.check_phase(phase)
         contexts, weights = self.contexts(batch, generator), self.weights(batch, generator)
         of_chunks, metrics = self.regression(contexts, batch, self.target(batch), weights)
-        logits, rewards = self.state_heads(contexts), batch[PROGRESS].expand(self.num_heads, -1)
+        logits, rewards = self.state_heads(contexts.heads), batch[PROGRESS].expand(self.num_heads, -1)
         errors = functional.binary_cross_entropy_with_logits(logits.float(), rewards.float(), reduction="none")
         return of_chunks + weighted_mean(errors, weights), metrics
 

@@ -65,7 +65,7 @@ class ActionHeads(nn.Module):
     """E independent networks (context, chunk) -> raw outputs. The chunk enters every layer, so none can leave it out.
 
     Args:
-        num_heads: E. context_width: D. chunk_width: F, of ChunkFeatures. hidden: width. size: raw outputs of a head.
+        num_heads: E. context_width: D. chunk_width: F, of a chunk's features. hidden: width. size: raw outputs of a head.
     """
 
     def __init__(self, num_heads: int, context_width: int, chunk_width: int, hidden: int, size: int) -> None:
@@ -78,10 +78,10 @@ class ActionHeads(nn.Module):
         if size == 1:
             nn.init.constant_(self.outer.bias, PRIOR)
 
-    def forward(self, context_EBD: Tensor, chunks_BNF: Tensor) -> Tensor:
+    def forward(self, context_EBD: Tensor, chunks_EBNF: Tensor) -> Tensor:
         """Raw outputs [E, B, N, size]; the context's share is computed once for all N."""
-        batch, num = chunks_BNF.shape[:2]
-        flat = chunks_BNF.flatten(0, 1).expand(len(context_EBD), -1, -1)
+        batch, num = chunks_EBNF.shape[1:3]
+        flat = chunks_EBNF.flatten(1, 2)
         context = self.from_context(context_EBD).unsqueeze(2)  # [E, B, 1, hidden]
         x = (context + self.from_chunk(flat).unflatten(1, (batch, num))).flatten(1, 2)
         x = self.inner(_activate(x)) + self.again(flat)

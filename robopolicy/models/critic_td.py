@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robopolicy.batch import Batch
-from robopolicy.models.critic import ChunkCritic, CriticOptions, copied, discounted_outcome, next_batch, weighted_mean
+from robopolicy.models.critic import ChunkCritic, Contexts, CriticOptions, copied, discounted_outcome, next_batch, weighted_mean
 from robopolicy.models.critic_heads import StateHeads
 from robopolicy.models.trainable import Metrics
 from robopolicy.spec import (
@@ -68,7 +68,7 @@ class BootstrapCritic(ChunkCritic):
 
     def _tracked(self) -> dict[str, nn.Module]:
         """Networks besides the encoders that have a slow copy."""
-        return {"heads": self.heads}
+        return {"heads": self.heads, "cloud_ways": self.cloud_ways}
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """(slow, fast) parameters."""
@@ -87,13 +87,14 @@ class BootstrapCritic(ChunkCritic):
         slow, fast = (list(side) for side in zip(*self._pairs(), strict=True))
         torch._foreach_lerp_(slow, fast, self.target_rate)
 
-    def target_contexts(self, batch: Batch) -> Tensor:
-        """Contexts [E, B, D] by the slow encoders."""
+    def target_contexts(self, batch: Batch) -> Contexts:
+        """Contexts by the slow encoders."""
         return self.contexts_by(list(self.target_encoders), batch)
 
-    def target_values(self, contexts_EBD: Tensor, actions_BNHA: Tensor) -> Tensor:
+    def target_values(self, contexts: Contexts, actions_BNHA: Tensor) -> Tensor:
         """Values [E, B, N] by the slow heads."""
-        return self.output.value(self.raw(contexts_EBD, actions_BNHA, self.target_nets["heads"]))
+        ways = cast(nn.ModuleList, self.target_nets["cloud_ways"])
+        return self.output.value(self.raw(contexts, actions_BNHA, self.target_nets["heads"], ways))
 
     def backup(self, batch: Batch, next_value_EB: Tensor) -> Tensor:
         """Targets [E, B] of the chunks' values."""
@@ -147,19 +148,19 @@ class IqlCritic(BootstrapCritic):
         self._make_targets()
 
     def _tracked(self) -> dict[str, nn.Module]:
-        return {"heads": self.heads, "state_heads": self.state_heads}
+        return {**super()._tracked(), "state_heads": self.state_heads}
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Cross-entropy of Q to its backup plus the expectile loss of V."""
         self.check_phase(phase)
         contexts, prefix = self.contexts(batch, generator), self.prefix(batch)
-        self.support.remember(contexts[0], prefix)
+        self.support.remember(contexts.heads[0], prefix)
         with torch.no_grad():
             following = self.target_contexts(next_batch(batch, self.observation))
-            next_value = self.target_nets["state_heads"](following).sigmoid()
+            next_value = self.target_nets["state_heads"](following.heads).sigmoid()
             targets = self.backup(batch, next_value)
             slow_value = self.target_values(self.target_contexts(batch), prefix[:, None]).squeeze(-1)  # [E, B]
-        raw, logits = self.raw(contexts, prefix[:, None]).squeeze(2), self.state_heads(contexts)
+        raw, logits = self.raw(contexts, prefix[:, None]).squeeze(2), self.state_heads(contexts.heads)
         weights = self.weights(batch, generator)
         of_q = weighted_mean(self.output.error(raw, targets), weights)
         above = slow_value > logits.detach().sigmoid()
@@ -212,7 +213,7 @@ class CalQlCritic(BootstrapCritic):
             if key not in batch:
                 raise SpecError(f"the batch lacks {key!r}: say whose with data.proposals.checkpoint=CHECKPOINT")
         contexts, prefix = self.contexts(batch, generator), self.prefix(batch)
-        self.support.remember(contexts[0], prefix)
+        self.support.remember(contexts.heads[0], prefix)
         here, there = self.prefix(batch, PROPOSALS), self.prefix(batch, successor(PROPOSALS))  # [B, N, h, A]
         with torch.no_grad():
             following = self.target_values(self.target_contexts(next_batch(batch, self.observation)), there)
