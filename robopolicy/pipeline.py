@@ -202,8 +202,9 @@ def judge_critics(checkpoints: Sequence[Path], branches: str | Path) -> Path:
     found = critic_quality.judge(checkpoints, Branches.load(branches), file)
     for name, each in found.items():
         logger.info(
-            "%s: rank correlation within states %.3f +- %.3f (%d states), over all %.3f, calibration error %.3f",
+            "%s: correlation within states %.3f, of ranks %.3f +- %.3f (%d states), over all %.3f, calibration error %.3f",
             name,
+            each.within,
             each.spearman,
             each.spearman_error,
             each.num_states,
@@ -214,7 +215,7 @@ def judge_critics(checkpoints: Sequence[Path], branches: str | Path) -> Path:
 
 
 def chosen_critic(path: str | Path) -> Path:
-    """The critic's checkpoint at `path`: of a run, the one that ranked branched rollouts best, else the last."""
+    """The critic's checkpoint at `path`: of a run, the one that told branched chunks apart best, else the last."""
     from robopolicy.evaluation import critic_quality
 
     arms = find_checkpoints(path)

@@ -281,19 +281,32 @@ def test_windows_of_branches_hold_every_try_once(tmp_path):
 def test_quality_knows_a_perfect_a_blind_and_a_reversed_critic():
     worth = made(states=40, chunks=6).values()
     perfect = quality(np.stack([worth, worth]), worth)
-    assert perfect.spearman == pytest.approx(1.0)
+    assert perfect.spearman == perfect.within == pytest.approx(1.0)
     assert perfect.pairs == perfect.captured == 1.0
     assert perfect.error == pytest.approx(0.0, abs=1e-9)
     blind = np.repeat(worth.mean(1, keepdims=True), 6, 1)
     only_state = quality(np.stack([blind, blind]), worth)
-    assert only_state.spearman == only_state.captured == only_state.sensitivity == 0.0
+    assert only_state.within == only_state.spearman == only_state.captured == only_state.sensitivity == 0.0
     assert only_state.overall > 0.1
     assert only_state.pairs == 0.5
     reverse = quality(np.stack([1 - worth, 1 - worth]), worth, Selection("argmax"))
-    assert reverse.spearman == pytest.approx(-1.0)
+    assert reverse.spearman == reverse.within == pytest.approx(-1.0)
     assert reverse.captured <= 0
     assert perfect.num_states == sum(row.std() > 0 for row in worth)
     assert row_correlation(np.array([[1.0, 2, 3]]), np.array([[1.0, 3, 2]]))[0] == pytest.approx(0.5)
+
+
+def test_states_whose_chunks_differ_much_decide_the_correlation_within_states():
+    worth = np.array([[0.5, 0.501, 0.502]] * 9 + [[0.0, 0.5, 1.0]])
+    nearly_blind, useful = worth.copy(), worth.copy()
+    nearly_blind[9] = nearly_blind[9, ::-1]
+    useful[:9] = useful[:9, ::-1]
+    blind, sees = (quality(values[None], worth) for values in (nearly_blind, useful))
+    assert blind.spearman == pytest.approx(0.8)
+    assert sees.spearman == pytest.approx(-0.8)
+    assert blind.within < -0.99
+    assert sees.within > 0.99
+    assert np.isnan(quality(worth[None], np.full_like(worth, 0.3)).within)
 
 
 def test_a_critic_is_judged_in_what_it_predicts():
@@ -341,15 +354,17 @@ def test_what_was_measured_sets_the_gate_of_that_policy(tmp_path):
         assert measured_gain(folder, file, "another") == NEVER
 
 
-def test_the_checkpoint_that_ranks_best_is_chosen(tmp_path):
+def test_the_checkpoint_that_tells_chunks_apart_best_is_chosen(tmp_path):
     folders = [tmp_path / f"step_{n:06d}" for n in (1, 2, 3)]
     assert best_checkpoint(folders, tmp_path / "quality.json") == folders[-1]
-    (tmp_path / "quality.json").write_text(
-        json.dumps(
-            {"checkpoints": {folder.name: {"spearman": rho} for folder, rho in zip(folders, (0.1, 0.4, None), strict=True)}}
-        )
-    )
-    assert best_checkpoint(folders, tmp_path / "quality.json") == folders[1]
+
+    def measured(name, values):
+        lines = {folder.name: {"spearman": 0.5, name: value} for folder, value in zip(folders, values, strict=True)}
+        (tmp_path / "quality.json").write_text(json.dumps({"checkpoints": lines}))
+        return best_checkpoint(folders, tmp_path / "quality.json")
+
+    assert measured("within", (0.1, 0.4, None)) == folders[1]
+    assert measured("spearman", (0.1, None, 0.05)) == folders[0]  # a file that knows no other
 
 
 def test_windows_of_episodes_carry_what_follows_a_chunk(tmp_path):

@@ -219,9 +219,9 @@ def _quality_line(row: dict[str, Any]) -> str:
 
     name = f"{row['task']}/{row['family']}/{row['critic']} in {row['worlds']}"
     return (
-        f"{name:42} within states {shown('spearman')} +- {shown('spearman_error')} ({row['num_states']} states), overall "
-        f"{shown('overall')}, calibration error {shown('error')}, sensitivity {shown('sensitivity')} "
-        f"(truth {shown('truth_sensitivity')})"
+        f"{name:42} within states {shown('within')}, ranks {shown('spearman')} +- {shown('spearman_error')} "
+        f"({row['num_states']} states), overall {shown('overall')}, calibration error {shown('error')}, "
+        f"sensitivity {shown('sensitivity')} (truth {shown('truth_sensitivity')})"
     )
 
 

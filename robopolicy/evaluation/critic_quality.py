@@ -1,7 +1,7 @@
 """How good a critic is, measured on branched rollouts: there the value of every chunk is known, not learned.
 
 What steering needs is the order of chunks in one state. A critic can predict outcomes well from the state alone (a high
-AUROC, a small error) and still know nothing of the chunk; so `spearman` within states decides, and a TD loss never does.
+AUROC, a small error) and still know nothing of the chunk; so the correlation `within` states decides, never a TD loss.
 One half of the episodes chooses a run's checkpoint, the other one says from which predicted gain on it is followed.
 """
 
@@ -37,7 +37,9 @@ FLIPS = 2000  # draws of the signs of the episodes' gains
 class Quality:
     """A critic beside the truth of S states with K chunks each. NaN where no state tells chunks apart.
 
-    spearman: rank correlation over the chunks of a state, mean of the states where chunks differ; its standard error.
+    within: correlation over chunks of what values and worths deviate from their state's mean, all states together: a state
+        counts as much as its chunks differ. spearman: rank correlation over the chunks of a state, mean of the states where
+        chunks differ; its standard error.
     num_states: such states. pairs: share of pairs of chunks of unequal worth that it orders rightly, ties count half.
     captured: (chosen - candidate 0) / (best - candidate 0) of mean worth, when the default rule chooses; NaN for risks.
     overall: rank correlation over all states and chunks together. bias: mean of value minus worth.
@@ -46,6 +48,7 @@ class Quality:
     min_gain: predicted gain from which on following the critic is shown to help, see `proven_gain`; None = it is not.
     """
 
+    within: float
     spearman: float
     spearman_error: float
     num_states: int
@@ -88,6 +91,7 @@ def quality(scores_ESK: Array, worth_SK: Array, selection: Selection | None = No
     means = [(float(flat_values[b].mean()), float(flat_worth[b].mean()), float(len(b))) for b in bins]
     calibration = {name: [row[i] for row in means] for i, name in enumerate(("value", "worth", "count"))}
     return Quality(
+        within=_within(values, worth_SK),
         spearman=float(rhos.mean()) if len(rhos) else float("nan"),
         spearman_error=float(rhos.std(ddof=1) / len(rhos) ** 0.5) if len(rhos) > 1 else float("nan"),
         num_states=int(telling.sum()),
@@ -141,6 +145,11 @@ def row_correlation(a: Array, b: Array) -> Array:
     a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
     norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return (a * b).sum(1) / np.where(norm > 0, norm, 1.0)
+
+
+def _within(values: Array, worth: Array) -> float:
+    deviations = (values - values.mean(1, keepdims=True), worth - worth.mean(1, keepdims=True))
+    return float(row_correlation(*(x.reshape(1, -1) for x in deviations))[0]) if worth.std(1).any() else float("nan")
 
 
 def _ordered_pairs(values: Array, worth: Array) -> float:
@@ -252,9 +261,14 @@ def measured_gain(checkpoint: Path, file: Path, policy_sha: str) -> float:
 
 
 def best_checkpoint(checkpoints: Sequence[Path], file: Path) -> Path:
-    """The checkpoint with the highest rank correlation in `file`; the last one where nothing was measured."""
+    """The checkpoint with the highest correlation within states in `file`; the last one where nothing was measured.
+
+    Rank correlation (what there is in files of before) counts all states alike: it hardly told a critic that harmed its policy
+    from one that helped, see docs/results.md.
+    """
     if not file.is_file():
         return checkpoints[-1]
-    rhos = {name: each["spearman"] for name, each in json.loads(file.read_text())["checkpoints"].items()}
-    known = [folder for folder in checkpoints if rhos.get(folder.name) is not None]
-    return max(known, key=lambda folder: rhos[folder.name]) if known else checkpoints[-1]
+    measured = json.loads(file.read_text())["checkpoints"]
+    known = {name: each.get("within", each.get("spearman")) for name, each in measured.items()}
+    judged = [folder for folder in checkpoints if known.get(folder.name) is not None]
+    return max(judged, key=lambda folder: known[folder.name]) if judged else checkpoints[-1]
