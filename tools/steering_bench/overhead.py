@@ -14,14 +14,17 @@ from robopolicy.models.critic import ChunkCritic
 from robopolicy.policies.base import TrainablePolicy
 from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import Perturbed
-from robopolicy.spec import ACTION, STATE, FeatureSpec, Observation, Policy, image_key
+from robopolicy.spec import ACTION, POINTS, STATE, FeatureSpec, Observation, Policy, image_key
 
+HAND = FeatureSpec((17,), names=("ee_x", "ee_y", "ee_z", *(f"other_{n}" for n in range(14))))
+ROBOT = FeatureSpec((7,), names=("dx", "dy", "dz", "rx", "ry", "rz", "gripper"))
 INPUTS = {
     "state": ("[observation.state]", {STATE: FeatureSpec((30,))}),
     "images": (
         "[observation.state,observation.images.front]",
-        {STATE: FeatureSpec((17,)), image_key("front"): FeatureSpec((84, 84, 3), "uint8")},
+        {STATE: HAND, image_key("front"): FeatureSpec((84, 84, 3), "uint8")},
     ),
+    "points": ("[observation.state,observation.points]", {STATE: HAND, POINTS: FeatureSpec((64, 3))}),
 }
 FAMILIES = {
     "carp": ["policy=carp"],
@@ -34,7 +37,7 @@ def networks(inputs: str, family: str) -> tuple[TrainablePolicy, ChunkCritic]:
     """An untrained policy and critic of the defaults: what they compute does not depend on training."""
     keys, observation = INPUTS[inputs]
     encoder = [f"inputs={inputs}"] if inputs != "state" else []
-    spec = {"observation": observation, "action": FeatureSpec((7,), names=tuple("abcdefg")), "control_hz": 20.0}
+    spec = {"observation": observation, "action": ROBOT, "control_hz": 20.0}
     made: list[Any] = []
     for kind, overrides in (("policy", FAMILIES[family]), ("critic", ["critic=success"])):
         given = [*overrides, *encoder, f"inputs.observation_keys={keys}", "data.path=x"]
