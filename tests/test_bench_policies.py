@@ -105,7 +105,7 @@ def test_policies_that_see_images_are_trained_three_times_as_long():
         task.name: bench_cells.settings(contender, budget, 0, task, Path("-"))["train"]["steps"]
         for task in registry.chosen("development", ["simulated", "peg-insert-side-v3"])
     }
-    assert steps == {"lift-images": 60, "pick-place-points": 20, "peg-insert-side-v3": 20}
+    assert steps == {"lift-images": 60, "drawer-points": 20, "peg-insert-side-v3": 20}
 
 
 def test_policies_that_look_at_several_frames_are_refused():

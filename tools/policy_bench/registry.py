@@ -27,7 +27,7 @@ _METAWORLD = {
 _DETOUR = {"development": ("detour-centre",), "held_out": ("detour-offset", "detour-twice")}
 _SIMULATED = {
     "development": (
-        SimulatedTask("pick-place-points", "robopolicy/PickPlace-v0", "points", ("state", "points")),
+        SimulatedTask("drawer-points", "robopolicy/Drawer-v0", "points", ("state", "points")),
         SimulatedTask("lift-images", "robopolicy/Lift-v0", "images", ("state", "images.front")),
     ),
     "seen": (
