@@ -38,6 +38,7 @@ from robopolicy.ranking.intervals import wilson
 from robopolicy.reinforce import best_checkpoint
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_world import BENDS
+from robopolicy.sim.garments import GARMENTS
 from robopolicy.train import rl
 
 JUDGE = 11  # seed of the episodes that arms are scored on (those of 5 and 7 have been looked at while choosing)
@@ -265,17 +266,23 @@ def _floats(values: list[float | None]) -> np.ndarray:
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of all seeds, their cost, and where an arm has them those of each range and of garments that it did not see."""
+    found = {**scores(cells), "cpu_s": float(np.mean([cell["cpu_s"] for cell in cells]))}
+    if "unseen" in cells[0]:
+        found["unseen"] = scores([cell["unseen"] for cell in cells])
+    if "by_region" in cells[0]:
+        regions = cells[0]["by_region"]
+        found["regions"] = {n: float(np.mean([cell["by_region"][n]["upper_ratio"] for cell in cells])) for n in regions}
+    return found
+
+
+def scores(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the episodes of all seeds, with intervals."""
     upper, whole, success = (np.stack([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
-    unseen = {"unseen": summary([{**cell["unseen"], "cpu_s": 0.0} for cell in cells])} if "unseen" in cells[0] else {}
-    regions = cells[0].get("by_region", {})
-    unseen |= {"regions": {n: float(np.mean([cell["by_region"][n]["upper_ratio"] for cell in cells])) for n in regions}}
     return {
-        **unseen,
         **{"upper": upper.mean(), "whole": whole.mean(), "success": success.mean()},
         **{"ci": interval(upper), "whole_ci": interval(whole), "success_ci": interval(success, binary=True)},
         **{"seeds": len(cells), "episodes": upper.size, "upper_by_seed": upper.mean(1).tolist()},
-        **{"cpu_s": float(np.mean([cell["cpu_s"] for cell in cells]))},
     }
 
 
@@ -363,6 +370,8 @@ def main() -> None:
     arms = args.arms.split(",")
     if unknown := set(arms) - set(ARMS):
         parser.error(f"unknown arms {sorted(unknown)}; available: {', '.join(ARMS)}")
+    if unknown := {*args.garments, *args.unseen} - set(GARMENTS):
+        parser.error(f"unknown garments {sorted(unknown)}; available: {', '.join(GARMENTS)}")
     bench = Bench(args)
     cells: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for seed in range(args.seed, args.seed + args.seeds):
@@ -379,7 +388,7 @@ def main() -> None:
         if other := row.get("unseen"):
             low, high = other["whole_ci"]
             print(f"{'':18} unseen garments: upper {other['upper']:.2f}, whole {other['whole']:.2f} [{low:.2f}, {high:.2f}]")
-        if parts := row["regions"]:
+        if parts := row.get("regions"):
             print(f"{'':18} upper by range: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
     costs = throughput(args.seed, 8 if args.quick else 60)
     print("CPU ms of one core, medians: " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))

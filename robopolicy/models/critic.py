@@ -189,12 +189,11 @@ class ChunkCritic(Trainable):
         self, contexts: Contexts, actions_BNHA: Tensor, heads: nn.Module | None = None, ways: nn.ModuleList | None = None
     ) -> Tensor:
         """Raw outputs [E, B, N, size] of normalised prefixes [B, N, h, A], by its own networks or others like them."""
-        features = self.chunk_features(contexts.heads[0], actions_BNHA).expand(self.num_heads, -1, -1, -1)
+        features = [self.chunk_features(contexts.heads[0], actions_BNHA)]
         if contexts.cloud is not None:
-            way = self.chunk_features.way(actions_BNHA)
-            seen = self._dealt([look(contexts.cloud, way) for look in (self.cloud_ways if ways is None else ways)])
-            features = torch.cat([features, seen], -1)
-        return (heads or self.heads)(contexts.heads, features)
+            way, looks = self.chunk_features.way(actions_BNHA), self.cloud_ways if ways is None else ways
+            features = [torch.cat([*features, look(contexts.cloud, way)], -1) for look in looks]
+        return (heads or self.heads)(contexts.heads, self._dealt(features))
 
     def values(self, contexts: Contexts, actions_BNHA: Tensor) -> Tensor:
         """Values [E, B, N] of normalised prefixes [B, N, h, A]."""

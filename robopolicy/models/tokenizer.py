@@ -15,7 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
+from scipy.fft import dct
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,14 +48,6 @@ def resampling(length: int, steps: int) -> tuple[Tensor, Tensor]:
     down = functional.adaptive_avg_pool1d(torch.eye(steps)[None], length)[0].T
     up = functional.interpolate(torch.eye(length)[None], size=steps, mode="linear", align_corners=False)[0].T
     return down.contiguous(), up.contiguous()
-
-
-def cosines(steps: int) -> Tensor:
-    """Orthonormal cosine transform (DCT-II) [frequency, steps]: row k has k half waves."""
-    k, t = torch.arange(steps)[:, None], torch.arange(steps)[None]
-    rows = torch.cos(math.pi / steps * (t + 0.5) * k) * math.sqrt(2 / steps)
-    rows[0] /= math.sqrt(2)
-    return rows
 
 
 def check_groups(groups: Sequence[Sequence[int]] | None, group_size: int | None, action_dim: int) -> list[list[int]]:
@@ -154,7 +148,8 @@ class MultiScaleTokenizer(nn.Module):
             down, up = resampling(length, self.scales[-1])
             self.register_buffer(f"down_{k}", down, persistent=False)
             self.register_buffer(f"up_{k}", up, persistent=False)
-        self.register_buffer("slow", cosines(self.action_horizon)[: math.ceil(self.action_horizon / 4)], persistent=False)
+        slow = dct(np.eye(self.action_horizon), axis=0, norm="ortho")[: math.ceil(self.action_horizon / 4)]
+        self.register_buffer("slow", torch.from_numpy(slow).float(), persistent=False)
         self.register_buffer("low", torch.full((self.action_dim,), -1e6))
         self.register_buffer("high", torch.full((self.action_dim,), 1e6))
         self.register_buffer("is_switch", torch.zeros(self.action_dim, dtype=torch.bool))
