@@ -142,7 +142,7 @@ def test_splits_and_uses_share_no_episode(tmp_path):
 
 
 def test_arms_have_different_names_and_the_overhead_is_a_ratio():
-    names = [method.name for method in bench_steering.controls("push")]
+    names = [method.name for method in bench_steering.controls("push", "state")]
     assert len(set(names)) == len(names)
     assert {"random", "worst", "medoid", "paper_beta0", "paper_beta0.1", "paper_beta1", "oracle"} <= set(names)
     rows = overhead.measure(1, (2,))

@@ -18,6 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from provenance import provenance, write_json
 from steering_bench import overhead, picture, summary
 from steering_bench.cells import Cell, Method, in_rounds, proof
-from steering_bench.study import BASES, QUALITY, QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
+from steering_bench.study import BASES, INPUTS, QUALITY, QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
 
 from robopolicy.evaluation.critic_quality import branch_scores, quality, worth
 from robopolicy.policies.load import load_critic
@@ -36,37 +37,40 @@ from robopolicy.spec import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("primary", "controls", "numbers", "critics", "overhead")
-TASKS, FAMILIES = ("lift", "push"), ("carp", "diffusion")
+FAMILIES = ("carp", "diffusion")
 NOISE = {"std": 0.2, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
+BATCH = {"state": 256, "points": 64}
 # CARP's draws hardly differ in when the gripper closes, diffusion's do
 PERTURB: dict[str, dict[str, Any]] = {"carp": {**NOISE, "delay": {"gripper": 4}}, "diffusion": NOISE}
-SMALL = ("critic.hidden=64",)  # states are small, and so is the machine
+SMALL = {"state": ("critic.hidden=64",), "points": ("critic.hidden=128",)}  # states are small, and so is the machine
 LOOKS_AHEAD = {"push": ("critic.gamma=0.98",)}  # the hand goes round the puck first, which takes seconds
 NOISE_OF = {"push": {"std": 0.07}}  # what is pushed is lost sooner than what is grasped
 DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0, "min_gain": None}
-PAPER = ("cal_ql", "both", (*SMALL, "critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98"))
+PAPER = ("critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98")
 BASE = Method("base")
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-def default_critic(task: str, kind: str = "progress") -> tuple[str, str, tuple[str, ...]]:
+def default_critic(task: str, inputs: str, kind: str = "progress") -> tuple[str, str, tuple[str, ...]]:
     """A critic's kind, data and overrides."""
-    return kind, "both", (*SMALL, *(LOOKS_AHEAD.get(task, ()) if kind == "progress" else ()))
+    return kind, "both", (*SMALL[inputs], *(LOOKS_AHEAD.get(task, ()) if kind == "progress" else ()))
 
 
-def method(task: str, name: str, critic: tuple[str, str, tuple[str, ...]] | None = None, **steer: Any) -> Method:
-    """The default rule with the default critic, or what is said otherwise."""
-    return Method(name, critic or default_critic(task), {**DEFAULT_RULE, **steer})
+def method(name: str, critic: tuple[str, str, tuple[str, ...]], **steer: Any) -> Method:
+    """The default rule with a critic, or what is said otherwise."""
+    return Method(name, critic, {**DEFAULT_RULE, **steer})
 
 
-def controls(task: str) -> list[Method]:
+def controls(task: str, inputs: str) -> list[Method]:
     """Other rules, other critics, the paper's variant and the oracle."""
-    found = [method(task, "ungated", min_gain=0.0)]
-    found += [method(task, rule, rule=rule, min_gain=0.0) for rule in ("random", "worst", "medoid", "argmax", "softmax")]
-    found += [method(task, kind, default_critic(task, kind)) for kind in ("success", "iql", "cal_ql")]
+    usual = default_critic(task, inputs)
+    found = [method("ungated", usual, min_gain=0.0)]
+    found += [method(rule, usual, rule=rule, min_gain=0.0) for rule in ("random", "worst", "medoid", "argmax", "softmax")]
+    found += [method(kind, default_critic(task, inputs, kind)) for kind in ("success", "iql", "cal_ql")]
     for beta in (0.0, 0.1, 1.0):  # in control steps, as the paper's; ours are values in [0, 1]
         rule = {"rule": "softmax", "temperature": 0.02 * beta, "scale_free": False} if beta else {"rule": "argmax"}
-        found.append(method(task, f"paper_beta{beta:g}", PAPER, num_samples=10, heads="min", min_gain=0.0, **rule))
+        paper = ("cal_ql", "both", (*SMALL[inputs], *PAPER))
+        found.append(method(f"paper_beta{beta:g}", paper, num_samples=10, heads="min", min_gain=0.0, **rule))
     return [*found, Method("oracle", oracle=16)]
 
 
@@ -75,7 +79,8 @@ def main() -> None:
     args = _arguments()
     began, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
-    study = Study(args.work.resolve(), args.seed, QUICK if args.quick else Sizes(), PERTURB, args.given, NOISE_OF)
+    sizes = QUICK if args.quick else Sizes(bases=BASES[args.inputs], critic_batch=BATCH[args.inputs])
+    study = Study(args.work.resolve(), args.seed, sizes, PERTURB, args.given, NOISE_OF, args.inputs)
     result: dict[str, Any] = {"settings": _settings(args)}
 
     def out_of_time() -> bool:
@@ -101,7 +106,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "perturb": PERTURB,
         "noise_of": NOISE_OF,
-        "critics": {task: list(default_critic(task)) for task in args.tasks},
+        "inputs": args.inputs,
+        "bases": {key: {name: asdict(base) for name, base in of.items()} for key, of in BASES[args.inputs].items()},
+        "critics": {task: list(default_critic(task, args.inputs)) for task in args.tasks},
         "rule": DEFAULT_RULE,
         "split": args.split,
         "parts": list(args.parts),
@@ -116,8 +123,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=300, help="pairs of a primary cell; a third of it for the others")
     parser.add_argument("--minutes", type=float, help="begin no further block of episodes after so long")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", help="by default all that there are base policies of")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--inputs", choices=INPUTS, default="state", help="what is seen: true poses of objects, or clouds")
     parser.add_argument("--strengths", nargs="+", choices=("weak", "medium"), default=["weak", "medium"])
     parser.add_argument("--given", nargs="+", default=[], metavar="PRODUCT=FOLDER", help="what exists already, see study.py")
     parser.add_argument("--methods", nargs="+", help="of the controls, only these")
@@ -125,10 +133,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench_steering")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench_steering.json")
     args = parser.parse_args()
-    known = sorted({key.partition("/")[0] for key in BASES})
+    bases = BASES[args.inputs]
+    known = sorted({key.partition("/")[0] for key in bases})
+    args.tasks = args.tasks or known
     for task in args.tasks:
         if task not in known:
-            parser.error(f"--tasks {task}: there are no base policies of it; {did_you_mean(task, known)}")
+            parser.error(
+                f"--tasks {task}: there are no base policies of it with --inputs {args.inputs}; {did_you_mean(task, known)}"
+            )
     args.given = {name: Path(path).resolve() for name, _, path in (item.partition("=") for item in args.given)}
     if args.quick:
         args.episodes, args.tasks, args.work = 2, args.tasks[:1], args.work / "quick"
@@ -138,15 +150,18 @@ def _arguments() -> argparse.Namespace:
 
 def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
     """Success of all arms on the same worlds, and what is claimed of them."""
-    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths if s in study.sizes.bases[f"{t}/{f}"]]
+    made = study.sizes.bases
+    bases = [(t, f, s) for t in args.tasks for f in args.families for s in args.strengths if s in made.get(f"{t}/{f}", {})]
     few = max(args.episodes // 3, 1)
     plans: list[tuple[str, int, list[Cell]]] = []
     numbers = NUMBERS[:3] if args.quick else NUMBERS
     kept = set(args.methods or ())
     of: dict[str, Callable[[str], list[Method]]] = {
-        "primary": lambda task: [method(task, "default")],
-        "controls": lambda task: [m for m in controls(task) if not kept or m.name in kept],
-        "numbers": lambda task: [method(task, f"k{n}", num_samples=n, min_gain=0.0) for n in numbers],
+        "primary": lambda task: [method("default", default_critic(task, args.inputs))],
+        "controls": lambda task: [m for m in controls(task, args.inputs) if not kept or m.name in kept],
+        "numbers": lambda task: [
+            method(f"k{n}", default_critic(task, args.inputs), num_samples=n, min_gain=0.0) for n in numbers
+        ],
     }
     for part in (part for part in of if part in args.parts):
         cells = [Cell(*base, m, args.split) for base in bases for m in (BASE, *of[part](base[0]))]
@@ -202,9 +217,9 @@ def critic_quality(study: Study, args: argparse.Namespace) -> list[dict[str, Any
     rows = []
     kinds = ("progress",) if args.quick else ("progress", "success", "iql", "cal_ql")
     for task in args.tasks:
-        for family in args.families:
+        for family in (f for f in args.families if f"{task}/{f}" in study.sizes.bases):
             for kind in kinds:
-                critic = load_critic(study.critic(task, family, *default_critic(task, kind))[1])
+                critic = load_critic(study.critic(task, family, *default_critic(task, args.inputs, kind))[1])
                 for where in (TRAINED_IN, REPORTED_IN):
                     branches = study.branch_data(study.branches(task, family, study.best(task, family), where, QUALITY))
                     found = quality(branch_scores(critic, branches), worth(critic, branches)).to_dict()

@@ -1,7 +1,8 @@
 """What the benchmark of steering makes before it measures: demonstrations, base policies, experience, branches, critics.
 
 Every product lies in a folder whose name ends in a digest of all that made it, so a killed benchmark goes on where it was,
-and a changed setting makes a new product. Observations are states, so that the machine's time goes into episodes.
+and a changed setting makes a new product. Policies and critics see either states with the true poses of objects, so that the
+machine's time goes into episodes, or point clouds.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ from robopolicy.data.branches import Branches, is_branches
 from robopolicy.evaluation.branches import Plan, branch
 from robopolicy.evaluation.rollout import Arm, Suite
 
-OBSERVATION = ("state", "environment_state")
-KEYS = "[observation.state,observation.environment_state]"
+# What is seen: options of the environment, overrides of training
+INPUTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "state": (
+        {"observation": ["state", "environment_state"]},
+        ("inputs.observation_keys=[observation.state,observation.environment_state]",),
+    ),
+    "points": ({"observation": ["state", "points"], "image_size": 64, "num_points": 64}, ("inputs=points",)),
+}
 DEMONSTRATIONS, EXPERIENCE, BRANCHES, DEVELOPMENT, HELD_OUT, QUALITY = range(6)  # uses of seeds, which never share an episode
 TRAINED_IN, REPORTED_IN = "wide", "held_out"  # randomisations
 
@@ -36,11 +43,16 @@ class Base:
 
 
 # Strengths by task and family, such that the reporting worlds (on development seeds) show success of .2 to .4 and .5 to .7
-BASES: dict[str, dict[str, Base]] = {
-    "lift/carp": {"weak": Base(15, 600), "medium": Base(100, 1800)},
-    "lift/diffusion": {"weak": Base(100, 1800, 1), "medium": Base(100, 1800)},
-    "push/carp": {"weak": Base(100, 1800), "medium": Base(300, 3000)},
-    "push/diffusion": {"weak": Base(100, 1800)},
+BASES: dict[str, dict[str, dict[str, Base]]] = {
+    "state": {
+        "lift/carp": {"weak": Base(15, 600), "medium": Base(100, 1800)},
+        "lift/diffusion": {"weak": Base(100, 1800, 1), "medium": Base(100, 1800)},
+        "push/carp": {"weak": Base(100, 1800), "medium": Base(300, 3000)},
+        "push/diffusion": {"weak": Base(100, 1800)},
+    },
+    "points": {
+        "lift/carp": {"weak": Base(100, 2400, 3), "medium": Base(100, 2400)},
+    },
 }
 
 
@@ -48,7 +60,7 @@ BASES: dict[str, dict[str, Base]] = {
 class Sizes:
     """How much of everything."""
 
-    bases: Mapping[str, Mapping[str, Base]] = field(default_factory=lambda: BASES)
+    bases: Mapping[str, Mapping[str, Base]] = field(default_factory=lambda: BASES["state"])
     limit: int = 120  # control steps of an episode
     checkpoints: int = 12
     expert: int = 40
@@ -84,6 +96,7 @@ QUICK = Sizes(
 class Study:
     """One seed of the benchmark under the folder `root`.
 
+    inputs: what policies and critics see, of INPUTS.
     perturb: of the candidates, by family ({} = a policy's own draws are diverse enough). noise: over it, by task.
     given: {product: folder} of what exists already and is used in place of what would be made:
         base-<task>-<family>-<strength> (a checkpoint), experience-<task>-<family> (a dataset),
@@ -96,6 +109,7 @@ class Study:
     perturb: Mapping[str, Mapping[str, Any]]
     given: Mapping[str, Path] = field(default_factory=dict)
     noise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    inputs: str = "state"
 
     def perturbed(self, task: str, family: str) -> dict[str, Any]:
         """How candidates are perturbed: in experience, in branches and in steering alike."""
@@ -111,15 +125,15 @@ class Study:
         return self.root / f"{name}-{digest}"
 
     def task(self, name: str) -> dict[str, Any]:
-        """A task's node, with states for observations and the benchmark's time limit."""
+        """A task's node, with what is seen and the benchmark's time limit."""
         node = to_plain(compose("collect", [f"task={name}", "path=x"]))["task"]
-        return {**node, "env": {"observation": list(OBSERVATION), "max_episode_steps": self.sizes.limit}}
+        return {**node, "env": {**INPUTS[self.inputs][0], "max_episode_steps": self.sizes.limit}}
 
     def collected(self, name: str, task: str, episodes: Mapping[str, int], **options: Any) -> Path:
         """A dataset of a task; its rewards are the task's progress, which critic=progress learns from."""
         node = self.task(task)
         node["env"]["reward"] = "dense"
-        path = self.folder(f"{name}-{task}", episodes, options, self.sizes.limit)
+        path = self.folder(f"{name}-{task}", episodes, options, node["env"])
         use = EXPERIENCE if name != "demonstrations" else DEMONSTRATIONS
         pipeline.collect_run(path, node, TRAINED_IN, episodes, self.number(use), title=path.name, num_workers=0, **options)
         return path
@@ -135,7 +149,7 @@ class Study:
 
     def trained(self, name: str, data: Path, overrides: list[str], steps: int, batch: int) -> list[Path]:
         """Checkpoints of one training run."""
-        given = [*overrides, f"data.path={data}", f"inputs.observation_keys={KEYS}", f"train.steps={steps}"]
+        given = [*overrides, *INPUTS[self.inputs][1], f"data.path={data}", f"train.steps={steps}"]
         given += [f"train.batch_size={batch}", f"train.num_checkpoints={self.sizes.checkpoints}", f"train.seed={self.seed}"]
         run = self.folder(name, given)
         settings = to_plain(compose("train", [*given, "train.resume=true", "train.progress=false"]))
