@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from robopolicy import config
-from robopolicy.checkpoint import CheckpointError, list_checkpoints, sha256
+from robopolicy.checkpoint import CheckpointError, list_checkpoints
 from robopolicy.data.actors import Actor, scripted_actor
 from robopolicy.data.collect import FINAL, collect, fault_lines
 from robopolicy.data.episodes import EpisodeStore
@@ -32,7 +33,8 @@ from robopolicy.evaluation.rollout import (
 )
 from robopolicy.executor import Executor
 from robopolicy.policies.exported import ExportedPolicy
-from robopolicy.policies.load import load_policy
+from robopolicy.policies.load import identity, load_policy
+from robopolicy.policies.served import ServedPolicy, is_served
 from robopolicy.spec import FAULT, TASK, Policy, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,8 @@ def collect_run(
     options: dict[str, Any] = {"levels": levels, "executor": make_executor(executor)}
     if checkpoint:
         arm = replace(find_checkpoints(checkpoint)[-1], perturb=_perturbation(perturb, "perturb"))
-        identity = sha256(arm.checkpoint) + (json.dumps(dict(arm.perturb), sort_keys=True) if arm.perturb else "")
-        options |= {"make_actor": partial(_actor, arm=arm), "actor_id": identity}
+        acts = identity(arm.checkpoint) + (json.dumps(dict(arm.perturb), sort_keys=True) if arm.perturb else "")
+        options |= {"make_actor": partial(_actor, arm=arm), "actor_id": acts}
     elif episodes.get(ROLLOUT):
         raise ValueError(f"episodes.{ROLLOUT}={episodes[ROLLOUT]} needs a policy: give checkpoint=CHECKPOINT")
     return collect(path, env_id, env_kwargs, episodes, seed, num_workers, title, **options)
@@ -158,19 +160,27 @@ def train_run(settings: Mapping[str, Any], run_dir: str | Path) -> list[Path]:
 
 
 def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Arm]:
-    """The checkpoints at `paths` (checkpoint folders, run folders, or folders of run folders), as arms to evaluate.
+    """The checkpoints at `paths` (checkpoint folders, run folders, or folders of run folders), as arms to evaluate; behind
+    them the policies of servers at tcp://HOST:PORT or ipc:///PATH, which are called what the server calls them.
 
     Raises:
         CheckpointError: a path with no checkpoint in it.
+        deploy.client.PolicyTimeout: nobody answers at an address.
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
-    found = [folder for path in given for folder in _checkpoints_under(Path(path))]
+    found = [folder for path in given if not is_served(path) for folder in _checkpoints_under(Path(path))]
     runs = {folder: folder.parent.parent if folder.parent.name == "checkpoints" else folder for folder in found}
     short = {run: run.name for run in runs.values()}
     if len(set(short.values())) < len(short):  # runs of the same name in different places
         short = {run: str(run) for run in short}
     names = [(folder, short[runs[folder]], _step(folder)) for folder in found]
-    return [Arm(f"{run}@{step}", str(folder), run=run, step=step) for folder, run, step in names]
+    arms = [Arm(f"{run}@{step}", str(folder), run=run, step=step) for folder, run, step in names]
+    return [*arms, *(_served_arm(str(path)) for path in given if is_served(path))]
+
+
+def _served_arm(address: str) -> Arm:
+    with closing(ServedPolicy(address)) as policy:
+        return Arm(policy.name, address, run=policy.name)
 
 
 def _step(folder: Path) -> int:
@@ -218,6 +228,8 @@ def chosen_critic(path: str | Path) -> Path:
     """The critic's checkpoint at `path`: of a run, the one that told branched chunks apart best, else the last."""
     from robopolicy.evaluation import critic_quality
 
+    if is_served(path):
+        raise ValueError(f"{path} is the address of a policy; a critic is read from its checkpoint: give a run")
     arms = find_checkpoints(path)
     if len(runs := sorted({str(arm.run) for arm in arms})) > 1:
         raise ValueError(f"{path} holds {len(runs)} runs ({', '.join(runs)}): give one of them, or a checkpoint")
@@ -236,7 +248,7 @@ def _proven_gain(arm: Arm) -> float:
         logger.warning("%s was tried in other settings, which prove nothing here: %s", critic, "; ".join(differences))
     file = critic.parent.parent / critic_quality.FILE
     never = critic_quality.NEVER
-    found = never if proven is False else critic_quality.measured_gain(critic, file, sha256(arm.checkpoint))
+    found = never if proven is False else critic_quality.measured_gain(critic, file, identity(arm.checkpoint))
     if found == never:
         rule, vetoes = arm.steer.get("rule", "lcb"), " but for vetoes" if arm.safety else ""
         logger.warning(
@@ -274,7 +286,7 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"out={out} is there already: remove it, or give a new folder")
     suite = _suite(settings)
-    facts: dict[str, Any] = {"checkpoint": arm.name, "checkpoint_sha": sha256(arm.checkpoint), "env_id": suite.env_id}
+    facts: dict[str, Any] = {"checkpoint": arm.name, "checkpoint_sha": identity(arm.checkpoint), "env_id": suite.env_id}
     facts |= {"env_kwargs": dict(suite.env_kwargs), "seed": settings["seed"]}
     unfinished = out.with_name(f"{out.name}.parts")
     found = branch(arm, suite, plan, settings["num_workers"], make_executor(settings["executor"]), facts, unfinished)
@@ -502,7 +514,7 @@ def deployment(settings: Mapping[str, Any]) -> tuple[Policy, dict[str, Any]]:
     if any(settings["monitor"][key] for key in ("file", "data")):
         encoder, options["features"] = encoder_of(policy)
         options["monitor"] = make_monitor(encoder, settings["monitor"])
-    return policy, {**options, "name": f"{arm.name} {sha256(arm.checkpoint)[:12]}"}
+    return policy, {**options, "name": f"{arm.name} {identity(arm.checkpoint)[:12]}"}
 
 
 def replay_run(settings: Mapping[str, Any]) -> list[str]:
@@ -511,7 +523,7 @@ def replay_run(settings: Mapping[str, Any]) -> list[str]:
 
     arm = _one_checkpoint(settings["checkpoint"])
     options = {key: settings[key] for key in ("mapping", "episodes", "seed")}
-    name = f"{arm.name} {sha256(arm.checkpoint)[:12]}"
+    name = f"{arm.name} {identity(arm.checkpoint)[:12]}"
     return replay(Path(settings["bag"]), arm_policy(arm), Path(settings["out"]), name=name, **options)
 
 
@@ -527,4 +539,6 @@ def deployed(arm: Arm, backend: str) -> Policy:
         return arm_policy(arm)
     if arm.critic is not None:
         raise ValueError("steer.critic scores several candidates, which only torch computes: leave backend=torch")
+    if is_served(arm.checkpoint):
+        raise ValueError(f"{arm.checkpoint} computes its policy itself: leave backend=torch")
     return ExportedPolicy(load_policy(arm.checkpoint))

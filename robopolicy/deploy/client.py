@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class PolicyTimeout(RuntimeError):  # noqa: N818
+class PolicyTimeout(TimeoutError):  # noqa: N818
     """The server did not answer in time. A later call tries again."""
 
 

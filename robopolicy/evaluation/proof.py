@@ -13,10 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import episode_seed
 from robopolicy.evaluation.rollout import Arm, Suite
 from robopolicy.files import atomic_write
+from robopolicy.policies.load import identity
 from robopolicy.policies.selection import Selection
 
 FILE = "proof.json"
@@ -40,7 +40,7 @@ def level(attempt: int) -> float:
 def settings_of(arm: Arm) -> dict[str, Any]:
     """What a proof of a steered arm holds for: critics, candidates, and how it chooses but for `min_gain`."""
     options = {**CHOICE, **{name: value for name, value in arm.steer.items() if name != "min_gain"}}
-    critics = {name: path and sha256(path) for name, path in (("critic", arm.critic), ("safety", arm.safety))}
+    critics = {name: path and identity(path) for name, path in (("critic", arm.critic), ("safety", arm.safety))}
     return _plain({**critics, "perturb": dict(arm.perturb), **options})
 
 
@@ -58,7 +58,7 @@ def attempts(arm: Arm) -> list[dict[str, Any]]:
     """
     file = _file(arm)
     try:
-        found = json.loads(file.read_text())["attempts"].get(sha256(arm.checkpoint), []) if file.is_file() else []
+        found = json.loads(file.read_text())["attempts"].get(identity(arm.checkpoint), []) if file.is_file() else []
         return [{**each, "settings": {**CHOICE, **each["settings"]}} for each in found]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no record of proofs ({error}): move it away, and prove the critic anew") from error
@@ -81,7 +81,7 @@ def record(arm: Arm, played: Mapping[str, Any], found: Mapping[str, Any]) -> dic
     known[number - 1 : number] = [attempt]
     file = _file(arm)
     content = json.loads(file.read_text()) if file.is_file() else {"attempts": {}}
-    content["attempts"][sha256(arm.checkpoint)] = known
+    content["attempts"][identity(arm.checkpoint)] = known
     atomic_write(file, (json.dumps(content, indent=1) + "\n").encode())
     return attempt
 

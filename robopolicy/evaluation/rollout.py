@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import Episode, environment, episode_seed, play
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
-from robopolicy.policies.load import load_critic, load_policy
+from robopolicy.policies.load import identity, load_critic, policy_at
 from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import ChunkExecutor, Exploring, Perturbed
 from robopolicy.spec import TASK, Array, Policy
@@ -31,7 +30,8 @@ NOISE_STREAM = 7  # apart from what the seed of an episode draws else
 class Arm:
     """What is evaluated: a checkpoint, perhaps steered. `name` goes into the score table.
 
-    checkpoint, critic, safety: checkpoint folders. steer: keyword arguments of SteeredPolicy.
+    checkpoint, critic, safety: checkpoint folders, the first perhaps the address of a policy server (policies.served).
+    steer: keyword arguments of SteeredPolicy.
     perturb: keyword arguments of Perturbed, where the policy's own candidates are too much alike; {} = they stay.
     run, step: the training run the checkpoint comes from (its cluster in the statistics) and its training step.
     instruction: what a policy that can do several things is told; None = what the environment says.
@@ -142,7 +142,7 @@ def exploring_actor(arm: Arm) -> PolicyActor:
 
 @lru_cache(maxsize=4)
 def _policy(checkpoint: str, critic: str | None, safety: str | None, steer: str, perturb: str) -> Policy:
-    policy: Policy = load_policy(checkpoint)
+    policy = policy_at(checkpoint)
     policy = Perturbed(policy, **json.loads(perturb)) if perturb != "{}" else policy
     if critic is None:
         return policy
@@ -182,7 +182,7 @@ def _row(episode: Episode, arm: Arm, suite: Suite) -> dict[str, Any]:
     return {**identity, **condition, **episode.row, **drawn}
 
 
-_sha: Callable[[str], str] = lru_cache(maxsize=256)(sha256)
+_sha: Callable[[str], str] = lru_cache(maxsize=256)(identity)
 
 
 def evaluate(

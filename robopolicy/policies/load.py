@@ -1,8 +1,9 @@
-"""Policies and critics from checkpoint folders."""
+"""Policies and critics from checkpoint folders, and policies that a server has."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from robopolicy import checkpoint, config
 from robopolicy.models.images import weights_come_later
 from robopolicy.models.trainable import Trainable
 from robopolicy.policies.base import TrainablePolicy
-from robopolicy.spec import Critic, FeatureSpec, features_from_dict
+from robopolicy.policies.served import ServedPolicy, is_served
+from robopolicy.spec import Critic, FeatureSpec, Policy, features_from_dict
 
 POLICY, CRITIC = "policy", "critic"  # kinds of checkpoints, and the config nodes that describe them
 ALLOWED = ("robopolicy.policies", "robopolicy.models")  # packages whose classes a checkpoint may name
@@ -38,6 +40,23 @@ def load_policy(path: str | Path) -> TrainablePolicy:
     if not isinstance(module, TrainablePolicy):
         raise checkpoint.CheckpointError(f"{path} names a {type(module).__name__}, which is no policy")
     return module
+
+
+def policy_at(path: str | Path) -> Policy:
+    """The policy in a checkpoint folder, or that of the server at an address.
+
+    Raises:
+        checkpoint.CheckpointError: see load_policy. For servers see ServedPolicy.
+    """
+    return ServedPolicy(str(path)) if is_served(path) else load_policy(path)
+
+
+def identity(path: str | Path) -> str:
+    """Hex digest of a checkpoint, or ServedPolicy.identity of a server's policy. Raises as policy_at."""
+    if not is_served(path):
+        return checkpoint.sha256(path)
+    with closing(ServedPolicy(str(path))) as policy:
+        return policy.identity
 
 
 def load_critic(path: str | Path) -> Critic:

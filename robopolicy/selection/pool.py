@@ -16,6 +16,7 @@ import pyarrow as pa
 from robopolicy import checkpoint, pipeline
 from robopolicy.evaluation.rollout import Arm
 from robopolicy.executor import Executor, Local
+from robopolicy.policies.served import is_served
 from robopolicy.ranking.allocation import sequential_halving
 from robopolicy.ranking.fresh import with_fresh
 from robopolicy.ranking.rank import rank
@@ -92,6 +93,11 @@ def find_pool(given: str | Sequence[str]) -> Pool:
     """
     paths: list[str] = []
     for path in [given] if isinstance(given, str) else list(given):
+        if is_served(path):
+            raise checkpoint.CheckpointError(
+                f"{path} is a server, and a pool compares what encoders see, as only checkpoints show: evaluate plays servers, "
+                "and rank scores=TABLE orders what was played"
+            )
         found = sorted(glob.glob(str(path))) if glob.has_magic(str(path)) else [str(path)]
         if not found:
             raise checkpoint.CheckpointError(

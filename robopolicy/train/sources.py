@@ -15,7 +15,7 @@ from robopolicy.data.windows import MEMORY_GB, Windows, discounted_rewards, task
 from robopolicy.models.trainable import Trainable
 from robopolicy.ope.dynamics_gap import GapConfig, dynamics_gap
 from robopolicy.ope.transitions import Transitions
-from robopolicy.policies.load import load_policy
+from robopolicy.policies.load import policy_at
 from robopolicy.spec import (
     ACTION,
     EPISODE,
@@ -61,7 +61,7 @@ class Recorded:
             if not proposals.get("checkpoint"):
                 name = type(module).__name__
                 raise SpecError(f"{name} compares with a policy's proposals: give data.proposals.checkpoint=CHECKPOINT")
-            policy, num = load_policy(proposals["checkpoint"]), int(proposals.get("num", 4))
+            policy, num = policy_at(proposals["checkpoint"]), int(proposals.get("num", 4))
             extras[PROPOSALS] = proposed(self.store, policy, self.episodes, num, execute_horizon(module), seed)
         if PROGRESS in module.extra_keys:
             extras[PROGRESS] = progress(self.store, self.episodes, module)
