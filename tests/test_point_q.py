@@ -185,7 +185,7 @@ def test_networks_look_at_sets_of_points_and_at_no_padding(net, dense):
 
 
 @nets
-@pytest.mark.parametrize("attach", ["points", "latent"])
+@pytest.mark.parametrize("attach", ["points", "latent", "both"])
 def test_values_depend_on_the_action_and_each_head_has_its_own(net, attach):
     judge = critic(net, attach=attach, num_heads=3, dense=net == "balls")
     cloud = judge.cloud(tensors(clouds(5)))

@@ -48,6 +48,7 @@ SCRIPTS: dict[str, Callable[[], Any]] = {"expert": DressExpert, "naive": NaivePa
 LEARNED: dict[str, list[str]] = {
     "dense": [],
     "latent": ["critic.attach=latent"],
+    "both": ["critic.attach=both"],
     "direct": ["policy.encoder.dense=false"],
     "td3": ["rl=td3"],
 }

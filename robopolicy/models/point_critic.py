@@ -35,7 +35,7 @@ from robopolicy.spec import (
     did_you_mean,
 )
 
-ATTACH = ("points", "latent")
+ATTACH = ("points", "latent", "both")
 
 
 class PointCritic(Trainable):
@@ -47,7 +47,7 @@ class PointCritic(Trainable):
     Args:
         observation, action, control_hz: see TrainablePolicy.
         attach: where the action enters. "points": it is a feature of every point ("dense Q"). "latent": it is appended to
-            the features of the whole cloud, the baseline of the paper.
+            the features of the whole cloud, the baseline of the paper. "both": it is either.
         num_heads: E. hidden: widths of a head.
         net, options, dense, center, extras, unit, noise: see CloudEncoder.
         execute_horizon: h, steps of a chunk that count. gamma: discount per step, when trained alone.
@@ -83,15 +83,14 @@ class PointCritic(Trainable):
         if num_heads < 1:
             raise ValueError(f"num_heads={num_heads} must be at least 1")
         size = execute_horizon * action.shape[0]
-        first = size if attach == "points" else 0
-
-        cloud: dict[str, Any] = {"net": net, "options": options, "dense": dense, "action_dim": first}
+        early, late = (size if attach in (where, "both") else 0 for where in ("points", "latent"))
+        cloud: dict[str, Any] = {"net": net, "options": options, "dense": dense, "action_dim": early}
         encoder = partial(CloudEncoder, **cloud, center=center, extras=extras, unit=unit, noise=noise)
         super().__init__(observation, action, observation_keys or (STATE, POINTS), 1, encoder)  # type: ignore[arg-type]
         self.attach, self.num_heads, self.control_hz = attach, num_heads, control_hz
         self.execute_horizon, self.gamma, self.action = execute_horizon, gamma, action
         self.phases = (Phase(CRITIC, 1.0, learning_rate),)
-        widths = [self.encoder.width + size - first, *hidden, 1]
+        widths = [self.encoder.width + late, *hidden, 1]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [BatchedLinear(num_heads, before, after), nn.ReLU()]
@@ -122,10 +121,9 @@ class PointCritic(Trainable):
     def values(self, cloud: Cloud, action_BHA: Tensor) -> Tensor:
         """Values [E, B] of normalised prefixes [B, h, A]."""
         flat = action_BHA.flatten(1)
-        if self.attach == "points":
-            features = self.encoder.net(cloud, flat)  # type: ignore[operator]
-        else:
-            features = torch.cat([self.encoder.net(cloud), flat], -1)  # type: ignore[operator]
+        features = self.encoder.net(cloud, None if self.attach == "latent" else flat)  # type: ignore[operator]
+        if self.attach != "points":
+            features = torch.cat([features, flat], -1)
         return self.heads(features.expand(self.num_heads, -1, -1)).squeeze(-1)
 
     def loss(self, phase: str, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
