@@ -29,7 +29,7 @@ import torch
 from provenance import provenance, write_json
 from steering_bench import overhead, picture, summary
 from steering_bench.cells import Cell, Method, in_rounds, proof
-from steering_bench.study import BASES, INPUTS, QUALITY, QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
+from steering_bench.study import BASES, EXPERIENCED, INPUTS, QUALITY, QUICK, REPORTED_IN, TRAINED_IN, Sizes, Study
 
 from robopolicy.evaluation.critic_quality import branch_scores, quality, worth
 from robopolicy.policies.load import load_critic
@@ -126,7 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", help="by default all that there are base policies of")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--inputs", choices=INPUTS, default="state", help="what is seen: true poses of objects, or clouds")
-    parser.add_argument("--strengths", nargs="+", choices=("weak", "medium"), default=["weak", "medium"])
+    parser.add_argument("--strengths", nargs="+", choices=(*EXPERIENCED, "strong"), default=list(EXPERIENCED))
     parser.add_argument("--given", nargs="+", default=[], metavar="PRODUCT=FOLDER", help="what exists already, see study.py")
     parser.add_argument("--methods", nargs="+", help="of the controls, only these")
     parser.add_argument("--split", choices=("development", "held_out"), default="held_out")

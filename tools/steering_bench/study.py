@@ -45,15 +45,17 @@ class Base:
 # Strengths by task and family, such that the reporting worlds (on development seeds) show success of .2 to .4 and .5 to .7
 BASES: dict[str, dict[str, dict[str, Base]]] = {
     "state": {
-        "lift/carp": {"weak": Base(15, 600), "medium": Base(100, 1800)},
+        "lift/carp": {"weak": Base(15, 600), "medium": Base(100, 1800), "strong": Base(300, 4000)},
         "lift/diffusion": {"weak": Base(100, 1800, 1), "medium": Base(100, 1800)},
+        "pick_place/carp": {"medium": Base(300, 3000)},
         "push/carp": {"weak": Base(100, 1800), "medium": Base(300, 3000)},
         "push/diffusion": {"weak": Base(100, 1800)},
     },
     "points": {
-        "lift/carp": {"weak": Base(100, 2400, 3), "medium": Base(100, 2400)},
+        "lift/carp": {"weak": Base(15, 800), "medium": Base(40, 800)},
     },
 }
+EXPERIENCED = ("weak", "medium")  # whose rollouts critics learn from: a strong base is steered by what weaker ones taught
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,12 @@ class Study:
         return list_checkpoints(run)
 
     def best(self, task: str, family: str) -> str:
-        """The strongest of the base policies: critics are judged on its branches."""
-        return list(self.sizes.bases[f"{task}/{family}"])[-1]
+        """The strongest of the base policies that critics learn from: they are judged on its branches."""
+        return self.experienced(task, family)[-1]
+
+    def experienced(self, task: str, family: str) -> list[str]:
+        """The base policies that critics learn from."""
+        return [strength for strength in EXPERIENCED if strength in self.sizes.bases[f"{task}/{family}"]]
 
     def arm(self, task: str, family: str, strength: str) -> Arm:
         """The base policy alone."""
@@ -175,7 +181,7 @@ class Study:
             episodes = {"expert": sizes.expert, "noisy": sizes.noisy, "imperfect": sizes.imperfect}
             found.append(self.collected("mixed", task, episodes, disturbance=0.004))
         if kind in ("own", "both"):
-            for strength in sizes.bases[f"{task}/{family}"]:
+            for strength in self.experienced(task, family):
                 checkpoint = self.arm(task, family, strength).checkpoint
                 perturb = self.perturbed(task, family)
                 found.append(
