@@ -53,6 +53,7 @@ BASES: dict[str, dict[str, dict[str, Base]]] = {
     },
     "points": {
         "lift/carp": {"weak": Base(15, 800), "medium": Base(40, 800)},
+        "lift/diffusion": {"weak": Base(100, 1600, 2), "medium": Base(100, 1600, 5)},
     },
 }
 EXPERIENCED = ("weak", "medium")  # whose rollouts critics learn from: a strong base is steered by what weaker ones taught
