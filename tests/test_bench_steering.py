@@ -1,5 +1,6 @@
 """tools/bench_steering.py: pairing, pooling and identities. No training."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,17 @@ def test_a_task_has_the_same_noise_in_experience_and_in_steering(tmp_path, monke
     steered = cells.arm_of(study, Cell("push", "carp", "weak", Method("oracle", oracle=2), "held_out"))
     assert collected == [dict(steered.perturb)] * 2
     assert steered.perturb["std"] == bench_steering.NOISE_OF["push"]["std"]
+
+
+def test_a_critics_checkpoint_is_chosen_by_what_is_asked_for(tmp_path):
+    measured = {"step_000001": {"within": 0.1, "spearman": 0.3}, "step_000002": {"within": 0.2, "spearman": 0.1}}
+    for name in (*measured, "step_000003"):
+        (tmp_path / "checkpoints" / name / "model").mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "model" / "meta.json").write_text("{}")
+    (tmp_path / "quality.json").write_text(json.dumps({"checkpoints": measured}))
+    found = [cells.chosen(tmp_path, by).name for by in ("within", "spearman", "last")]
+    assert found == ["step_000002", "step_000001", "step_000003"]
+    assert [method.chooser for method in bench_steering.choosers("lift", "state")] == ["within", "spearman", "last"]
 
 
 def test_splits_and_uses_share_no_episode(tmp_path):

@@ -9,7 +9,8 @@ development seeds under the training randomisation (--split development); what i
 randomisation. Everything that is printed is in the JSON.
 
 --quick: tiny everything, under a minute: shows that it runs, and measures the overhead; says nothing of gains.
---parts: primary (base against the default rule), controls, numbers (K), critics (quality on branches), overhead.
+--parts: primary (base against the default rule), controls, numbers (K), choosers (the critic's checkpoint by correlation within
+states, by rank correlation, the last one), critics (quality on branches), overhead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from robopolicy.policies.load import load_critic
 from robopolicy.spec import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("primary", "controls", "numbers", "critics", "overhead")
+PARTS = ("primary", "controls", "numbers", "choosers", "critics", "overhead")
 FAMILIES = ("carp", "diffusion")
 NOISE = {"std": 0.2, "share": 0.75, "fixed": ["gripper", "rx", "ry", "rz"]}
 BATCH = {"state": 256, "points": 64}
@@ -59,6 +60,12 @@ def default_critic(task: str, inputs: str, kind: str = "progress") -> tuple[str,
 def method(name: str, critic: tuple[str, str, tuple[str, ...]], **steer: Any) -> Method:
     """The default rule with a critic, or what is said otherwise."""
     return Method(name, critic, {**DEFAULT_RULE, **steer})
+
+
+def choosers(task: str, inputs: str) -> list[Method]:
+    """The default critic's checkpoint, chosen by several figures of its quality on branches, and followed."""
+    found = method("within", default_critic(task, inputs), min_gain=0.0)
+    return [replace(found, name=f"by_{name}", chooser=name) for name in ("within", "spearman", "last")]
 
 
 def controls(task: str, inputs: str) -> list[Method]:
@@ -93,7 +100,7 @@ def main() -> None:
     if "critics" in args.parts:
         result["critics"] = critic_quality(study, args)
         print(f"wrote {picture.calibration(args.out.with_suffix('.calibration.png'), result['critics'])}", flush=True)
-    if set(args.parts) & {"primary", "controls", "numbers"}:
+    if set(args.parts) & {"primary", "controls", "numbers", "choosers"}:
         result |= gains(study, args, out_of_time)
         result["contrasts"] = summary.contrasts(result["episodes"])
         print(_contrast_lines(result["contrasts"]), flush=True)
@@ -159,6 +166,7 @@ def gains(study: Study, args: argparse.Namespace, until: Any) -> dict[str, Any]:
     of: dict[str, Callable[[str], list[Method]]] = {
         "primary": lambda task: [method("default", default_critic(task, args.inputs))],
         "controls": lambda task: [m for m in controls(task, args.inputs) if not kept or m.name in kept],
+        "choosers": lambda task: choosers(task, args.inputs),
         "numbers": lambda task: [
             method(f"k{n}", default_critic(task, args.inputs), num_samples=n, min_gain=0.0) for n in numbers
         ],

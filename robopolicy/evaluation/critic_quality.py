@@ -260,15 +260,18 @@ def measured_gain(checkpoint: Path, file: Path, policy_sha: str) -> float:
     return NEVER if found["min_gain"] is None or content.get("policy") != policy_sha else float(found["min_gain"])
 
 
-def best_checkpoint(checkpoints: Sequence[Path], file: Path) -> Path:
+def best_checkpoint(checkpoints: Sequence[Path], file: Path, by: str = "within") -> Path:
     """The checkpoint with the highest correlation within states in `file`; the last one where nothing was measured.
 
     Rank correlation (what there is in files of before) counts all states alike: it hardly told a critic that harmed its policy
     from one that helped, see docs/results.md.
+
+    Args:
+        by: the figure of Quality that decides.
     """
     if not file.is_file():
         return checkpoints[-1]
     measured = json.loads(file.read_text())["checkpoints"]
-    known = {name: each.get("within", each.get("spearman")) for name, each in measured.items()}
+    known = {name: each.get(by, each.get("spearman")) for name, each in measured.items()}
     judged = [folder for folder in checkpoints if known.get(folder.name) is not None]
     return max(judged, key=lambda folder: known[folder.name]) if judged else checkpoints[-1]

@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robopolicy.checkpoint import sha256
+from robopolicy.checkpoint import list_checkpoints, sha256
 from robopolicy.data.collect import environment, play
 from robopolicy.evaluation.branches import OracleActor
-from robopolicy.evaluation.critic_quality import NEVER
+from robopolicy.evaluation.critic_quality import FILE as QUALITY_FILE
+from robopolicy.evaluation.critic_quality import NEVER, best_checkpoint
 from robopolicy.evaluation.proof import is_proven
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, observing, write_table
 from robopolicy.policies.steering import Decision, SteeredPolicy
@@ -29,13 +31,15 @@ BLOCK = 25  # episodes that are kept together
 class Method:
     """How a base policy is steered. critic: (option of conf/critic, data, overrides), None = not at all.
 
-    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic.
+    steer: keyword arguments of SteeredPolicy; oracle: branching instead of a critic. chooser: the figure of Quality by which
+    the critic's checkpoint is chosen, "last" = none.
     """
 
     name: str
     critic: tuple[str, str, tuple[str, ...]] | None = None
     steer: Mapping[str, Any] = field(default_factory=dict)
     oracle: int = 0
+    chooser: str = "within"
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,21 @@ def arm_of(study: Study, cell: Cell) -> Arm:
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic
-    _, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
+    run, checkpoint = study.critic(cell.task, cell.family, kind, data, overrides)
+    if cell.method.chooser != "within":
+        checkpoint = chosen(run, cell.method.chooser)
     steer = dict(cell.method.steer)
     if "min_gain" in steer and steer["min_gain"] is None:
         steer["min_gain"] = 0.0 if proof(study, cell)["proven"] else NEVER
     if steer.get("min_gain", 0.0) >= NEVER:
         return replace(arm, perturb={})  # candidate 0 always: the base itself
     return replace(arm, critic=str(checkpoint), steer=steer)
+
+
+def chosen(run: Path, by: str) -> Path:
+    """The checkpoint of a critic's run with the highest figure of this name on branches; by="last": the last one."""
+    checkpoints = list_checkpoints(run)
+    return checkpoints[-1] if by == "last" else best_checkpoint(checkpoints, run / QUALITY_FILE, by)
 
 
 def proof(study: Study, cell: Cell) -> dict[str, Any]:
