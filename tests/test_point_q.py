@@ -534,6 +534,17 @@ def test_processes_change_nothing():
         assert (a.reward, a.info) == (b.reward, b.info)
 
 
+def test_a_process_that_hangs_is_ended_and_named(monkeypatch):
+    with VectorEnv(Reaching, 1, 1) as envs:
+        envs.reset({0: Start(0)})
+        monkeypatch.setattr("robopolicy.data.vector.STALLED_S", 0.2)
+        [member] = envs._members
+        with pytest.raises(ChildProcessError, match=r"did not answer for 0\.2 s: resume the run"):
+            member.receive()  # nothing was asked
+        member._process.join(10)
+        assert not member._process.is_alive()
+
+
 def test_a_process_that_died_is_named_when_it_is_told_and_when_it_is_heard():
     with VectorEnv(Reaching, 1, 1) as envs:
         [member] = envs._members

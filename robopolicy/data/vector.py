@@ -18,6 +18,8 @@ import numpy as np
 from robopolicy.executor import one_thread
 from robopolicy.spec import Array, Observation
 
+STALLED_S = 900.0  # a process that has not answered for so long hangs; the longest answer is an episode that is played again
+
 
 @dataclass
 class Step:
@@ -143,6 +145,9 @@ class _Remote:
 
     def receive(self) -> Any:
         with self._alive():
+            if not self._pipe.poll(STALLED_S):
+                self._process.kill()
+                raise ChildProcessError(f"an environment's process did not answer for {STALLED_S:g} s: resume the run")
             answer = self._pipe.recv()
         if isinstance(answer, Exception):
             raise answer
