@@ -87,7 +87,7 @@ def main() -> None:
     began, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
     sizes = QUICK if args.quick else Sizes(bases=BASES[args.inputs], critic_batch=BATCH[args.inputs])
-    study = Study(args.work.resolve(), args.seed, sizes, PERTURB, args.given, NOISE_OF, args.inputs)
+    study = Study(args.work.resolve(), args.seed, sizes, PERTURB, args.given, _noise_of(args), args.inputs)
     result: dict[str, Any] = {"settings": _settings(args)}
 
     def out_of_time() -> bool:
@@ -109,10 +109,14 @@ def main() -> None:
     print(f"\nwrote {args.out}; {result['cpu_s']:.0f} s of CPU, {time.monotonic() - began:.0f} s")
 
 
+def _noise_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    return NOISE_OF if args.std is None else {task: {"std": args.std} for task in args.tasks}
+
+
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "perturb": PERTURB,
-        "noise_of": NOISE_OF,
+        "noise_of": _noise_of(args),
         "inputs": args.inputs,
         "bases": {key: {name: asdict(base) for name, base in of.items()} for key, of in BASES[args.inputs].items()},
         "critics": {task: list(default_critic(task, args.inputs)) for task in args.tasks},
@@ -134,6 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--inputs", choices=INPUTS, default="state", help="what is seen: true poses of objects, or clouds")
     parser.add_argument("--strengths", nargs="+", choices=(*EXPERIENCED, "strong"), default=list(EXPERIENCED))
+    parser.add_argument("--std", type=float, help="of the noise on candidates; by default 0.2, for Push 0.07")
     parser.add_argument("--given", nargs="+", default=[], metavar="PRODUCT=FOLDER", help="what exists already, see study.py")
     parser.add_argument("--methods", nargs="+", help="of the controls, only these")
     parser.add_argument("--split", choices=("development", "held_out"), default="held_out")
