@@ -270,7 +270,7 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: numbers that cannot work, or something at `out`, before any episode is played.
     """
-    from robopolicy.evaluation.branches import Plan, branch
+    from robopolicy.evaluation.branches import Plan, branch, differing
     from robopolicy.sim.unsafe import Limits
 
     arm = _one_checkpoint(settings["checkpoint"])
@@ -294,11 +294,14 @@ def branch_run(settings: Mapping[str, Any]) -> list[str]:
     shutil.rmtree(unfinished)
     worth, success = found.values(), found.success.mean(2)
     events = ", ".join(f"{name} {found.unsafe([name]).mean():.1%}" for name in found.events)
+    near, far = differing(found)
+    told = f"; of two candidates one alone succeeds in {near:.1%} of the nearest pairs (chance), in {far:.1%} of the farthest"
+    told = "" if success.shape[1] == 1 else told
     rates = success[:, 0].mean(), success.mean(), success.max(1).mean()
     return [
         f"{len(found)} states x {success.shape[1]} candidates x {found.success.shape[2]} continuations, in {out}",
         "success of candidate 0 {:.1%}, of all {:.1%}, of the best {:.1%}".format(*rates),
-        f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states",
+        f"candidates differ in {(worth.std(1) > 0).mean():.0%} of the states{told}",
         f"unsafe: {events or 'nothing was watched for'}",
     ]
 

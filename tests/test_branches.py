@@ -15,7 +15,7 @@ from robopolicy.data.branches import Branches, BranchWindows, concatenate
 from robopolicy.data.collect import environment, robot_env
 from robopolicy.data.episodes import EpisodeWriter
 from robopolicy.evaluation import branches as branching
-from robopolicy.evaluation.branches import OracleActor, branch_point, decision_points, follow, try_chunk
+from robopolicy.evaluation.branches import OracleActor, branch_point, decision_points, differing, follow, try_chunk
 from robopolicy.evaluation.critic_quality import (
     NEVER,
     best_checkpoint,
@@ -88,6 +88,20 @@ def world():
 
 def reaching(robot, **options):
     return Reaching(robot.features, robot.action_spec, **options)
+
+
+def test_what_near_candidates_differ_by_is_told_apart_from_what_far_ones_do():
+    rng = np.random.default_rng(0)
+    chunks = rng.normal(size=(400, 4, 8, 2)).astype(np.float32)
+    chance, known = rng.random((400, 4)) < 0.2, chunks[:, :, :4].mean((2, 3)) > 0
+    found = []
+    for success in (chance, known):
+        made = Branches({}, chunks, success[..., None], *[np.zeros(1)] * 2, {}, *[np.zeros(1)] * 2, None, 4)
+        found.append(differing(made))
+    assert abs(found[0][0] - 0.32) < 0.04
+    assert abs(found[0][1] - 0.32) < 0.04
+    assert found[1][1] > found[1][0] + 0.1
+    assert np.isnan(differing(replace(made, candidates=chunks[:, :1], success=success[:, :1, None]))).all()
 
 
 def test_a_branch_of_the_policys_own_chunk_ends_as_the_episode_did(world):

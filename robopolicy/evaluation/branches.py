@@ -22,6 +22,7 @@ from robopolicy.data.collect import environment, robot_env
 from robopolicy.evaluation.rollout import Arm, PolicyActor, Suite, arm_policy, env_task, observing
 from robopolicy.executor import Executor, map_units
 from robopolicy.files import atomic_write
+from robopolicy.policies.selection import chunk_distances
 from robopolicy.policies.wrappers import ChunkExecutor, Watching
 from robopolicy.sim.unsafe import EVENTS, Limits
 from robopolicy.spec import ACTION, TASK, Array, DatasetSpec, Observation, Policy, SpecError
@@ -214,6 +215,23 @@ def branch_point(
 
 def _seed(number: int | None, rollout: int) -> int:
     return int(np.random.SeedSequence([number or 0, rollout]).generate_state(1)[0])
+
+
+def differing(branches: Branches) -> tuple[float, float]:
+    """How often two candidates of a state end differently (difference of their success rates), of the nearest fifth of all
+    such pairs and of the farthest fifth. NaN with fewer than two candidates.
+
+    What near ones differ by is chance to whoever has to tell them apart, a critic too; the rest is what one could know.
+    """
+    distances = chunk_distances(branches.candidates[:, :, : branches.execute_horizon])
+    first, second = np.triu_indices(distances.shape[1], 1)
+    order = distances[:, first, second].ravel().argsort(kind="stable")
+    if not len(order):
+        return float("nan"), float("nan")
+    rates = branches.success.mean(2)
+    gaps = np.abs(rates[:, first] - rates[:, second]).ravel()[order]
+    fifth = -(-len(order) // 5)
+    return float(gaps[:fifth].mean()), float(gaps[-fifth:].mean())
 
 
 def kept_episode(unit: tuple[int, Arm, Suite, Plan], folder: Path) -> Branches | None:
