@@ -198,11 +198,10 @@ def transitions(path: Path, actor: PointActor) -> Iterator[Transition]:
     for key, feature in wanted.items():
         if key not in store.spec.features:
             raise config.ConfigError(f"rl.train.demonstrations={path} lacks {key!r}: give a dataset that has it")
-        for name in ("shape", "unit", "names"):
-            its, ours = getattr(store.spec.features[key], name), getattr(feature, name)
-            if its != ours:
-                given = f"rl.train.demonstrations={path} has {key!r} with {name} {its!r}"
-                raise config.ConfigError(f"{given}, the task {ours!r}: collect them with the task's settings")
+        if differs := store.spec.features[key].difference(feature, "shape", "unit", "names"):
+            name, its, ours = differs
+            given = f"rl.train.demonstrations={path} has {key!r} with {name} {its!r}"
+            raise config.ConfigError(f"{given}, the task {ours!r}: collect them with the task's settings")
     if store.spec.fps != actor.spec.control_hz:
         given = f"rl.train.demonstrations={path} has {store.spec.fps:g} steps a second, the task {actor.spec.control_hz:g}"
         raise config.ConfigError(f"{given}: collect them with the task's settings")

@@ -134,6 +134,11 @@ class FeatureSpec:
                 raise SpecError(f"no entry {name!r}; {did_you_mean(name, self.names)}")
         return [self.names.index(name) for name in names]
 
+    def difference(self, other: FeatureSpec, *attributes: str) -> tuple[str, Any, Any] | None:
+        """The first of the `attributes` (shape, unit, ...) in which the two differ, and both values; None where they agree."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in attributes)
+        return next((pair for pair in pairs if pair[1] != pair[2]), None)
+
     def zeros(self, leading: tuple[int, ...] = ()) -> Array:
         """An array [*leading, *shape] that fits: zeros, or the first known string."""
         if self.dtype == "str":

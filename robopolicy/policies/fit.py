@@ -24,12 +24,11 @@ def policy_spec(policy: Policy) -> PolicySpec:
 def check_fit(policy: Policy, critic: Critic) -> None:
     """Raises SpecError unless the critic can score the policy's chunks from observations that both understand."""
     ours, theirs = policy_spec(policy), critic.spec
-    for field in ("shape", "unit", "frame", "names"):
-        mine, its = getattr(ours.action, field), getattr(theirs.action, field)
-        if mine != its:
-            raise SpecError(
-                f"the policy's actions have {field} {mine}, the critic scores {field} {its}: train both on the same data"
-            )
+    if differs := ours.action.difference(theirs.action, "shape", "unit", "frame", "names"):
+        field, mine, its = differs
+        raise SpecError(
+            f"the policy's actions have {field} {mine}, the critic scores {field} {its}: train both on the same data"
+        )
     if theirs.control_hz != ours.control_hz:
         raise SpecError(f"the policy's steps are at {ours.control_hz} Hz, the critic scores steps at {theirs.control_hz} Hz")
     if theirs.execute_horizon > ours.action_horizon:

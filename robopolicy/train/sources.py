@@ -156,10 +156,9 @@ def plain_windows(
 def proposed(store: EpisodeStore, policy: Policy, episodes: Sequence[int], num: int, horizon: int, seed: int) -> Array:
     """The first `horizon` steps of `num` chunks that `policy` proposes at every step of the episodes, float32 [n, N, h, A]."""
     spec = policy.spec
-    for name in ("shape", "unit", "names"):
-        mine, its = getattr(store.spec.action, name), getattr(spec.action, name)
-        if mine != its:
-            raise SpecError(f"data.proposals: the data's actions have {name} {mine}, those of the policy {its}")
+    if differs := store.spec.action.difference(spec.action, "shape", "unit", "names"):
+        name, mine, its = differs
+        raise SpecError(f"data.proposals: the data's actions have {name} {mine}, those of the policy {its}")
     if spec.control_hz != store.spec.fps:
         raise SpecError(f"data.proposals: the data has {store.spec.fps} steps a second, the policy {spec.control_hz}")
     if spec.action_horizon < horizon:
