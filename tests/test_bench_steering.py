@@ -79,6 +79,12 @@ def test_a_picture_of_calibration_is_drawn(tmp_path):
     assert Image.open(picture.calibration(tmp_path / "x" / "c.png", rows)).size[0] > 400
 
 
+def test_a_picture_of_gains_is_drawn(tmp_path):
+    interval = {"base_interval": [0.2, 0.4], "other_interval": [0.5, 0.7]}
+    rows = [{"key": f"lift/carp/{name}/held_out/default", "base": 0.3, "other": 0.6, **interval} for name in ("weak", "medium")]
+    assert Image.open(picture.gains(tmp_path / "x" / "g.png", rows)).size[0] > 400
+
+
 def test_unknown_tasks_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_steering.py", "--tasks", "lfit"])
     with pytest.raises(SystemExit):

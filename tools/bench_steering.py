@@ -104,6 +104,9 @@ def main() -> None:
         result |= gains(study, args, out_of_time)
         result["contrasts"] = summary.contrasts(result["episodes"])
         print(_contrast_lines(result["contrasts"]), flush=True)
+        for part in ("primary", "controls", "numbers", "choosers"):
+            if result.get(part):
+                print(f"wrote {picture.gains(args.out.with_suffix(f'.{part}.png'), result[part])}", flush=True)
     result |= {"seed": args.seed, "seeds": 1, "quick": args.quick, "cpu_s": time.process_time() - cpu}
     write_json(args.out, {**result, **provenance("torch")})
     print(f"\nwrote {args.out}; {result['cpu_s']:.0f} s of CPU, {time.monotonic() - began:.0f} s")

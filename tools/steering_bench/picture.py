@@ -1,4 +1,4 @@
-"""How far the values of critics can be taken at their word, in one picture."""
+"""What steering gained, and how far the values of critics can be taken at their word: a picture of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+
+def gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Success of base and steered, with their intervals, of each row of `summary.compared`. Writes a PNG."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.9 + 0.55 * len(rows)))
+    places = range(len(rows))[::-1]
+    for name, offset, color in (("base", 0.12, "0.55"), ("other", -0.12, "C0")):
+        middle = [row[name] for row in rows]
+        low, high = zip(*(row[f"{name}_interval"] for row in rows), strict=True)
+        errors = [[m - x for m, x in zip(middle, low, strict=True)], [x - m for m, x in zip(middle, high, strict=True)]]
+        label = "base alone" if name == "base" else "steered"
+        axis.errorbar(middle, [p + offset for p in places], xerr=errors, fmt="o", color=color, capsize=2, label=label)
+    axis.set_yticks(list(places), [row["key"].replace("/held_out/", ", ").replace("/", " ") for row in rows])
+    axis.set(xlim=(0, 1), xlabel="success, 95 % intervals")
+    axis.grid(axis="x", color="0.9")
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
 
 
 def calibration(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
