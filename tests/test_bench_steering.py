@@ -127,16 +127,16 @@ def test_another_seed_plays_its_own_worlds(tmp_path, monkeypatch):
     assert len(set(played)) == len(played) == 6
 
 
-def test_a_task_has_the_same_noise_in_experience_and_in_steering(tmp_path, monkeypatch):
+def test_a_family_has_the_same_noise_in_experience_and_in_steering(tmp_path, monkeypatch):
     collected = []
     monkeypatch.setattr(Study, "collected", lambda self, *given, **options: collected.append(options["perturb"]) or tmp_path)
     monkeypatch.setattr(Study, "arm", lambda self, *base: cells.Arm("base", "x"))
     sizes = replace(QUICK, bases={"push/carp": QUICK.bases["lift/carp"]})
-    study = Study(tmp_path, 0, sizes, bench_steering.PERTURB, noise=bench_steering.NOISE_OF)
+    study = Study(tmp_path, 0, sizes, bench_steering.PERTURB)
     study.experience("push", "carp", "own")
     steered = cells.arm_of(study, Cell("push", "carp", "weak", Method("oracle", oracle=2), "held_out"))
     assert collected == [dict(steered.perturb)] * 2
-    assert steered.perturb["std"] == bench_steering.NOISE_OF["push"]["std"]
+    assert steered.perturb == bench_steering.PERTURB["carp"]
 
 
 def test_a_critics_checkpoint_is_chosen_by_what_is_asked_for(tmp_path):

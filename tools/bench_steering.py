@@ -45,7 +45,6 @@ BATCH = {"state": 256, "points": 64}
 PERTURB: dict[str, dict[str, Any]] = {"carp": {**NOISE, "delay": {"gripper": 4}}, "diffusion": NOISE}
 SMALL = {"state": ("critic.hidden=64",), "points": ("critic.hidden=128",)}  # states are small, and so is the machine
 LOOKS_AHEAD = {"push": ("critic.gamma=0.98",)}  # the hand goes round the puck first, which takes seconds
-NOISE_OF = {"push": {"std": 0.07}}  # what is pushed is lost sooner than what is grasped
 DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0, "min_gain": None}
 PAPER = ("critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98")
 BASE = Method("base")
@@ -87,7 +86,7 @@ def main() -> None:
     began, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
     sizes = QUICK if args.quick else Sizes(bases=BASES[args.inputs], critic_batch=BATCH[args.inputs])
-    study = Study(args.work.resolve(), args.seed, sizes, PERTURB, args.given, _noise_of(args), args.inputs)
+    study = Study(args.work.resolve(), args.seed, sizes, _perturb(args), args.given, args.inputs)
     result: dict[str, Any] = {"settings": _settings(args)}
 
     def out_of_time() -> bool:
@@ -112,14 +111,13 @@ def main() -> None:
     print(f"\nwrote {args.out}; {result['cpu_s']:.0f} s of CPU, {time.monotonic() - began:.0f} s")
 
 
-def _noise_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    return NOISE_OF if args.std is None else {task: {"std": args.std} for task in args.tasks}
+def _perturb(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    return {family: {**noise, "std": args.std} for family, noise in PERTURB.items()}
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "perturb": PERTURB,
-        "noise_of": _noise_of(args),
+        "perturb": _perturb(args),
         "inputs": args.inputs,
         "bases": {key: {name: asdict(base) for name, base in of.items()} for key, of in BASES[args.inputs].items()},
         "critics": {task: list(default_critic(task, args.inputs)) for task in args.tasks},
@@ -141,7 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--inputs", choices=INPUTS, default="state", help="what is seen: true poses of objects, or clouds")
     parser.add_argument("--strengths", nargs="+", choices=(*EXPERIENCED, "strong"), default=list(EXPERIENCED))
-    parser.add_argument("--std", type=float, help="of the noise on candidates; by default 0.2, for Push 0.07")
+    parser.add_argument("--std", type=float, default=NOISE["std"], help="of the noise on candidates")
     parser.add_argument("--given", nargs="+", default=[], metavar="PRODUCT=FOLDER", help="what exists already, see study.py")
     parser.add_argument("--methods", nargs="+", help="of the controls, only these")
     parser.add_argument("--split", choices=("development", "held_out"), default="held_out")

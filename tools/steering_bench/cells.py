@@ -67,7 +67,7 @@ def arm_of(study: Study, cell: Cell) -> Arm:
     """The arm that a cell plays."""
     arm = replace(study.arm(*cell.base), name=cell.method.name)
     if cell.method.critic or cell.method.oracle:
-        arm = replace(arm, perturb=study.perturbed(cell.task, cell.family))
+        arm = replace(arm, perturb=study.perturbed(cell.family))
     if cell.method.critic is None:
         return arm
     kind, data, overrides = cell.method.critic

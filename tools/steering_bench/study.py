@@ -100,7 +100,7 @@ class Study:
     """One seed of the benchmark under the folder `root`.
 
     inputs: what policies and critics see, of INPUTS.
-    perturb: of the candidates, by family ({} = a policy's own draws are diverse enough). noise: over it, by task.
+    perturb: of the candidates, by family ({} = a policy's own draws are diverse enough).
     given: {product: folder} of what exists already and is used in place of what would be made:
         base-<task>-<family>-<strength> (a checkpoint), experience-<task>-<family> (a dataset),
         branches-<task>-<family>-<strength>-<randomisation>.
@@ -111,12 +111,11 @@ class Study:
     sizes: Sizes
     perturb: Mapping[str, Mapping[str, Any]]
     given: Mapping[str, Path] = field(default_factory=dict)
-    noise: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: str = "state"
 
-    def perturbed(self, task: str, family: str) -> dict[str, Any]:
+    def perturbed(self, family: str) -> dict[str, Any]:
         """How candidates are perturbed: in experience, in branches and in steering alike."""
-        return {**self.perturb.get(family, {}), **self.noise.get(task, {})}
+        return dict(self.perturb.get(family, {}))
 
     def number(self, use: int) -> int:
         """Seed of a use of episodes."""
@@ -184,7 +183,7 @@ class Study:
         if kind in ("own", "both"):
             for strength in self.experienced(task, family):
                 checkpoint = self.arm(task, family, strength).checkpoint
-                perturb = self.perturbed(task, family)
+                perturb = self.perturbed(family)
                 found.append(
                     self.collected(
                         f"own-{family}-{strength}", task, {"rollout": sizes.rollouts}, checkpoint=checkpoint, perturb=perturb
@@ -195,7 +194,7 @@ class Study:
     def branches(self, task: str, family: str, strength: str, randomization: str = TRAINED_IN, use: int = BRANCHES) -> Path:
         """Branched rollouts of a base policy. use: BRANCHES of what is chosen by them, QUALITY of what is reported."""
         sizes = self.sizes
-        perturb = self.perturbed(task, family)
+        perturb = self.perturbed(family)
         plan = Plan(sizes.states, sizes.candidates)
         arm = replace(self.arm(task, family, strength), perturb=perturb)
         name = f"branches-{task}-{family}-{strength}-{randomization}"
