@@ -12,6 +12,14 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 
+def _saved(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
 def gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Success of base and steered, with their intervals, of each row of `summary.compared`. Writes a PNG."""
     figure, axis = plt.subplots(figsize=(6.4, 0.9 + 0.55 * len(rows)))
@@ -26,11 +34,7 @@ def gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     axis.set(xlim=(0, 1), xlabel="success, 95 % intervals")
     axis.grid(axis="x", color="0.9")
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return _saved(figure, path)
 
 
 def calibration(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -52,8 +56,4 @@ def calibration(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         axis.plot([0, 1], [0, 1], color="0.6", lw=0.8)
         axis.set(title="/".join(panel), xlabel="value, mean of a bin", ylabel="what came of it, mean", xlim=(0, 1), ylim=(0, 1))
         axis.legend(fontsize=7)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return _saved(figure, path)
