@@ -33,7 +33,7 @@ def gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     axis.set_yticks(list(places), [row["key"].replace("/held_out/", ", ").replace("/", " ") for row in rows])
     axis.set(xlim=(0, 1), xlabel="success, 95 % intervals")
     axis.grid(axis="x", color="0.9")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _saved(figure, path)
 
 
