@@ -47,7 +47,7 @@ class PointCritic(Trainable):
     Args:
         observation, action, control_hz: see TrainablePolicy.
         attach: where the action enters. "points": it is a feature of every point ("dense Q"). "latent": it is appended to
-            the features of the whole cloud, the baseline of the paper. "both": it is either.
+            the features of the whole cloud, the baseline of the paper. "both": at both places.
         num_heads: E. hidden: widths of a head.
         net, options, dense, center, extras, unit, noise: see CloudEncoder.
         execute_horizon: h, steps of a chunk that count. gamma: discount per step, when trained alone.
