@@ -1,20 +1,17 @@
 """checkpoint=tcp://HOST:PORT: a policy behind a socket is played, branched, steered, proven and passed on like a checkpoint."""
 
 import json
-import queue
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from serving import served
 
 from robopolicy import pipeline
 from robopolicy.config import compose, to_plain
 from robopolicy.data.branches import Branches
 from robopolicy.data.episodes import EpisodeStore
 from robopolicy.deploy.client import PolicyTimeout, RemoteError
-from robopolicy.deploy.server import serve
 from robopolicy.evaluation.proof import FILE
 from robopolicy.policies.load import identity, load_policy
 from robopolicy.policies.served import ServedPolicy
@@ -28,20 +25,6 @@ NOISE = "{std: 0.3, share: 1.0, fixed: [gripper, rx, ry, rz], " + SCALE + "}"
 
 def settings(verb, *overrides):
     return to_plain(compose(verb, list(overrides)))
-
-
-@contextmanager
-def served(policy, name, address="tcp://127.0.0.1:*"):
-    """The address of a server of the policy."""
-    bound, stop = queue.Queue(), threading.Event()
-    options = {"ready": bound.put, "stop": stop, "name": name}
-    thread = threading.Thread(target=serve, args=(policy, address), kwargs=options)
-    thread.start()
-    try:
-        yield bound.get(timeout=20)
-    finally:
-        stop.set()
-        thread.join(timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +47,7 @@ def evaluated(checkpoint, *overrides):
 
 def test_it_plays_the_episodes_of_the_checkpoint_that_is_served(made, tmp_path):
     policy, _ = made
-    with served(load_policy(policy), "pi 1.0") as address:
+    with served(load_policy(policy), name="pi 1.0") as (address, _):
         lines = evaluated(f"[{policy},{address}]", f"out={tmp_path / 'scores.parquet'}")
         assert lines[-1].startswith("pi 1.0: success")
         rows = pq.read_table(tmp_path / "scores.parquet").to_pylist()
@@ -72,13 +55,13 @@ def test_it_plays_the_episodes_of_the_checkpoint_that_is_served(made, tmp_path):
         for key in ("condition", "length", "progress", "success"):
             assert [row[key] for row in near] == [row[key] for row in far]
         assert {row["checkpoint_sha"] for row in far} == {identity(address)}
-        with served(load_policy(policy), "pi 1.1") as other:
+        with served(load_policy(policy), name="pi 1.1") as (other, _):
             assert identity(other) != identity(address)
 
 
 def test_it_is_branched_and_makes_experience(made, tmp_path):
     policy, _ = made
-    with served(load_policy(policy), "pi 1.0") as address:
+    with served(load_policy(policy), name="pi 1.0") as (address, _):
         given = [*OBSERVED, f"out={tmp_path / 'branches'}", "episodes=2", "states=2", "candidates=3", "num_workers=0"]
         pipeline.branch_run(settings("branch", *given, f"checkpoint={address}", f"perturb={NOISE}"))
         branches = Branches.load(tmp_path / "branches")
@@ -95,7 +78,7 @@ def test_it_is_branched_and_makes_experience(made, tmp_path):
 def test_steering_it_is_proven_for_its_name_and_passed_on(made):
     policy, critic = made
     steer = [f"steer.critic={critic}", f"steer.perturb={NOISE}"]
-    with served(load_policy(policy), "pi 1.0") as address:
+    with served(load_policy(policy), name="pi 1.0") as (address, _):
         lines = evaluated(address, *steer, "steer.prove=true", "seed=7")
         assert any(line.startswith("pi 1.0+steer against pi 1.0") for line in lines)
         assert list(json.loads((critic / FILE).read_text())["attempts"]) == [identity(address)]
@@ -104,7 +87,7 @@ def test_steering_it_is_proven_for_its_name_and_passed_on(made):
         observation = {
             k: np.zeros((1, passing.spec.obs_horizon, *f.shape), f.dtype) for k, f in passing.spec.observation.items()
         }
-        with served(passing, options["name"]) as again:
+        with served(passing, name=options["name"]) as (again, _):
             assert np.array_equal(ServedPolicy(again).sample(observation, seed=2), passing.sample(observation, seed=2))
 
 
@@ -120,11 +103,11 @@ def test_what_cannot_be_is_refused(made, monkeypatch):
         find_pool("tcp://127.0.0.1:9")
     with pytest.raises(ValueError, match="a critic is read from its checkpoint"):
         evaluated(policy, "steer.critic=tcp://127.0.0.1:9")
-    with served(load_policy(policy), "pi 1.0") as address:
+    with served(load_policy(policy), name="pi 1.0") as (address, _):
         with pytest.raises(ValueError, match=r"scale=\[\.\.\.\]"):
             evaluated(address, f"steer.critic={critic}", "steer.perturb={std: 0.3}")
         with pytest.raises(ValueError, match="leave backend=torch"):
             pipeline.deployment(settings("deploy", f"checkpoint={address}", "backend=onnx"))
         remote = ServedPolicy(address)
-    with served(load_policy(policy), "pi 1.1", address) as address, pytest.raises(RemoteError, match=r"now serves 'pi 1\.1'"):
+    with served(load_policy(policy), address, name="pi 1.1"), pytest.raises(RemoteError, match=r"now serves 'pi 1\.1'"):
         remote.sample({k: np.zeros((1, 1, *f.shape), f.dtype) for k, f in remote.spec.observation.items()})
