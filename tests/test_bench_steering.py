@@ -73,6 +73,28 @@ def test_parts_are_put_together_on_the_worlds_that_all_played():
     assert "more_candidates" not in found
 
 
+def result(seed, methods, inputs="state"):
+    return {"settings": {"inputs": inputs}, "seed": seed, "episodes": {"lift/carp/weak": methods}}
+
+
+def test_seeds_are_joined_each_on_its_own_worlds():
+    worlds = [str(i) for i in range(200)]
+    few = {"base": dict.fromkeys(worlds, False), "default": {c: int(c) < 20 for c in worlds}}
+    many = {"base": dict.fromkeys(worlds[:50], False), "default": {c: int(c) < 25 for c in worlds[:50]}}
+    row, points = summary.joined([result(0, few), result(1, many), result(0, few, "points")])
+    assert row["key"] == "lift/carp/weak/default"
+    assert (row["seeds"], row["num_conditions"]) == ([0, 1], 250)
+    assert row["difference"] == pytest.approx((0.1 + 0.5) / 2)  # each seed counts alike
+    assert np.array(row["by_seed"]).tolist() == [[0.0, 0.1], [0.0, 0.5]]
+    low, high = row["difference_interval"]
+    assert low < 0.12  # seeds are drawn too,
+    assert high > 0.48  # so one of them may be all
+    assert points["key"] == "lift/carp/weak, points/default"
+    assert np.diff(points["difference_interval"])[0] < 0.1
+    with pytest.raises(ValueError, match="two results of seed 0"):
+        summary.joined([result(0, few), result(0, few)])
+
+
 def test_a_picture_of_calibration_is_drawn(tmp_path):
     row = {"task": "lift", "family": "carp", "calibration": {"value": [0.1, 0.8], "worth": [0.2, 0.6], "count": [5, 5]}}
     rows = [{**row, "critic": kind, "worlds": where} for kind in ("progress", "iql") for where in ("wide", "held_out")]

@@ -90,6 +90,49 @@ def _contrast(played: np.ndarray, generator: np.random.Generator) -> dict[str, A
     return {"value": float(figure(played.mean(1))), "interval": list(percentile_interval(draws)), "worlds": length}
 
 
+def joined(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each base and method over several runs of the benchmark, of other training seeds: rows as those of `compared`.
+
+    results: what the benchmark writes. The intervals are of a bootstrap that draws seeds and, within each, its worlds; with few
+    seeds they are rather too narrow, so "by_seed" has each seed's base and method. Raises ValueError where two of them have the
+    same base, method and seed.
+    """
+    found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for result in results:
+        inputs, seed = result["settings"].get("inputs", "state"), result["seed"]
+        for base, methods in result["episodes"].items():
+            for method in (name for name in methods if name != "base"):
+                common = [c for c in methods["base"] if c in methods[method]]
+                pairs = np.array([[methods["base"][c], methods[method][c]] for c in common], float)
+                of = found.setdefault((f"{base}{'' if inputs == 'state' else f', {inputs}'}", method), {})
+                if seed in of:
+                    raise ValueError(f"{base}, {method}, inputs {inputs}: two results of seed {seed}; give each once")
+                of[seed] = pairs
+    return [_over_seeds(f"{base}/{method}", method, seeds) for (base, method), seeds in found.items()]
+
+
+def _over_seeds(key: str, method: str, seeds: Mapping[int, np.ndarray]) -> dict[str, Any]:
+    """seeds: {seed: successes [n, 2] of base and method on the same worlds}."""
+    generator = stream(0, "joined", key)
+    means = np.array([pairs.mean(0) for pairs in seeds.values()])
+    drawn = [
+        bootstrap_weights(len(pairs), NUM_BOOTSTRAP, stream(0, "joined", key, seed)) @ pairs / len(pairs)
+        for seed, pairs in seeds.items()
+    ]
+    weights = bootstrap_weights(len(seeds), NUM_BOOTSTRAP, generator) / len(seeds)
+    base, other = np.einsum("bs,sbm->mb", weights, np.array(drawn))
+    return {
+        **{"key": key, "method": method, "seeds": list(seeds), "num_conditions": sum(map(len, seeds.values()))},
+        **{"base": float(means[:, 0].mean()), "base_interval": list(percentile_interval(base))},
+        **{"other": float(means[:, 1].mean()), "other_interval": list(percentile_interval(other))},
+        **{
+            "difference": float((means[:, 1] - means[:, 0]).mean()),
+            "difference_interval": list(percentile_interval(other - base)),
+        },
+        "by_seed": means.tolist(),
+    }
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `compared` as text."""
     lines = [f"{'cell':58} {'n':>4} {'base':>6} {'this':>6} {'gain':>7}  {'95 % interval':18} {'p':>8} {'left':>6}"]
