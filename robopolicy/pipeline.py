@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -323,7 +323,9 @@ def steered(arm: Arm, steer: Mapping[str, Any]) -> Arm:
         ValueError: settings of steering without a critic.
     """
     if not steer.get("critic"):
+        usual = {field.name: field.default for field in fields(config.SteerConfig)}
         alone = [name for name in ("safety", "perturb", "prove") if steer.get(name)]
+        alone += [name for name, value in usual.items() if steer.get(name, value) != value]
         if alone:
             raise ValueError(f"steer.{alone[0]}={steer[alone[0]]} does nothing without a critic: give steer.critic=RUN")
         return arm

@@ -1,17 +1,14 @@
 """Steering beyond the default rule: controls, veto, support, budget, policies that only offer `sample`."""
 
-import queue
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from serving import served
 
 from robopolicy.data.transforms import vector_statistics
 from robopolicy.deploy.client import RemotePolicy
-from robopolicy.deploy.server import serve
 from robopolicy.models.critic import SuccessCritic
 from robopolicy.policies.bc import BehaviourCloningPolicy
 from robopolicy.policies.fit import check_ranges
@@ -205,23 +202,9 @@ def test_one_encoding_and_one_batch_a_decision():
     assert policy.calls == [(32, 1)]
 
 
-@contextmanager
-def served(policy):
-    """A client of a real server of the policy."""
-    bound, stop = queue.Queue(), threading.Event()
-    thread = threading.Thread(target=serve, args=(policy, "tcp://127.0.0.1:*"), kwargs={"ready": bound.put, "stop": stop})
-    thread.start()
-    try:
-        with RemotePolicy(bound.get(timeout=20), timeout_ms=20_000) as remote:
-            yield remote
-    finally:
-        stop.set()
-        thread.join(timeout=20)
-
-
 def test_a_policy_behind_a_socket_is_steered_like_one_at_hand():
     near = Numbered()
-    with served(Numbered()) as far:
+    with served(Numbered()) as (address, _), RemotePolicy(address, timeout_ms=20_000) as far:
         chunks = [SteeredPolicy(policy, Liking(), num_samples=9).sample(looking(2), 3, seed=4) for policy in (near, far)]
         assert np.array_equal(*chunks)
         assert isinstance(SteeredPolicy(far, Liking()).spec, PolicySpec)

@@ -300,7 +300,7 @@ def test_a_report_in_the_worlds_of_the_proof_is_warned_of(steering, caplog):
         assert ("1 of the 1 worlds were played to prove" in caplog.text) == warned
 
 
-@pytest.mark.parametrize("name", ["safety=x", "prove=true", "perturb={std: 0.2}"])
+@pytest.mark.parametrize("name", ["safety=x", "prove=true", "perturb={std: 0.2}", "num_samples=4", "min_gain=0"])
 def test_settings_of_steering_without_a_critic_are_refused(made, name):
     given = settings("evaluate", OBSERVED, SHORT, f"checkpoint={made[1]}", f"steer.{name}")
     with pytest.raises(ValueError, match=r"give steer\.critic=RUN"):

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from robopolicy.checkpoint import sha256
 from robopolicy.data.collect import episode_seed
 from robopolicy.evaluation.rollout import Arm, Suite
 from robopolicy.files import atomic_write
@@ -40,7 +41,7 @@ def level(attempt: int) -> float:
 def settings_of(arm: Arm) -> dict[str, Any]:
     """What a proof of a steered arm holds for: critics, candidates, and how it chooses but for `min_gain`."""
     options = {**CHOICE, **{name: value for name, value in arm.steer.items() if name != "min_gain"}}
-    critics = {name: path and identity(path) for name, path in (("critic", arm.critic), ("safety", arm.safety))}
+    critics = {name: path and sha256(path) for name, path in (("critic", arm.critic), ("safety", arm.safety))}
     return _plain({**critics, "perturb": dict(arm.perturb), **options})
 
 
