@@ -45,7 +45,7 @@ BATCH = {"state": 256, "points": 64}
 PERTURB: dict[str, dict[str, Any]] = {"carp": {**NOISE, "delay": {"gripper": 4}}, "diffusion": NOISE}
 SMALL = {"state": ("critic.hidden=64",), "points": ("critic.hidden=128",)}  # states are small, and so is the machine
 KINDS = ("progress", "success", "iql", "cal_ql")  # of critics
-DEFAULT_KIND = {"push": "progress"}  # elsewhere "success", which gained more in the worlds of training (docs/results.md)
+DEFAULT_KIND = dict.fromkeys(("push", "pick_place"), "progress")  # else "success": gained more in the worlds of training
 LOOKS_AHEAD = {"push": ("critic.gamma=0.98",)}  # the hand goes round the puck first, which takes seconds
 DEFAULT_RULE: dict[str, Any] = {"rule": "lcb", "num_samples": 16, "lcb": 1.0, "margin": 1.0, "min_gain": None}
 PAPER = ("critic.num_heads=2", "critic.execute_horizon=1", "critic.gamma=0.98")
