@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/robopolicy demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-ros: setup
 	tests/ros/install.sh $(BIN)/python .venv-ros1 .venv-ros2
