@@ -47,7 +47,7 @@ BASES: dict[str, dict[str, dict[str, Base]]] = {
     "state": {
         "lift/carp": {"weak": Base(15, 600), "medium": Base(100, 1800), "strong": Base(300, 4000)},
         "lift/diffusion": {"weak": Base(100, 1800, 1), "medium": Base(100, 1800)},
-        "pick_place/carp": {"medium": Base(200, 3000)},
+        "pick_place/carp": {"weak": Base(200, 3000, 1), "medium": Base(200, 3000)},
         "push/carp": {"weak": Base(100, 1800), "medium": Base(300, 3000)},
         "push/diffusion": {"weak": Base(100, 1800)},
     },
