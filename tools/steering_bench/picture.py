@@ -21,7 +21,7 @@ def _saved(figure: Any, path: Path) -> Path:
 
 
 def gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Success of base and steered, with their intervals, of each row of `summary.compared`. Writes a PNG."""
+    """Success of base and steered, with their intervals, of each row of `summary.compared` or `joined`. Writes a PNG."""
     figure, axis = plt.subplots(figsize=(6.4, 0.9 + 0.55 * len(rows)))
     places = range(len(rows))[::-1]
     for name, offset, color in (("base", 0.12, "0.55"), ("other", -0.12, "C0")):
@@ -30,7 +30,9 @@ def gains(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         errors = [[m - x for m, x in zip(middle, low, strict=True)], [x - m for m, x in zip(middle, high, strict=True)]]
         label = "base alone" if name == "base" else "steered"
         axis.errorbar(middle, [p + offset for p in places], xerr=errors, fmt="o", color=color, capsize=2, label=label)
-    axis.set_yticks(list(places), [row["key"].replace("/held_out/", ", ").replace("/", " ") for row in rows])
+    names = [row["key"].replace("/held_out/", ", ").replace("/", " ") for row in rows]
+    seeds = [f" ({len(row['seeds'])} seeds)" if len(row.get("seeds", ())) > 1 else "" for row in rows]
+    axis.set_yticks(list(places), [name + of for name, of in zip(names, seeds, strict=True)])
     axis.set(xlim=(0, 1), xlabel="success, 95 % intervals")
     axis.grid(axis="x", color="0.9")
     axis.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
