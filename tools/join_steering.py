@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from provenance import provenance, write_json
 from steering_bench import picture, summary
@@ -24,13 +25,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "joined.json")
     args = parser.parse_args()
-    results = []
-    for file in args.results:
-        found = json.loads(file.read_text()) if file.is_file() else {}
-        if "episodes" not in found:
-            parser.error(f"{file}: this is no result of bench_steering.py with played episodes")
-        results.append(found)
-    rows = [row for row in summary.joined(results) if not args.methods or row["method"] in args.methods]
+    try:
+        results = [_read(file) for file in args.results]
+        rows = [row for row in summary.joined(results) if not args.methods or row["method"] in args.methods]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not rows:
+        known = sorted({name for result in results for methods in result["episodes"].values() for name in methods} - {"base"})
+        parser.error(f"--methods {' '.join(args.methods or ())}: none was played; available: {', '.join(known)}")
     print(f"{'base and method':42} {'n':>5} {'base':>6} {'this':>6} {'gain':>7}  {'95 % interval':18} gains of seeds")
     for row in rows:
         low, high = row["difference_interval"]
@@ -41,6 +43,17 @@ def main() -> None:
         )
     write_json(args.out, {"rows": rows, "of": [file.name for file in args.results], **provenance()})
     print(f"wrote {args.out} and {picture.gains(args.out.with_suffix('.png'), rows)}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What the benchmark wrote. Raises ValueError where it is anything else, OSError where it is not there."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "episodes" not in found:
+        raise ValueError(f"{file}: this is no result of bench_steering.py with played episodes")
+    return found
 
 
 if __name__ == "__main__":
