@@ -49,7 +49,7 @@ BASES: dict[str, dict[str, dict[str, Base]]] = {
         "lift/diffusion": {"weak": Base(100, 1800, 1), "medium": Base(100, 1800)},
         "pick_place/carp": {"weak": Base(200, 3000, 1), "medium": Base(200, 3000)},
         "push/carp": {"weak": Base(100, 1800), "medium": Base(300, 3000)},
-        "push/diffusion": {"weak": Base(100, 1800)},
+        "push/diffusion": {"weak": Base(100, 1800), "medium": Base(300, 6000, 7)},
     },
     "points": {
         "lift/carp": {"weak": Base(15, 800), "medium": Base(40, 800)},
