@@ -221,4 +221,4 @@ def _steps(store: EpisodeStore, actor: PointActor) -> Iterator[Transition]:
                 break
             now = {key: arrays[key][t] for key in keys}
             following: dict[str, Array] = {key: arrays[key][min(t + 1, length - 1)] for key in keys}
-            yield Transition(now, actions[t], float(arrays[REWARD][t]), following, ended)
+            yield Transition(now, actions[t], float(arrays[REWARD][t]), following, ended, continues=t > 0)

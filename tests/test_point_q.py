@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -273,7 +274,8 @@ def toy_transitions(size, rng, action):
     observation, wanted = toy(size, rng)
     now = {key: torch.from_numpy(value)[:, None] for key, value in observation.items()}
     reward = -((torch.from_numpy(action) - torch.from_numpy(wanted)) ** 2).sum(-1)
-    return Transitions(now, torch.from_numpy(action)[:, None], reward, now, torch.ones(size, dtype=torch.bool)), wanted
+    over = torch.ones(size, dtype=torch.bool)
+    return Transitions(now, torch.from_numpy(action)[:, None], reward, now, torch.full((size,), 0.98), over), wanted
 
 
 @pytest.mark.parametrize("kind", [SoftActorCritic, TwinDelayed, ImplicitQ])
@@ -318,7 +320,7 @@ def test_what_ends_is_worth_no_more_and_what_is_cut_off_is(generator):
     with torch.no_grad():
         learner.target.heads[-1].bias.fill_(10.0)
     transitions, _ = toy_transitions(32, np.random.default_rng(0), np.zeros((32, 2), np.float32))
-    cut = Transitions(transitions.now, transitions.action, transitions.reward, transitions.now, ~transitions.ended)
+    cut = replace(transitions, ended=~transitions.ended)
     ended = learner.critic_loss(transitions, generator)[1]["value"].item()
     assert ended == pytest.approx(transitions.reward.mean().item(), abs=1e-5)
     assert learner.critic_loss(cut, generator)[1]["value"] > ended + 5
@@ -341,7 +343,8 @@ def test_a_student_of_spoilt_clouds_comes_to_act_like_its_teacher(kind, generato
     learner = SoftActorCritic(actor(noise={}), critic(), learning_rate=3e-3)
     learner.distillation = Distillation(teachers, kind, weight=1.0, rl_weight=0.0)
     now = tensors(clouds(64))
-    transitions = Transitions(now, torch.zeros(64, 1, 2), torch.zeros(64), now, torch.zeros(64, dtype=torch.bool))
+    nothing = torch.zeros(64)
+    transitions = Transitions(now, torch.zeros(64, 1, 2), nothing, now, nothing + 0.98, nothing.bool())
     for step in range(80):
         learner.update(transitions, 1, step, torch.Generator().manual_seed(step))
     mean = torch.tanh(learner.actor.distribution(now)[0]).mean(0)
@@ -391,6 +394,34 @@ def test_the_buffer_forgets_the_oldest_of_a_group_and_comes_back_as_it_was():
     other = again.sample(200, np.random.default_rng(0))[1]
     assert torch.equal(other.reward, batch.reward)
     assert len(again) == len(buffer) == 5
+
+
+def test_rewards_of_n_steps_are_those_of_the_episode_and_stop_where_it_does():
+    buffer = ReplayBuffer(OBSERVATION, (1, 2), 64, groups=1)
+    rng, gamma, n = np.random.default_rng(0), 0.9, 3
+    rewards: dict[float, list[float]] = {}
+    last = {0: -1, 1: -1}
+    for number in range(100):  # two episodes at a time, of 11 steps; those of the first end, those of the second are cut off
+        episode, step = number % 2, number // 2 % 11
+        if step == 0:
+            last[episode] = -1
+        start = 16.0 * (number // 22 * 2 + episode)
+        now, following = ({STATE: np.full(4, start + step + i), POINTS: np.zeros((12, 5))} for i in (0, 1))
+        rewards.setdefault(start, []).append(rng.uniform())
+        found = Transition(now, np.zeros((1, 2)), rewards[start][-1], following, episode == 0 and step == 10)
+        last[episode] = buffer.add(found, last[episode])
+    _, batch = buffer.sample(400, rng, steps=n, gamma=gamma)
+    seen = set()
+    for index in range(400):
+        at, then = batch.now[STATE][index, 0, 0].item(), batch.following[STATE][index, 0, 0].item()
+        start, step = at // 16 * 16, int(at % 16)
+        summed = rewards[start][step : step + n]
+        assert then == at + len(summed)
+        assert batch.reward[index].item() == pytest.approx(sum(gamma**i * x for i, x in enumerate(summed)), abs=1e-5)
+        assert batch.discount[index].item() == pytest.approx(gamma ** len(summed), abs=1e-6)
+        assert batch.ended[index].item() == (start % 32 == 0 and step + len(summed) == 11)
+        seen.add(len(summed))
+    assert seen == {1, 2, 3}
 
 
 class Reaching(gymnasium.Env):
@@ -460,6 +491,7 @@ def loop(run_dir, resume=False, stop=None, env=Reaching, **settings):
         "evaluate_every": 20,
         "evaluate_episodes": 2,
         "batch_size": 8,
+        "n_step": 3,
         "progress": False,
     }
     config = rl.RLConfig(**{**options, "save_every_seconds": 0.0, "resume": resume, **settings})

@@ -48,7 +48,8 @@ class PointCritic(Trainable):
         observation, action, control_hz: see TrainablePolicy.
         attach: where the action enters. "points": it is a feature of every point ("dense Q"). "latent": it is appended to
             the features of the whole cloud, the baseline of the paper. "both": at both places.
-        num_heads: E. hidden: widths of a head.
+        num_heads: E. hidden: widths of a head. layer_norm: whether it normalises them, which keeps values of actions that
+            nobody has tried from growing (RLPD, arXiv 2302.02948).
         net, options, dense, center, extras, unit, noise: see CloudEncoder.
         execute_horizon: h, steps of a chunk that count. gamma: discount per step, when trained alone.
         learning_rate: peak when trained alone.
@@ -67,6 +68,7 @@ class PointCritic(Trainable):
         attach: str = "points",
         num_heads: int = 2,
         hidden: Sequence[int] = (128, 128),
+        layer_norm: bool = False,
         net: str = "balls",
         options: Mapping[str, Any] | None = None,
         dense: bool = True,
@@ -93,8 +95,8 @@ class PointCritic(Trainable):
         widths = [self.encoder.width + late, *hidden, 1]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [BatchedLinear(num_heads, before, after), nn.ReLU()]
-        self.heads = nn.Sequential(*layers[:-1])
+            layers += [BatchedLinear(num_heads, before, after), *([nn.LayerNorm(after)] if layer_norm else []), nn.ReLU()]
+        self.heads = nn.Sequential(*layers[: -2 if layer_norm else -1])
 
     @property
     def spec(self) -> CriticSpec:  # type: ignore[override]

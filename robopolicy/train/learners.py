@@ -176,7 +176,7 @@ class SoftActorCritic(Learner):
             action, log_prob = self._draw(transitions.following, generator)
             following = self.minimum(self.target, transitions.following, action, generator)
             following = following - self.temperature.log.exp() * log_prob
-            wanted = transitions.reward + self.gamma * following * (~transitions.ended)
+            wanted = transitions.reward + transitions.discount * following * (~transitions.ended)
         values = self.critic.values(self.critic.cloud(transitions.now, generator), transitions.action)
         return ((values - wanted) ** 2).mean(1).sum(), {"value": wanted.mean()}
 
@@ -230,7 +230,7 @@ class TwinDelayed(Learner):
             noise = self.smoothing * torch.randn(mean.shape, generator=generator, device=mean.device)
             action = (mean + noise.clamp(-self.limit, self.limit)).clamp(-1, 1)
             following = self.minimum(self.target, transitions.following, action, generator)
-            wanted = transitions.reward + self.gamma * following * (~transitions.ended)
+            wanted = transitions.reward + transitions.discount * following * (~transitions.ended)
         values = self.critic.values(self.critic.cloud(transitions.now, generator), transitions.action)
         return ((values - wanted) ** 2).mean(1).sum(), {"value": wanted.mean()}
 
@@ -282,7 +282,7 @@ class ImplicitQ(Learner):
         """Q towards reward and next V; V towards an expectile of Q."""
         with torch.no_grad():
             following = self.state_value(self.target, transitions.following, generator).mean(0)
-            wanted = transitions.reward + self.gamma * following * (~transitions.ended)
+            wanted = transitions.reward + transitions.discount * following * (~transitions.ended)
             slow = self.minimum(self.target, transitions.now, transitions.action, generator)
         cloud = self.critic.cloud(transitions.now, generator)
         values = self.critic.values(cloud, transitions.action)
