@@ -17,7 +17,7 @@ from robopolicy.pipeline import task_env
 from robopolicy.sim import clouds, dress_world
 from robopolicy.sim.arm import Arm, Capsule, crossing
 from robopolicy.sim.cloth import MARGIN, ClothWorld
-from robopolicy.sim.dress import CLEARANCE, EXPLODED, DressEnv
+from robopolicy.sim.dress import CLEARANCE, EXPLODED, MAX_PULL, DressEnv, yielding
 from robopolicy.sim.dress_experts import DressExpert, NaivePath
 from robopolicy.sim.dress_sensors import BAD_DEPTH, EMPTY_CLOUD, STATE_NAMES
 from robopolicy.sim.dress_view import GARMENT, DressView
@@ -235,6 +235,26 @@ def test_the_reward_grows_up_to_the_shoulder_and_no_further():
         dress_world.reward(arm, circle + arm.line[1] + (at - first) * arm.upper_direction, at, 0.0, 0.05) for at in places
     ]
     assert np.diff(earned) == pytest.approx([0.02 * UPPER, 0.02 * UPPER, 0.0, 0.0])
+
+
+def test_the_gripper_yields_to_a_pull_and_gives_way_sideways():
+    force = np.array([0.0, -2 * MAX_PULL, 0.0])  # of a cloth behind a gripper that goes along +y
+    for translation, allowed in (([0.01, 0.01, 0.0], [0.01, 0.0, 0.0]), ([0.0, -0.01, 0.01], [0.0, -0.01, 0.01])):
+        assert np.array_equal(yielding(np.array(translation), force), allowed)
+        assert np.array_equal(yielding(np.array(translation), force / 2), translation)
+        assert np.array_equal(yielding(np.array(translation), force * np.nan), translation)
+
+
+@pytest.mark.parametrize("direction", [[1.0, -1.0, 0.5], [0.0, 0.0, 1.0]])
+def test_nobody_can_stretch_the_sleeve_off_the_arm(env, direction):
+    expert = DressExpert()
+    env.reset(seed=3, options={"region": "folded"})
+    for _ in range(25):
+        env.advance(expert(env))
+    away = np.append(0.02 * np.array(direction) / np.linalg.norm(direction), 0.0)
+    forces = [env.advance(away)[3]["force_n"] for _ in range(60)]
+    assert max(forces) < 1.3 * MAX_PULL
+    assert np.mean(forces[-20:]) > 0.5 * MAX_PULL  # it was held, and hangs on
 
 
 def test_cloth_stays_out_of_the_skin(env):

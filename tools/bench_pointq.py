@@ -32,7 +32,8 @@ from robopolicy.config import compose, to_plain
 from robopolicy.data.collect import collect, new_environment
 from robopolicy.data.vector import VectorEnv
 from robopolicy.pipeline import train_run
-from robopolicy.policies.load import load_policy
+from robopolicy.policies.load import load_critic, load_policy
+from robopolicy.policies.steering import SteeredPolicy
 from robopolicy.policies.wrappers import ChunkExecutor
 from robopolicy.ranking.intervals import wilson
 from robopolicy.reinforce import best_checkpoint
@@ -52,16 +53,14 @@ LEARNED: dict[str, list[str]] = {
     "direct": ["policy.encoder.dense=false"],
     "td3": ["rl=td3"],
 }
+STUDENTS = {"student": "wasserstein", "student_kl": "kl", "student_imitation": "imitation"}
 ARMS = (
     "expert",
     "naive",
     *LEARNED,
-    "bc",
+    *(arm for cloned in ("bc", "carp") for arm in (cloned, f"{cloned}_successes", f"{cloned}_steered")),
     "iql",
-    "carp",
-    "student",
-    "student_kl",
-    "student_imitation",
+    *STUDENTS,
     "alone",
     "lift_bc",
     "lift_iql",
@@ -77,10 +76,7 @@ class Bench:
 
     def cell(self, arm: str, seed: int) -> dict[str, Any]:
         """The scores of an arm under a seed, from its file or by doing the work."""
-        a = self.args
-        settings = {"arm": arm, "seed": seed, "region": a.region, "rounds": a.rounds, "episodes": a.episodes, "judge": a.judge}
-        settings |= {"teachers": a.teacher_rounds, **self.training(), **({"unseen": a.unseen} if a.unseen else {})}
-        name = f"{arm}_{seed}_{hashed(settings)}"
+        settings, name = self.settings(arm, seed), self.name(arm, seed)
         file = self.cells / f"{name}.json"
         if file.is_file():
             return json.loads(file.read_text())
@@ -90,6 +86,16 @@ class Bench:
         write_json(file, result)
         print(f"{name}: upper {_floats(found['upper_ratio']).mean():.2f}, success {np.mean(found['success']):.2f}", flush=True)
         return result
+
+    def settings(self, arm: str, seed: int) -> dict[str, Any]:
+        """What tells a cell from others."""
+        a = self.args
+        settings = {"arm": arm, "seed": seed, "region": a.region, "rounds": a.rounds, "episodes": a.episodes, "judge": a.judge}
+        return settings | {"teachers": a.teacher_rounds, **self.training(), **({"unseen": a.unseen} if a.unseen else {})}
+
+    def name(self, arm: str, seed: int) -> str:
+        """Of a cell and the folder of its run."""
+        return f"{arm}_{seed}_{hashed(self.settings(arm, seed))}"
 
     def training(self) -> dict[str, Any]:
         """What all that is trained depends on, besides its own arguments."""
@@ -102,7 +108,9 @@ class Bench:
             return self.scripted(SCRIPTS[arm])
         if arm in LEARNED:
             return self.scored(self.reinforce(run, seed, self.args.region, self.args.rounds, LEARNED[arm]), self.args.region)
-        if arm in ("bc", "carp"):
+        if arm.endswith("_steered"):
+            return self.steered(arm, seed)
+        if arm.split("_")[0] in ("bc", "carp"):
             found = self.imitate(run, seed, arm, self.args.region)
             return self.scored(found, self.args.region) | self.other_garments(found, self.args.region)
         if arm == "iql":
@@ -144,9 +152,12 @@ class Bench:
         collect(path, env_id, kwargs, episodes, seed=0, num_workers=0)
         return path
 
-    def imitate(self, run: Path, seed: int, policy: str, region: str) -> Path:
-        """Behaviour cloning of the expert, by the point-cloud actor or by CARP."""
-        which = {"bc": ["policy=point_actor", "policy.encoder.noise=null"], "carp": ["policy=carp", "inputs=points"]}[policy]
+    def imitate(self, run: Path, seed: int, arm: str, region: str) -> Path:
+        """Behaviour cloning of the expert, perhaps of its successes alone, by the point-cloud actor or by CARP."""
+        cloned, _, part = arm.partition("_")
+        which = {"bc": ["policy=point_actor", "policy.encoder.noise=null"], "carp": ["policy=carp", "inputs=points"]}[cloned]
+        if part == "successes":
+            which.append("data.where={success: [true]}")
         if not (run / "checkpoints").is_dir():
             data = self.demonstrated("dress", region)
             train_run(self.supervised(data, seed, which), run)
@@ -156,6 +167,16 @@ class Bench:
         """Settings of `robopolicy train` on a dataset."""
         given = [f"data.path={data}", f"train.seed={seed}", f"train.steps={self.args.bc_updates}", "train.num_checkpoints=1"]
         return to_plain(compose("train", [*overrides, *given, "train.progress=false", "train.resume=true"]))
+
+    def steered(self, arm: str, seed: int) -> dict[str, Any]:
+        """A clone's proposals, chosen from by the critic that SAC with latent Q learned (first action of a chunk, no gate)."""
+        a, cloned = self.args, arm.removesuffix("_steered")
+        policy = load_policy(self.imitate(self.cells / self.name(cloned, seed), seed, cloned, a.region))
+        actor = self.reinforce(self.cells / self.name("latent", seed), seed, a.region, a.rounds, LEARNED["latent"])
+        critic = load_critic(actor.parents[1] / "critic" / actor.parent.name / actor.name)
+        chosen = SteeredPolicy(policy, critic, num_samples=16, margin=0.0, lcb=0.0)
+        kwargs = {"garments": list(a.garments)}
+        return self.played(chosen, "robopolicy/Dress-v0", kwargs, {"region": a.region}) | {"checkpoint": actor.name}
 
     def offline(self, run: Path, seed: int) -> Path:
         """IQL on the expert's demonstrations."""
@@ -178,10 +199,9 @@ class Bench:
                     if cloned
                     else self.reinforce(folder, seed, name, a.teacher_rounds, [])
                 )
-            kind = {"student": "wasserstein", "student_kl": "kl", "student_imitation": "imitation"}[arm]
             named = ", ".join(f"{name}: '{path}'" for name, path in teachers.items())
             weight = 0.0 if arm == "student_imitation" else 1.0
-            overrides.append(f"rl.distil={{teachers: {{{named}}}, kind: {kind}, rl_weight: {weight}}}")
+            overrides.append(f"rl.distil={{teachers: {{{named}}}, kind: {STUDENTS[arm]}, rl_weight: {weight}}}")
         found = self.reinforce(run, seed, "all", a.rounds, overrides)
         parts = {name: self.scored(found, name) for name in BENDS}
         together = {metric: [x for part in parts.values() for x in part[metric]] for metric in METRICS}

@@ -28,6 +28,7 @@ from robopolicy.sim.unsafe import Limits
 
 MAX_TRANSLATION, MAX_ROTATION = 0.02, 0.1  # m and rad per control step: of the whole translation, of each rotation entry
 CLEARANCE = 0.012  # m: the gripper slides along the arm this far away instead of coming closer; the torso stops it there
+MAX_PULL = 10.0  # N of the cloth on the gripper, or of what it touches, above which it yields
 SUCCESS = 0.7  # of the upper arm
 TRANSLATION, YAW, TURNS = ("dx", "dy", "dz"), ("yaw",), ("rx", "ry", "rz")
 ROTATIONS = ("yaw", "full")
@@ -72,6 +73,9 @@ class DressEnv(gymnasium.Env):
             of zeros are padding.
         observation.images.<camera>, observation.depth.<camera>, observation.segmentation.<camera> (3 arm, 4 torso,
             5 garment, 2 gripper), observation.environment_state: as in RobotEnv.
+
+    The gripper pulls no harder than MAX_PULL: above it the part of a translation that goes against the force is left out. Cloth
+    of springs stretches without end, and policies that may pull as hard as they like learn to stretch it over the arm.
 
     Reward: dress_world.reward(), absolute progress at every step. An episode ends at its time limit. It also ends, truncated
     and with info["fault"], when the cloth explodes ("exploded"), when no garment or no arm is seen ("empty_cloud") and when
@@ -240,7 +244,7 @@ class DressEnv(gymnasium.Env):
         translation = action[:3] * min(1.0, MAX_TRANSLATION / max(float(np.linalg.norm(action[:3])), 1e-9))
         turn = np.array([0.0, 0.0, action[3]]) if self.rotation_kind == "yaw" else action[3:]
         start = self.cloth.goal
-        target = self.arm.within_reach(start, start + translation + self._push(), CLEARANCE)
+        target = self.arm.within_reach(start, start + yielding(translation + self._push(), self.cloth.force), CLEARANCE)
         self._move(target - start, turn)
         info = self._info()
         ring = self.cloth.rim(self._vertices)
@@ -337,6 +341,15 @@ class DressEnv(gymnasium.Env):
         settings(given.get("region", ALL), garments, *options)
         features(tuple(given.get("observation") or ("state",)), 8, 8)
         check_values(given)
+
+
+def yielding(translation: np.ndarray, force: np.ndarray) -> np.ndarray:
+    """`translation` [3], without what pulls against the cloth's `force` [3] (N) on the gripper where that is above MAX_PULL."""
+    strength = float(np.linalg.norm(force))
+    if not strength > MAX_PULL:  # nor where it is not finite
+        return translation
+    away = -force / strength
+    return translation - max(float(translation @ away), 0.0) * away
 
 
 def check_values(given: Mapping[str, Any]) -> None:

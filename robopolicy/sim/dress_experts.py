@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 ABOVE = 0.05  # m of the middle of the rim above the arm's axis
 SPACING = 0.01  # m between the points of a path
-AHEAD = 0.04  # m along the path that the expert looks ahead
+AHEAD = 0.03  # m along the path that the expert looks ahead
+AROUND_ELBOW, BESIDE_UPPER = 0.12, 0.15  # m, times the sine of the bend: how far outside of a bent arm the path goes
 BACK = 0.05  # m before the finger tips, where a path begins
 ASIDE = 0.025  # m off the path, while the hand is not in the sleeve yet, from where it returns to the beginning
 
@@ -25,6 +26,8 @@ ASIDE = 0.025  # m off the path, while the hand is not in the sleeve yet, from w
 @dataclass(frozen=True)
 class DressExpert:
     """Follows finger, wrist, elbow, shoulder with the middle of the rim, turned along the part of the arm it is on.
+
+    Around a bent elbow it goes outside, and stays there: a sleeve that follows the axis snags on the elbow's tip.
 
     offset [3] (m) and yaw_offset (rad) are by how much it misjudges where the arm is.
     """
@@ -54,16 +57,22 @@ class DressExpert:
         arm, up = env.arm, np.array([0.0, 0.0, ABOVE]) + self.offset
         finger, elbow, shoulder = arm.line
         angle = float(np.arctan2(arm.upper_direction[1], arm.upper_direction[0]))
+        beside = BESIDE_UPPER * np.sin(angle) * _outside(angle)
         way = np.array(
             [
                 finger + [-BACK, 0.0, 0.0],
-                finger + [0.10, 0.0, 0.0],
-                elbow + [0.01, 0.0, 0.0],
-                elbow + 0.5 * (shoulder - elbow),
-                shoulder + 0.03 * arm.upper_direction,
+                finger + [0.05, 0.0, 0.0],
+                elbow + [0.01, 0.0, 0.0] + AROUND_ELBOW * np.sin(angle) * _outside(angle / 2),
+                elbow + 0.5 * (shoulder - elbow) + beside,
+                shoulder + 0.03 * arm.upper_direction + beside,
             ]
         )
         return resampled(way + up, np.array([0.0, 0.0, angle / 2, angle, angle]), SPACING)
+
+
+def _outside(angle: float) -> np.ndarray:
+    """Unit vector [3] to the outer side of an elbow, from a part of the arm at an angle (rad) about the vertical."""
+    return np.array([np.sin(angle), -np.cos(angle), 0.0])
 
 
 @dataclass(frozen=True)
