@@ -74,8 +74,8 @@ class DressEnv(gymnasium.Env):
         observation.images.<camera>, observation.depth.<camera>, observation.segmentation.<camera> (3 arm, 4 torso,
             5 garment, 2 gripper), observation.environment_state: as in RobotEnv.
 
-    The gripper pulls no harder than MAX_PULL: above it the part of a translation that goes against the force is left out. Cloth
-    of springs stretches without end, and policies that may pull as hard as they like learn to stretch it over the arm.
+    The gripper yields to forces above MAX_PULL: it does not go on against them. Cloth of springs stretches without end, and
+    policies that may pull as hard as they like learn to stretch it over the arm.
 
     Reward: dress_world.reward(), absolute progress at every step. An episode ends at its time limit. It also ends, truncated
     and with info["fault"], when the cloth explodes ("exploded"), when no garment or no arm is seen ("empty_cloud") and when
@@ -244,12 +244,19 @@ class DressEnv(gymnasium.Env):
         translation = action[:3] * min(1.0, MAX_TRANSLATION / max(float(np.linalg.norm(action[:3])), 1e-9))
         turn = np.array([0.0, 0.0, action[3]]) if self.rotation_kind == "yaw" else action[3:]
         start = self.cloth.goal
-        target = self.arm.within_reach(start, start + yielding(translation + self._push(), self.cloth.force), CLEARANCE)
+        wanted = self._yielded(translation + self._push())
+        target = self.arm.within_reach(start, start + wanted, CLEARANCE)
         self._move(target - start, turn)
         info = self._info()
         ring = self.cloth.rim(self._vertices)
         value = 0.0 if self.fault else dress_world.reward(self.arm, ring, self._at, info["force_n"], info["clearance_m"])
         return value, False, bool(self.fault), info
+
+    def _yielded(self, translation: np.ndarray) -> np.ndarray:
+        """The move [3] (m) of where the gripper is to be: `translation`, or back and aside where the force on it is too high."""
+        if not float(np.linalg.norm(self.cloth.force)) > MAX_PULL:  # nor where it is not finite
+            return translation
+        return self.cloth.position - self.cloth.goal + sideways(translation, self.cloth.force)
 
     def _move(self, translation: np.ndarray, turn: np.ndarray) -> None:
         self._moves.append((translation, turn))
@@ -343,13 +350,10 @@ class DressEnv(gymnasium.Env):
         check_values(given)
 
 
-def yielding(translation: np.ndarray, force: np.ndarray) -> np.ndarray:
-    """`translation` [3], without what pulls against the cloth's `force` [3] (N) on the gripper where that is above MAX_PULL."""
-    strength = float(np.linalg.norm(force))
-    if not strength > MAX_PULL:  # nor where it is not finite
-        return translation
-    away = -force / strength
-    return translation - max(float(translation @ away), 0.0) * away
+def sideways(translation: np.ndarray, force: np.ndarray) -> np.ndarray:
+    """`translation` [3] without what goes against a `force` [3]."""
+    against = -force / np.linalg.norm(force)
+    return translation - max(float(translation @ against), 0.0) * against
 
 
 def check_values(given: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class DressExpert:
                 finger + [0.05, 0.0, 0.0],
                 elbow + [0.01, 0.0, 0.0] + AROUND_ELBOW * np.sin(angle) * _outside(angle / 2),
                 elbow + 0.5 * (shoulder - elbow) + beside,
-                shoulder + 0.03 * arm.upper_direction + beside,
+                shoulder + beside,
             ]
         )
         return resampled(way + up, np.array([0.0, 0.0, angle / 2, angle, angle]), SPACING)
