@@ -58,7 +58,10 @@ ARMS = (
     "expert",
     "naive",
     *LEARNED,
-    *(arm for cloned in ("bc", "carp") for arm in (cloned, f"{cloned}_successes", f"{cloned}_steered")),
+    "bc",
+    "bc_steered",
+    "carp",
+    "carp_steered",
     "iql",
     *STUDENTS,
     "alone",
@@ -110,7 +113,7 @@ class Bench:
             return self.scored(self.reinforce(run, seed, self.args.region, self.args.rounds, LEARNED[arm]), self.args.region)
         if arm.endswith("_steered"):
             return self.steered(arm, seed)
-        if arm.split("_")[0] in ("bc", "carp"):
+        if arm in ("bc", "carp"):
             found = self.imitate(run, seed, arm, self.args.region)
             return self.scored(found, self.args.region) | self.other_garments(found, self.args.region)
         if arm == "iql":
@@ -152,12 +155,9 @@ class Bench:
         collect(path, env_id, kwargs, episodes, seed=0, num_workers=0)
         return path
 
-    def imitate(self, run: Path, seed: int, arm: str, region: str) -> Path:
-        """Behaviour cloning of the expert, perhaps of its successes alone, by the point-cloud actor or by CARP."""
-        cloned, _, part = arm.partition("_")
-        which = {"bc": ["policy=point_actor", "policy.encoder.noise=null"], "carp": ["policy=carp", "inputs=points"]}[cloned]
-        if part == "successes":
-            which.append("data.where={success: [true]}")
+    def imitate(self, run: Path, seed: int, policy: str, region: str) -> Path:
+        """Behaviour cloning of the expert, by the point-cloud actor or by CARP."""
+        which = {"bc": ["policy=point_actor", "policy.encoder.noise=null"], "carp": ["policy=carp", "inputs=points"]}[policy]
         if not (run / "checkpoints").is_dir():
             data = self.demonstrated("dress", region)
             train_run(self.supervised(data, seed, which), run)
@@ -174,7 +174,7 @@ class Bench:
         policy = load_policy(self.imitate(self.cells / self.name(cloned, seed), seed, cloned, a.region))
         actor = self.reinforce(self.cells / self.name("latent", seed), seed, a.region, a.rounds, LEARNED["latent"])
         critic = load_critic(actor.parents[1] / "critic" / actor.parent.name / actor.name)
-        chosen = SteeredPolicy(policy, critic, num_samples=16, margin=0.0, lcb=0.0)
+        chosen = SteeredPolicy(policy, critic, num_samples=16, rule="argmax")
         kwargs = {"garments": list(a.garments)}
         return self.played(chosen, "robopolicy/Dress-v0", kwargs, {"region": a.region}) | {"checkpoint": actor.name}
 
@@ -299,9 +299,9 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 def scores(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the episodes of all seeds, with intervals."""
-    upper, whole, success = (np.stack([_floats(cell[metric]) for cell in cells]) for metric in METRICS[:3])
+    upper, whole, success, force = (np.stack([_floats(cell[metric]) for cell in cells]) for metric in METRICS)
     return {
-        **{"upper": upper.mean(), "whole": whole.mean(), "success": success.mean()},
+        **{"upper": upper.mean(), "whole": whole.mean(), "success": success.mean(), "peak_force_n": force.mean()},
         **{"ci": interval(upper), "whole_ci": interval(whole), "success_ci": interval(success, binary=True)},
         **{"seeds": len(cells), "episodes": upper.size, "upper_by_seed": upper.mean(1).tolist()},
     }
@@ -401,11 +401,12 @@ def main() -> None:
                 continue  # nothing random but the episodes, which are the same
             cells[arm].append(bench.cell(arm, seed))
     result = {arm: summary(found) for arm, found in cells.items()}
-    print(f"{'arm':18} {'upper':>5} {'95 % interval':>14} {'whole':>6} {'success':>8}  by seed")
+    print(f"{'arm':18} {'upper':>5} {'95 % interval':>14} {'whole':>6} {'success':>8} {'peak N':>6}  by seed")
     for arm, row in result.items():
         low, high = row["ci"]
         seeds = " ".join(f"{x:.2f}" for x in row["upper_by_seed"])
-        print(f"{arm:18} {row['upper']:5.2f} [{low:5.2f}, {high:5.2f}] {row['whole']:6.2f} {row['success']:8.2f}  {seeds}")
+        rest = f"{row['whole']:6.2f} {row['success']:8.2f} {row['peak_force_n']:6.1f}  {seeds}"
+        print(f"{arm:18} {row['upper']:5.2f} [{low:5.2f}, {high:5.2f}] {rest}")
         if other := row.get("unseen"):
             low, high = other["whole_ci"]
             print(f"{'':18} unseen garments: upper {other['upper']:.2f}, whole {other['whole']:.2f} [{low:.2f}, {high:.2f}]")

@@ -253,7 +253,7 @@ class DressEnv(gymnasium.Env):
         return value, False, bool(self.fault), info
 
     def _yielded(self, translation: np.ndarray) -> np.ndarray:
-        """The move [3] (m) of where the gripper is to be: `translation`, or back and aside where the force on it is too high."""
+        """The move [3] (m) of where the gripper is to be: `translation`, or back and aside where the force is too high."""
         if not float(np.linalg.norm(self.cloth.force)) > MAX_PULL:  # nor where it is not finite
             return translation
         return self.cloth.position - self.cloth.goal + sideways(translation, self.cloth.force)
