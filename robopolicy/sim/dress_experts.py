@@ -38,7 +38,7 @@ class DressExpert:
     @classmethod
     def imperfect(cls, rng: np.random.Generator) -> DressExpert:
         """An expert that misjudges; about half of such experts fail."""
-        x, y, z = rng.normal(0.0, (0.02, 0.07, 0.05)).tolist()
+        x, y, z = rng.normal(0.0, (0.028, 0.1, 0.07)).tolist()
         return cls(offset=(x, y, z), yaw_offset=float(rng.normal(0.0, 0.5)))
 
     def __call__(self, env: gymnasium.Env) -> np.ndarray:
