@@ -297,6 +297,19 @@ def test_every_learner_finds_the_better_action(kind):
     assert error() < 0.6 * before
 
 
+def test_a_head_with_layer_norms_does_not_care_for_the_scale_of_its_features():
+    observation, action = tensors(clouds(6)), torch.rand(6, 1, 2)
+    for layer_norm in (False, True):
+        judge = critic(layer_norm=layer_norm)
+        values = judge.values(judge.cloud(observation), action)
+        with torch.no_grad():
+            judge.heads[0].weight.mul_(50)
+            judge.heads[0].bias.mul_(50)
+        other = judge.values(judge.cloud(observation), action)
+        assert values.shape == (2, 6)
+        assert torch.allclose(values, other, atol=5e-3) == layer_norm
+
+
 def test_the_spread_of_td3_becomes_that_of_its_exploration():
     learner = TwinDelayed(actor(), critic(), learning_rate=4e-3, actor_every=1, exploration=0.1)
     rng = np.random.default_rng(0)
