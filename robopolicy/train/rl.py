@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +311,9 @@ class _Run:
             step = self.step * settings.updates + number
             words, device = (settings.seed, _UPDATE, step), self.learner.actor.device
             rng, generator = _rng(*words), _generator(device, *words)
-            ahead = partial(self.buffer.sample, steps=settings.n_step, gamma=self.learner.gamma)
-            group, transitions = ahead(settings.batch_size, rng, device)
+            group, transitions = self.buffer.sample(
+                settings.batch_size, rng, device, steps=settings.n_step, gamma=self.learner.gamma
+            )
             rows.append(self.learner.update(transitions, group, step, generator))
         return rows
 
