@@ -174,9 +174,7 @@ class Bench:
         policy = load_policy(self.imitate(self.cells / self.name(cloned, seed), seed, cloned, a.region))
         actor = self.reinforce(self.cells / self.name("latent", seed), seed, a.region, a.rounds, LEARNED["latent"])
         critic = load_critic(actor.parents[1] / "critic" / actor.parent.name / actor.name)
-        chosen = SteeredPolicy(policy, critic, num_samples=16, rule="argmax")
-        kwargs = {"garments": list(a.garments)}
-        return self.played(chosen, "robopolicy/Dress-v0", kwargs, {"region": a.region}) | {"checkpoint": actor.name}
+        return self.judged(SteeredPolicy(policy, critic, num_samples=16, rule="argmax"), a.region) | {"checkpoint": actor.name}
 
     def offline(self, run: Path, seed: int) -> Path:
         """IQL on the expert's demonstrations."""
@@ -237,9 +235,13 @@ class Bench:
         return {"unseen": self.scored(path, region, self.args.unseen)} if self.args.unseen else {}
 
     def scored(self, path: Path, region: str, garments: list[str] | None = None) -> dict[str, Any]:
-        """The judging episodes of a checkpoint in a region, with the garments of training unless given."""
+        """judged() of a checkpoint."""
+        return self.judged(load_policy(path), region, garments) | {"checkpoint": path.name}
+
+    def judged(self, policy: Any, region: str, garments: list[str] | None = None) -> dict[str, Any]:
+        """The judging episodes of a policy in a region, with the garments of training unless given."""
         kwargs = {"garments": list(garments or self.args.garments)}
-        return self.played(load_policy(path), "robopolicy/Dress-v0", kwargs, {"region": region}) | {"checkpoint": path.name}
+        return self.played(policy, "robopolicy/Dress-v0", kwargs, {"region": region})
 
     def played(self, policy: Any, env_id: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """Final metrics of the judging episodes, one after the other, chunks executed as the policy says."""

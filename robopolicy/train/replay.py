@@ -92,7 +92,7 @@ class ReplayBuffer:
     ) -> tuple[int, Transitions]:
         """A group that has transitions, and `size` of them with repetition.
 
-        steps: n, of which the rewards are summed, fewer where an episode has no more (Sutton 1988). gamma: discount a step.
+        steps: n, whose rewards are summed, fewer where an episode has no more (Peng and Williams 1996). gamma: of a step.
         """
         group = int(rng.choice(np.flatnonzero(self.count)))
         rows = rng.integers(min(int(self.count[group]), self.capacity), size=size)
