@@ -746,6 +746,25 @@ def test_seeds_that_disagree_make_intervals_wide():
     assert high - low == pytest.approx(4 * 0.1 / np.sqrt(400), rel=0.2)
 
 
+def test_arms_are_compared_episode_by_episode():
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0, 0.8, 60)  # how hard episodes are matters more than which arm plays them
+
+    def cells(gain, unseen):
+        ratios = [{"upper_ratio": list(hard + gain + rng.normal(0, 0.01, 60))} for _ in range(3)]
+        return [one | ({"unseen": {"upper_ratio": list(hard - gain)}} if unseen else {}) for one in ratios]
+
+    found = bench_pointq.differences(
+        {"expert": cells(0.5, False)[:1], "dense": cells(0.1, True), "latent": cells(0.0, True), "bc": cells(0.2, False)}
+    )
+    assert set(found) == {"dense - latent", "dense - latent, unseen garments", "dense - bc"}
+    assert found["dense - latent"]["upper"] == pytest.approx(0.1, abs=0.005)
+    low, high = found["dense - latent"]["ci"]
+    assert 0.09 < low < high < 0.11
+    assert found["dense - latent, unseen garments"]["upper"] == pytest.approx(-0.1)
+    assert found["dense - bc"]["ci"][1] < 0
+
+
 def test_teachers_and_demonstrations_of_other_settings_lie_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_pointq, "collect", lambda *_, **__: None)
     base = {"garments": ["shirt"], "demonstrations": 4, "bc_updates": 9, "set": [], "teacher_rounds": 5, "episodes": 1}

@@ -10,7 +10,7 @@ best of an episode.
 
 Intervals are 95 %. All seeds play the same episodes, so with several seeds both are drawn again (two-way bootstrap; with
 three or fewer it is rather too narrow). With one seed they are over its episodes (normal; Wilson for success) and say nothing
-about other seeds.
+about other seeds. The first trained arm is compared with each of the others, episode by episode and seed by seed.
 """
 
 from __future__ import annotations
@@ -309,6 +309,24 @@ def scores(cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def differences(cells: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The upper-arm ratio of the first trained arm less that of each other one, paired, with garments not seen besides."""
+    trained = [arm for arm in cells if arm not in SCRIPTS]
+    found: dict[str, Any] = {}
+    for arm in trained[1:]:
+        pairs = list(zip(cells[trained[0]], cells[arm], strict=True))
+        found[f"{trained[0]} - {arm}"] = difference(pairs)
+        if all("unseen" in cell for pair in pairs for cell in pair):
+            found[f"{trained[0]} - {arm}, unseen garments"] = difference([(a["unseen"], b["unseen"]) for a, b in pairs])
+    return found
+
+
+def difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """Mean over seeds and episodes of the first's upper-arm ratio less the second's, with its interval."""
+    values = np.stack([_floats(a["upper_ratio"]) - _floats(b["upper_ratio"]) for a, b in pairs])
+    return {"upper": float(values.mean()), "ci": interval(values)}
+
+
 def interval(values: np.ndarray, binary: bool = False, draws: int = 4000) -> list[float]:
     """95 % interval [low, high] of the mean of `values` [seeds, episodes], see the module."""
     seeds, episodes = values.shape
@@ -414,11 +432,16 @@ def main() -> None:
             print(f"{'':18} unseen garments: upper {other['upper']:.2f}, whole {other['whole']:.2f} [{low:.2f}, {high:.2f}]")
         if parts := row.get("regions"):
             print(f"{'':18} upper by range: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+    paired = differences(cells)
+    for name, row in paired.items():
+        low, high = row["ci"]
+        print(f"{name}: {row['upper']:+.2f} [{low:+.2f}, {high:+.2f}]")
     costs = throughput(args.seed, 8 if args.quick else 60)
     print("CPU ms of one core, medians: " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
     if args.out:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        write_json(args.out, {**provenance("torch", "pybullet"), "settings": settings, "arms": result, "cpu_ms": costs})
+        found = {"settings": settings, "arms": result, "paired": paired, "cpu_ms": costs}
+        write_json(args.out, {**provenance("torch", "pybullet"), **found})
 
 
 if __name__ == "__main__":
