@@ -556,6 +556,17 @@ def test_faults_are_not_learned_from_and_scores_are_of_every_group(tmp_path):
     assert best_checkpoint(tmp_path / "run", "gap").parent == tmp_path / "run" / "checkpoints"
 
 
+def test_a_run_is_evaluated_on_the_same_episodes_throughout_and_another_seed_on_others(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(rl, "play", lambda envs, act, starts: played.append([start.seed for start in starts]) or [])
+    for seed in (0, 1):
+        loop(tmp_path / str(seed), seed=seed)
+    first, second = played[:4], played[4:]  # two evaluations of two groups each
+    assert first[:2] == first[2:]
+    assert second[:2] == second[2:]
+    assert len({start for group in (*first[:2], *second[:2]) for start in group}) == 2 * 2 * 2
+
+
 def test_a_run_waits_for_sound_steps_but_not_for_ever(tmp_path):
     loop(tmp_path / "late", env=partial(Broken, 12), steps=20, evaluate_episodes=0)
     last = rows(tmp_path / "late")[-1]

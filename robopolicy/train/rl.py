@@ -39,6 +39,7 @@ from robopolicy.train.run_folder import drop_state, open_run, replace_state, res
 logger = logging.getLogger(__name__)
 
 Act = Callable[[Observation], Array]  # a batch of observations {key: [B, 1, ...]} to actions [B, A] in physical units
+EVALUATION = 2026  # seed of the episodes that the run of seed 0 is evaluated on
 PATIENCE = 100  # rounds after the warm-up in which there may be nothing but faults
 _ACT, _UPDATE, _EPISODE, _EVALUATE = 1, 2, 3, 4  # streams of randomness
 
@@ -53,7 +54,8 @@ class RLConfig:
         n times as fast. Actions of an older actor are in them, so small numbers are usual: 3 to 10.
     warmup: rounds with uniformly random actions and no updates. replay_capacity: transitions kept of each group.
     num_workers: processes that environments live in, 0 = this one. evaluate_every: rounds between evaluations, each of which
-        makes a checkpoint. evaluate_episodes: of each group, without exploration, on worlds of their own.
+        makes a checkpoint. evaluate_episodes: of each group, without exploration, on worlds of their own,
+        the same ones throughout a run, others under another seed: what is easy about them is not so for all runs.
     demonstrations: a dataset whose transitions are in the buffer from the start.
     Others: see TrainConfig.
     """
@@ -322,7 +324,7 @@ class _Run:
         scores: dict[str, float] = {}
         if judges is not None:
             for name, options in self.world.groups.items():  # type: ignore[union-attr]
-                starts = evaluation_starts(self.settings.evaluate_episodes, name, options)
+                starts = evaluation_starts(self.settings.evaluate_episodes, name, options, EVALUATION + self.settings.seed)
                 finals = play(judges, policy_act(self.learner.actor), starts)
                 scores |= {f"{name}/{key}": value for key, value in means([numbers(info) for info in finals]).items()}
             log.write({"step": self.step, "phase": "evaluation", **scores})
@@ -400,7 +402,7 @@ def policy_act(policy: PointActor) -> Act:
     return act
 
 
-def evaluation_starts(count: int, name: str, options: Mapping[str, Any], seed: int = 2026) -> list[Start]:
+def evaluation_starts(count: int, name: str, options: Mapping[str, Any], seed: int) -> list[Start]:
     """`count` episodes of the group `name` for evaluation; no run trains on their seeds, which lie above 2**31."""
     digest = sum(map(ord, name))
     seeds = np.random.SeedSequence([seed, digest]).generate_state(count, np.uint32).astype(np.int64)
