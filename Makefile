@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := $(shell command -v python3.11 || command -v python3)
 
+# Compiled files are kept: without them every process that the tests start would compile PyTorch's sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-ros check
 
 setup: $(VENV)/installed
