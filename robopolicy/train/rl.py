@@ -39,9 +39,9 @@ from robopolicy.train.run_folder import drop_state, open_run, replace_state, res
 logger = logging.getLogger(__name__)
 
 Act = Callable[[Observation], Array]  # a batch of observations {key: [B, 1, ...]} to actions [B, A] in physical units
-EVALUATION = 2026  # seed of the episodes that the run of seed 0 is evaluated on
 PATIENCE = 100  # rounds after the warm-up in which there may be nothing but faults
-_ACT, _UPDATE, _EPISODE, _EVALUATE = 1, 2, 3, 4  # streams of randomness
+_ACT, _UPDATE, _EPISODE = 1, 2, 3  # streams of randomness
+_EVALUATION = 2026  # seed of the episodes that the run of seed 0 is evaluated on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +324,7 @@ class _Run:
         scores: dict[str, float] = {}
         if judges is not None:
             for name, options in self.world.groups.items():  # type: ignore[union-attr]
-                starts = evaluation_starts(self.settings.evaluate_episodes, name, options, EVALUATION + self.settings.seed)
+                starts = evaluation_starts(self.settings.evaluate_episodes, name, options, _EVALUATION + self.settings.seed)
                 finals = play(judges, policy_act(self.learner.actor), starts)
                 scores |= {f"{name}/{key}": value for key, value in means([numbers(info) for info in finals]).items()}
             log.write({"step": self.step, "phase": "evaluation", **scores})
